@@ -1,0 +1,1 @@
+"""Remote inputs for Dask tasks."""

@@ -1,0 +1,92 @@
+"""The transfer engine: remote files over SFTP (and ftp, ftps through lftp), whole or absent.
+
+Names are loaded on first use, so that importing the package costs next to nothing: plugins are
+imported by every start of their engine.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from .config import ConnectionSettings, Secret, remove_config
+    from .engine import TransferEngine, shared_engine
+    from .errors import (
+        AuthenticationFailed,
+        ConfigurationError,
+        ConnectionLost,
+        HostKeyRejected,
+        LocalStorageFull,
+        RemoteChanged,
+        RemoteFileNotFound,
+        RemotePermissionDenied,
+        ServerRefused,
+        TransferError,
+        TransferTimeout,
+        UnsafeName,
+    )
+    from .model import Entry, Stat, TreeResult
+    from .remote import Remote
+    from .stager import Lease, Stager
+    from .url import RemoteURL
+
+_HOME = {
+    "config": ("ConnectionSettings", "Secret", "remove_config"),
+    "engine": ("TransferEngine", "shared_engine"),
+    "errors": (
+        "AuthenticationFailed",
+        "ConfigurationError",
+        "ConnectionLost",
+        "HostKeyRejected",
+        "LocalStorageFull",
+        "RemoteChanged",
+        "RemoteFileNotFound",
+        "RemotePermissionDenied",
+        "ServerRefused",
+        "TransferError",
+        "TransferTimeout",
+        "UnsafeName",
+    ),
+    "model": ("Entry", "Stat", "TreeResult"),
+    "remote": ("Remote",),
+    "stager": ("Lease", "Stager"),
+    "url": ("RemoteURL",),
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "AuthenticationFailed",
+    "ConfigurationError",
+    "ConnectionLost",
+    "ConnectionSettings",
+    "Entry",
+    "HostKeyRejected",
+    "Lease",
+    "LocalStorageFull",
+    "Remote",
+    "RemoteChanged",
+    "RemoteFileNotFound",
+    "RemotePermissionDenied",
+    "RemoteURL",
+    "Secret",
+    "ServerRefused",
+    "Stager",
+    "Stat",
+    "TransferEngine",
+    "TransferError",
+    "TransferTimeout",
+    "TreeResult",
+    "UnsafeName",
+    "__version__",
+    "remove_config",
+    "shared_engine",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_MODULE[name]}", __name__), name)
+    globals()[name] = value
+    return value

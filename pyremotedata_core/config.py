@@ -1,0 +1,326 @@
+"""Settings of a connection: arguments > URL > environment > config file.
+
+The config file is YAML under the XDG config home (or where ``PYREMOTEDATA_CONFIG`` says), with
+the names of the fields of `ConnectionSettings` as keys.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigurationError
+from .url import RemoteURL, normalise
+
+ENV = "PYREMOTEDATA_"
+
+# The field of ConnectionSettings that each environment variable sets.
+VARIABLES: dict[str, str] = {
+    "REMOTE_USERNAME": "username",
+    "REMOTE_URI": "host",
+    "REMOTE_PORT": "port",
+    "REMOTE_DIRECTORY": "directory",
+    "LOCAL_DIRECTORY": "local_directory",
+    "PASSWORD": "password",
+    "KEY_PASSPHRASE": "key_passphrase",
+    "SSH_CONFIG": "ssh_config",
+    "SSH_KEY": "ssh_key",
+    "ACCEPT_NEW": "accept_new",
+    "TRANSPORT": "transport",
+    "CONNECTIONS": "connections",
+    "TIMEOUT": "timeout_s",
+    "BANDWIDTH": "bandwidth",
+    "FSYNC": "fsync",
+    "CACHE_DIR": "cache_dir",
+    "CACHE_BYTES": "cache_bytes",
+}
+TRANSPORTS = ("auto", "sftp", "lftp")
+_SECRETS = ("password", "key_passphrase")
+_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+class Secret(str):
+    """A string that does not show itself: not in ``repr``, and not in a pickle."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a secret is never pickled; set it in the environment where it is needed")
+
+    __str__ = __repr__
+    __format__ = lambda self, _spec: repr(self)  # noqa: E731
+
+    def reveal(self) -> str:
+        """Return the plain secret, for the program that needs it."""
+        return str.__str__(self)
+
+
+@dataclass(frozen=True)
+class ConnectionSettings:
+    """How to reach a server. Frozen, comparable; pickles without its secrets.
+
+    Attributes
+    ----------
+    username, host, port, directory
+        The configured remote; a URL overrides them. ``directory`` is where relative remote
+        paths begin, default the login directory.
+    local_directory : str
+        Where relative local paths of `IOHandler` begin.
+    password, key_passphrase : Secret or None
+        Given to OpenSSH through askpass, to lftp through its environment; never in argv.
+    ssh_config : str or None
+        A file for ``ssh -F``.
+    ssh_key : str or None
+        A private key file; only this key is then offered.
+    accept_new : bool
+        Accept the host key of a server seen for the first time (never a changed one).
+    transport : {"auto", "sftp", "lftp"}
+    connections : int
+        Sessions per host and node at the most.
+    timeout_s : float
+        Give up when nothing has moved for so many seconds.
+    bandwidth : int or None
+        Bytes per second at the most, for downloads and uploads each.
+    fsync : bool
+        Flush every local file to disk before it is published. Off: a power cut may leave a
+        published file empty or short, a killed process may not.
+    cache_dir : str or None
+        Place of the node's cache.
+    cache_bytes : int
+        Its budget.
+    """
+
+    username: str | None = None
+    host: str | None = None
+    port: int | None = None
+    directory: str = "/~"
+    local_directory: str = ""
+    password: Secret | None = field(default=None, repr=False, compare=False)
+    key_passphrase: Secret | None = field(default=None, repr=False, compare=False)
+    ssh_config: str | None = None
+    ssh_key: str | None = None
+    accept_new: bool = False
+    transport: str = "auto"
+    connections: int = 4
+    timeout_s: float = 60.0
+    bandwidth: int | None = None
+    fsync: bool = False
+    cache_dir: str | None = None
+    cache_bytes: int = 50 * 2**30
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, **dict.fromkeys(_SECRETS)}
+
+    @classmethod
+    def load(cls, **arguments: Any) -> ConnectionSettings:
+        """Read the settings: ``arguments`` (None means not given), environment, config file.
+
+        Raises
+        ------
+        ConfigurationError
+            Naming the variable, key or argument that is wrong.
+        """
+        values: dict[str, Any] = {}
+        known = {f.name for f in fields(cls)}
+        path, from_file = _read_file()
+        for key, value in from_file.items():
+            if key not in known:
+                raise ConfigurationError(f"{path}: unknown setting {key!r}")
+            if value is not None:
+                values[key] = _convert(key, value, f"{path}: {key}")
+        for suffix, key in VARIABLES.items():
+            text = os.environ.get(ENV + suffix, "")
+            if text:
+                values[key] = _convert(key, text, ENV + suffix)
+        for key, value in arguments.items():
+            if key not in known:
+                raise ConfigurationError(f"unknown setting {key!r}")
+            if value is not None:
+                values[key] = _convert(key, value, key)
+        return cls(**values)
+
+    def root(self) -> RemoteURL:
+        """Return the configured remote directory.
+
+        Raises
+        ------
+        ConfigurationError
+            If no host is configured.
+        """
+        if not self.host:
+            raise ConfigurationError(
+                "no remote is configured: give a URL (sftp://host/path), or set"
+                f" {ENV}REMOTE_URI (and {ENV}REMOTE_USERNAME) or {config_path()}"
+            )
+        return RemoteURL("sftp", self.host, normalise(self.directory), self.username, self.port)
+
+    def for_url(self, url: RemoteURL) -> ConnectionSettings:
+        """Return the settings with what the URL says in place of user, host and port."""
+        same_host = self.host in (None, url.host)
+        return replace(
+            self,
+            username=url.user or (self.username if same_host else None),
+            host=url.host,
+            port=url.port or (self.port if same_host and self.host else None),
+        )
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return all fields as builtins, secrets revealed: for the helper's socket only."""
+        plain = dict(self.__dict__)
+        for key in _SECRETS:
+            plain[key] = plain[key].reveal() if plain[key] else None
+        return plain
+
+
+def config_path() -> Path:
+    """Return where the config file is, or would be."""
+    chosen = os.environ.get(ENV + "CONFIG")
+    if chosen:
+        return Path(chosen).expanduser()
+    home = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    return Path(home).expanduser() / "pyremotedata" / "config.yaml"
+
+
+def remove_config() -> bool:
+    """Delete the config file; return whether there was one."""
+    try:
+        config_path().unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def parse_bytes(text: str | int | float) -> int:
+    """Read a number of bytes: ``1000``, ``10M``, ``1.5 GiB`` (powers of 1024)."""
+    if isinstance(text, int | float):
+        return int(text)
+    body = text.strip().lower().removesuffix("ib").removesuffix("b").strip()
+    unit = body[-1:] if body[-1:] in "kmgt" else ""
+    return int(float(body[: len(body) - len(unit)]) * _UNITS[unit])
+
+
+def _read_file() -> tuple[Path, dict[str, Any]]:
+    path = config_path()
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        if os.environ.get(ENV + "CONFIG"):
+            raise ConfigurationError(f"{ENV}CONFIG: there is no file {path}") from None
+        return path, {}
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from None
+    import yaml
+
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        # The parser's own text may quote the file, which may hold a secret.
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise ConfigurationError(f"{path}{where}: not valid YAML") from None
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"{path}: expected lines of the form 'setting: value'")
+    return path, values
+
+
+def _convert(key: str, value: Any, where: str) -> Any:
+    try:
+        return _CONVERTERS.get(key, _text)(value)
+    except (ValueError, TypeError, KeyError, OverflowError):
+        shown = "" if key in _SECRETS else f": {value!r}"
+        raise ConfigurationError(f"{where} is not valid{shown}") from None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str | os.PathLike | int | float):
+        raise TypeError
+    return os.fspath(value) if isinstance(value, os.PathLike) else str(value)
+
+
+def _path(value: Any) -> str:
+    return os.path.expanduser(_text(value))
+
+
+def _secret(value: Any) -> Secret:
+    if isinstance(value, Secret):
+        return value
+    text = _text(value)
+    if "\n" in text or "\0" in text:
+        raise ValueError
+    return Secret(text)
+
+
+def _flag(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    return {"yes": True, "true": True, "1": True, "on": True}.get(str(value).lower()) or {
+        "no": False,
+        "false": False,
+        "0": False,
+        "off": False,
+    }[str(value).lower()]
+
+
+def _positive(value: Any) -> int:
+    number = int(value)
+    if number < 1 or isinstance(value, bool):
+        raise ValueError
+    return number
+
+
+def _port(value: Any) -> int:
+    number = _positive(value)
+    if number > 65535:
+        raise ValueError
+    return number
+
+
+def _seconds(value: Any) -> float:
+    number = float(value)
+    if not 0 < number < 10**7:
+        raise ValueError
+    return number
+
+
+def _bytes(value: Any) -> int:
+    return _positive(parse_bytes(value))
+
+
+def _transport(value: Any) -> str:
+    if value not in TRANSPORTS:
+        raise ValueError
+    return str(value)
+
+
+def _host(value: Any) -> str:
+    return RemoteURL.parse(f"sftp://{value}/").host
+
+
+def _directory(value: Any) -> str:
+    text = _text(value)
+    return normalise(text if text.startswith("/") else "/~/" + text.removeprefix("~/"))
+
+
+_CONVERTERS = {
+    "host": _host,
+    "port": _port,
+    "directory": _directory,
+    "local_directory": _path,
+    "password": _secret,
+    "key_passphrase": _secret,
+    "ssh_config": _path,
+    "ssh_key": _path,
+    "accept_new": _flag,
+    "transport": _transport,
+    "connections": _positive,
+    "timeout_s": _seconds,
+    "bandwidth": _bytes,
+    "fsync": _flag,
+    "cache_dir": _path,
+    "cache_bytes": _bytes,
+}

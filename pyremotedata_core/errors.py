@@ -1,0 +1,323 @@
+"""The errors of this project: one tree, and the one table from foreign errors to it.
+
+Every error is one line that names the thing and, where there is one, the remedy.
+Errors cross processes (helper, Snakemake jobs, Dask workers), so they pickle and
+travel as plain dictionaries.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from typing import Any
+
+from .model import one_line
+
+
+class TransferError(Exception):
+    """Root of every error raised by this project.
+
+    Parameters
+    ----------
+    message : str
+        What happened, in one line.
+    url : str, optional
+        The remote file or server concerned, without any secret.
+    retryable : bool, optional
+        Whether the same request may succeed later. Defaults to the class's own answer.
+
+    Attributes
+    ----------
+    message, url, retryable
+        As given.
+    """
+
+    retryable: bool = False
+    _errno: int | None = None
+
+    def __init__(self, message: str = "", url: str = "", retryable: bool | None = None) -> None:
+        self.message = one_line(message)
+        self.url = url
+        if retryable is not None:
+            self.retryable = retryable
+        super().__init__(self.message)
+        if isinstance(self, OSError):
+            self.errno = self._errno
+            self.strerror = self.message
+            self.filename = url or None
+
+    def __str__(self) -> str:
+        return f"{one_line(self.url)}: {self.message}" if self.url else self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.message, self.url, self.retryable)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the error as builtins, for a message to another process."""
+        return {
+            "class": type(self).__name__,
+            "message": self.message,
+            "url": self.url,
+            "retryable": self.retryable,
+        }
+
+
+class RemoteFileNotFound(TransferError, FileNotFoundError):
+    """The server says that there is no such file or directory."""
+
+    _errno = errno.ENOENT
+
+
+class RemotePermissionDenied(TransferError, PermissionError):
+    """The server refuses access to a file or directory."""
+
+    _errno = errno.EACCES
+
+
+class AuthenticationFailed(TransferError):
+    """The server refused the login. Never retried: some servers ban an address after a few."""
+
+
+class HostKeyRejected(TransferError):
+    """OpenSSH does not know the server's host key, or knows another one."""
+
+
+class ConnectionLost(TransferError):
+    """The server cannot be reached, or the connection broke."""
+
+    retryable = True
+
+
+class TransferTimeout(TransferError, TimeoutError):
+    """Nothing moved for the configured number of seconds."""
+
+    retryable = True
+    _errno = errno.ETIMEDOUT
+
+
+class RemoteChanged(TransferError):
+    """The source changed while it was read."""
+
+    retryable = True
+
+
+class LocalStorageFull(TransferError):
+    """The local disk or quota is full."""
+
+    _errno = errno.ENOSPC
+
+
+class UnsafeName(TransferError):
+    """A name that would leave its directory, or that the transport cannot carry."""
+
+
+class ServerRefused(TransferError):
+    """The server answers, but refuses: too many sessions, disk full, operation not offered."""
+
+
+class ConfigurationError(TransferError, ValueError):
+    """A setting or URL is missing or wrong."""
+
+
+_TREE = {
+    cls.__name__: cls
+    for cls in (
+        TransferError,
+        RemoteFileNotFound,
+        RemotePermissionDenied,
+        AuthenticationFailed,
+        HostKeyRejected,
+        ConnectionLost,
+        TransferTimeout,
+        RemoteChanged,
+        LocalStorageFull,
+        UnsafeName,
+        ServerRefused,
+        ConfigurationError,
+    )
+}
+
+
+def from_plain(plain: dict[str, Any]) -> TransferError:
+    """Rebuild an error from `TransferError.to_plain`."""
+    cls = _TREE.get(plain["class"], TransferError)
+    return cls(plain["message"], plain["url"], plain["retryable"])
+
+
+# --- the table: SFTP status (draft-ietf-secsh-filexfer-02, section 7) ------------------------
+
+_STATUS: dict[int, tuple[type[TransferError], str]] = {
+    2: (RemoteFileNotFound, "no such file or directory"),
+    3: (RemotePermissionDenied, "permission denied by the server"),
+    4: (TransferError, "the server reports a failure"),
+    5: (ConnectionLost, "the server reports a bad message"),
+    6: (ConnectionLost, "the server has no connection"),
+    7: (ConnectionLost, "the server lost its connection"),
+    8: (ServerRefused, "the server does not offer this operation"),
+}
+
+
+def from_status(code: int, text: str, url: str) -> TransferError:
+    """Turn an SFTP status code and its text into an error."""
+    cls, meaning = _STATUS.get(code, (TransferError, f"SFTP status {code}"))
+    text = one_line(text)
+    if text and text.lower() not in {"failure", "no such file", "permission denied"}:
+        meaning = f"{meaning} ({text})"
+    return cls(meaning, url)
+
+
+# --- the table: errno of local calls ---------------------------------------------------------
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def from_oserror(error: OSError, path: str | os.PathLike[str] = "") -> TransferError:
+    """Turn an error of a local file operation into an error that names the local path."""
+    where = os.fspath(path) or error.filename or "local file"
+    why = error.strerror or str(error)
+    if error.errno in _FULL:
+        return LocalStorageFull(f"cannot write {where}: {why}; free some space and run again")
+    return TransferError(f"{where}: {why}")
+
+
+# --- the table: what the OpenSSH client prints before it gives up ----------------------------
+
+_SSH: list[tuple[str, type[TransferError], bool, str]] = [
+    # pattern, class, retryable, remedy; the first match wins
+    (
+        r"REMOTE HOST IDENTIFICATION HAS CHANGED|Host key verification failed"
+        r"|host key is known for|No matching host key fingerprint",
+        HostKeyRejected,
+        False,
+        "",
+    ),
+    (
+        r"Too many authentication failures|Permission denied|No more authentication methods",
+        AuthenticationFailed,
+        False,
+        "check user name, key (PYREMOTEDATA_SSH_KEY, ssh-agent) or PYREMOTEDATA_PASSWORD;"
+        " not tried again, as some servers ban an address after a few wrong logins",
+    ),
+    (
+        r"Could not resolve hostname",
+        ConnectionLost,
+        False,
+        "unknown host; check its spelling and your ssh_config",
+    ),
+    (
+        r"Bad configuration option|Bad owner or permissions|terminating, \d+ bad configuration"
+        r"|Can't open user config file|Bad port",
+        ConfigurationError,
+        False,
+        "OpenSSH does not accept its configuration",
+    ),
+    (
+        r"Unable to negotiate|no matching .* found|Protocol major versions differ"
+        r"|Bad remote protocol version",
+        ConnectionLost,
+        False,
+        "client and server have no protocol or algorithm in common",
+    ),
+    (
+        r"banner line contains invalid|banner exchange.*[Ii]nvalid",
+        ConnectionLost,
+        False,
+        "no SSH server answers there; check the port",
+    ),
+    (
+        r"subsystem request failed",
+        ServerRefused,
+        False,
+        "the server offers no SFTP; ask its administrator for the sftp subsystem",
+    ),
+    (
+        r"Session open refused|administratively prohibited|open failed"
+        r"|session request failed|xceeded MaxStartups|xceeded MaxSessions"
+        r"|Not allowed at this time",
+        ServerRefused,
+        True,
+        "the server takes no further session now",
+    ),
+    (
+        r"Connection refused",
+        ConnectionLost,
+        True,
+        "nothing listens at that port; check host and port",
+    ),
+    (
+        r"timed out|Timeout",
+        TransferTimeout,
+        True,
+        "the server does not answer; check host, port and firewall",
+    ),
+    (
+        r"No route to host|Network is unreachable|Host is down",
+        ConnectionLost,
+        True,
+        "the network does not reach the server",
+    ),
+    (
+        r"kex_exchange_identification|ssh_exchange_identification|Connection closed|"
+        r"Connection reset|Broken pipe|closed by remote host",
+        ConnectionLost,
+        True,
+        "the server closed the connection",
+    ),
+]
+
+_NOISE = re.compile(r"^(Warning: Permanently added|debug\d|\*\* |Pseudo-terminal)")
+
+
+def from_ssh_stderr(text: str, url: str, exit_status: int | None = None) -> TransferError:
+    """Turn the last words of an ssh client into an error.
+
+    Parameters
+    ----------
+    text : str
+        What it wrote to standard error.
+    url : str
+        The server, as a URL.
+    exit_status : int, optional
+        Its exit status, named when it said nothing.
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line for line in lines if not _NOISE.match(line)]
+    for pattern, cls, retryable, remedy in _SSH:
+        for line in reversed(lines):
+            if not re.search(pattern, line):
+                continue
+            if cls is HostKeyRejected:
+                return _host_key_error(text, url)
+            said = line.removeprefix("ssh: ")
+            return cls(f"{remedy}: {said}" if remedy else said, url, retryable)
+    if lines:
+        return ConnectionLost(f"ssh ended: {lines[-1]}", url)
+    return ConnectionLost(f"ssh ended without a word (exit status {exit_status})", url)
+
+
+def _host_key_error(text: str, url: str) -> HostKeyRejected:
+    fingerprint = re.search(r"\b(SHA256:[A-Za-z0-9+/]{20,})", text)
+    which = f" with fingerprint {fingerprint[1]}" if fingerprint else ""
+    known = re.search(r"Offending \S+ key in (\S+)", text)
+    if "HAS CHANGED" in text:
+        where = f" (the old one is at {known[1]})" if known else ""
+        return HostKeyRejected(
+            f"the server shows a host key{which} that is not the one known{where};"
+            " ask its administrator why before removing the old one with ssh-keygen -R",
+            url,
+        )
+    return HostKeyRejected(
+        f"the server's host key{which} is not known; compare it with what the server's"
+        f" administrator publishes, then accept it once with: {_accept_command(url)}",
+        url,
+    )
+
+
+def _accept_command(url: str) -> str:
+    match = re.match(r"\w+://(?:([^/]*)@)?(\[[^\]]+\]|[^/:]*)(?::(\d+))?", url)
+    if not match:
+        return "ssh HOST"
+    user, host, port = match.groups()
+    port_option = f"-P {port} " if port else ""
+    return f"sftp {port_option}{user + '@' if user else ''}{host}"

@@ -1,0 +1,65 @@
+"""Names: temporary ones of our own, and those a server sends.
+
+A temporary file stands in the directory of its final name. It is called
+``.pyremotedata-HOST-WRITER.part``: HOST tells the node that writes it, WRITER is unique to the
+writing process and file. All characters are among those that every known server takes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import secrets
+
+from .errors import UnsafeName
+
+_TEMPORARY = re.compile(r"\.pyremotedata-([0-9a-f]{8})-([0-9a-f]+)\.part")
+
+
+def host_tag() -> str:
+    """Return eight hexadecimal digits that stand for this node."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+class TemporaryNames:
+    """Unique temporary names for one process; cheap enough for one per small file."""
+
+    def __init__(self) -> None:
+        self._prefix = f".pyremotedata-{host_tag()}-{secrets.token_hex(8)}"
+        self._count = 0
+
+    def next(self) -> str:
+        """Return a name never returned before, by any process."""
+        self._count += 1
+        return f"{self._prefix}{self._count:06x}.part"
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file name is one of our temporary names."""
+    return name.startswith(".pyremotedata-") and _TEMPORARY.fullmatch(name) is not None
+
+
+def temporary_host(name: str) -> str | None:
+    """Return the host tag of a temporary name, None for any other name."""
+    match = _TEMPORARY.fullmatch(name)
+    return match[1] if match else None
+
+
+def check_component(name: str, url: str = "") -> str:
+    """Return a name that a server sent, if it is one component of a path.
+
+    Raises
+    ------
+    UnsafeName
+        If it is empty, ``.``, ``..``, or holds ``/`` or NUL: it would leave its directory.
+    """
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise UnsafeName(f"the server lists a name that leaves its directory: {name!r}", url)
+    return name
+
+
+def local_parent(path: str) -> str:
+    """Return the directory that holds a local path."""
+    return os.path.dirname(path) or "."

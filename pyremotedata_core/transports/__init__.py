@@ -1,0 +1,1 @@
+"""The ways to move bytes: pipelined SFTP over an ssh child, and lftp."""

@@ -1,0 +1,122 @@
+"""What the pool asks of a transport.
+
+A *session* is one login at one server. The pool hands it operations and gets each one's outcome
+through a callback; all callbacks run on the loop's thread. The pipelined SFTP session takes many
+operations at once. A transport that can only block (lftp) implements `BlockingSession`, one
+operation at a time, and `ThreadedSession` (in `threaded.py`) runs it in a thread of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ..errors import TransferError
+from ..model import Entry, Stat
+
+Done = Callable[[Any, TransferError | None], None]
+
+
+@dataclass(slots=True, eq=False)
+class Source:
+    """A local file that is uploaded: path, open descriptor, size in bytes, mtime in seconds."""
+
+    path: str
+    fd: int
+    size: int
+    mtime: int
+
+
+@dataclass(slots=True, eq=False)
+class Sink:
+    """A local temporary file that a download fills: its path and an open descriptor."""
+
+    path: str
+    fd: int
+
+
+@dataclass(slots=True, eq=False)
+class Operation:
+    """One request to a session.
+
+    Attributes
+    ----------
+    name : str
+        A method of `BlockingSession`.
+    args : tuple
+        Its arguments.
+    done : callable
+        Called once with (result, None) or (None, error).
+    load_bytes : int
+        Bytes it will move, 0 for a question.
+    on_bytes : callable or None
+        Called with the number of bytes as they have moved.
+    """
+
+    name: str
+    args: tuple[Any, ...]
+    done: Done
+    load_bytes: int = 0
+    on_bytes: Callable[[int], None] | None = None
+    cancelled: bool = False
+    attempts: int = 0
+    born: float = 0.0
+    moved: int = field(default=0)
+
+
+class BlockingSession(Protocol):
+    """A session that does one thing at a time, in the calling thread.
+
+    Every method raises `TransferError` and returns within the session's time limit of the last
+    sign of life. Paths are decoded, absolute, ``/~`` for the login directory.
+    """
+
+    def connect(self) -> None:
+        """Log in."""
+
+    def stat(self, path: str, follow: bool = True) -> Stat:
+        """Return what the server says of a path."""
+
+    def scandir(self, path: str) -> Iterator[list[Entry]]:
+        """Yield the entries of a directory in batches, without ``.`` and ``..``."""
+
+    def read(
+        self,
+        path: str,
+        sink: Sink,
+        offset: int,
+        length: int,
+        expect: Stat,
+        on_bytes: Callable[[int], None],
+    ) -> None:
+        """Write bytes [offset, offset + length) of the remote file into the sink at that offset.
+
+        Raises `RemoteChanged` when the file is not, or does not remain, what ``expect`` says.
+        """
+
+    def write(
+        self, path: str, source: Source, overwrite: bool, on_bytes: Callable[[int], None]
+    ) -> Stat:
+        """Upload the source and publish it under ``path``, whole or not at all, mtime set."""
+
+    def mkdir(self, path: str) -> None:
+        """Make one directory; an existing directory is no error."""
+
+    def remove(self, path: str) -> None:
+        """Remove a file or link."""
+
+    def rmdir(self, path: str) -> None:
+        """Remove an empty directory."""
+
+    def rename(self, old: str, new: str) -> None:
+        """Rename within the server, replacing a file as safely as the server allows."""
+
+    def touch(self, path: str, mtime: int) -> None:
+        """Set the mtime of an existing file, in seconds."""
+
+    def realpath(self, path: str) -> str:
+        """Return the server's canonical form of a path."""
+
+    def kill(self) -> None:
+        """End the session at once; safe to call from another thread, more than once."""

@@ -1,0 +1,184 @@
+"""Remote URLs: parse, normalise, join, print.
+
+``sftp://[user@]host[:port]/abs/path``, ``ftp://``, ``ftps://``. ``host`` may be an alias of the
+user's ssh_config. ``/~/x`` is relative to the login directory. ``pyremotedata+sftp://`` means
+the same. Percent-encoding is decoded once; ``?`` and ``#`` are ordinary characters of a path.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from dataclasses import dataclass, field, replace
+from urllib.parse import quote, unquote_to_bytes
+
+from .errors import ConfigurationError, UnsafeName
+
+SCHEMES = ("sftp", "ftp", "ftps")
+PREFIX = "pyremotedata+"
+
+_FORM = re.compile(
+    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/]*)(?P<path>/.*)?", re.S
+)
+_HOST = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*|\[[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?\]")
+_USER = re.compile(r"[^\s\x00-\x1f\x7f'\"`$\\;&<>|(){}-][^\s\x00-\x1f\x7f'\"`$\\;&<>|(){}]*")
+_SAFE = "/~!$&'()*+,;=:@-._"
+
+
+def encode_path(path: str) -> str:
+    """Percent-encode a path for a URL."""
+    return quote(path.encode("utf-8", "surrogateescape"), safe=_SAFE)
+
+
+def looks_like_url(text: str) -> bool:
+    """Whether the text is meant as a URL of some scheme rather than as a path."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteURL:
+    """A remote file or directory.
+
+    Attributes
+    ----------
+    scheme : {"sftp", "ftp", "ftps"}
+    host : str
+        Host name, address or ssh_config alias; IPv6 addresses without brackets.
+    path : str
+        Decoded, normalised, absolute; undecodable bytes as surrogate escapes. A path below the
+        login directory begins with ``/~/``.
+    user : str or None
+    port : int or None
+    trailing_slash : bool
+        Whether the URL was written with a final ``/``, which asks for a directory. Not part of
+        identity.
+
+    Notes
+    -----
+    Immutable, hashable, safe to share between threads, never holds a secret.
+    """
+
+    scheme: str
+    host: str
+    path: str
+    user: str | None = None
+    port: int | None = None
+    trailing_slash: bool = field(default=False, compare=False)
+
+    @classmethod
+    def parse(cls, text: str | RemoteURL) -> RemoteURL:
+        """Read a URL.
+
+        Raises
+        ------
+        ConfigurationError
+            If it is not a URL that this project serves, or carries a password.
+        UnsafeName
+            If its path holds a NUL character.
+        """
+        if isinstance(text, RemoteURL):
+            return text
+        form = _FORM.fullmatch(text)
+        if form is None:
+            raise ConfigurationError(
+                f"not a remote URL: {text!r}; write sftp://[user@]host[:port]/path"
+            )
+        scheme = form["scheme"].lower().removeprefix(PREFIX)
+        if scheme not in SCHEMES:
+            raise ConfigurationError(
+                f"unknown scheme {form['scheme']!r}; use sftp://, ftp:// or ftps://"
+            )
+        userinfo, at, hostport = form["authority"].rpartition("@")
+        user, colon, _password = userinfo.partition(":")
+        if colon:
+            raise ConfigurationError(
+                f"a password does not belong in a URL (user {_decode(user)!r}, host {hostport!r});"
+                " use a key or ssh-agent, or set PYREMOTEDATA_PASSWORD or the config file"
+            )
+        user = _decode(user)
+        if at and not _USER.fullmatch(user):
+            raise ConfigurationError(f"not a user name: {user!r}")
+        host, port = _split_port(hostport)
+        raw = form["path"] or "/"
+        path = _decode(raw)
+        if "\0" in path:
+            raise UnsafeName(f"a path cannot hold a NUL character: {raw!r}")
+        return cls(
+            scheme, host, normalise(path), user or None, port, trailing_slash=path.endswith("/")
+        )
+
+    def __str__(self) -> str:
+        return self.server + encode_path(self.path)
+
+    @property
+    def server(self) -> str:
+        """The URL without its path: what one login serves."""
+        user = quote(self.user, safe="@+,=._~-") + "@" if self.user else ""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{user}{host}{f':{self.port}' if self.port else ''}"
+
+    @property
+    def name(self) -> str:
+        """The last component of the path."""
+        return posixpath.basename(self.path)
+
+    @property
+    def parent(self) -> RemoteURL:
+        """The directory that holds it; the root is its own parent."""
+        return replace(self, path=posixpath.dirname(self.path), trailing_slash=True)
+
+    def join(self, relative: str) -> RemoteURL:
+        """Return the URL of a decoded path relative to this one; an absolute one replaces it.
+
+        Raises
+        ------
+        UnsafeName
+            If it holds a NUL character.
+        """
+        if "\0" in relative:
+            raise UnsafeName(f"a path cannot hold a NUL character: {relative!r}", str(self))
+        return replace(
+            self,
+            path=normalise(posixpath.join(self.path, relative)),
+            trailing_slash=relative.endswith("/"),
+        )
+
+
+def normalise(path: str) -> str:
+    """Collapse ``//``, ``.`` and ``..`` of an absolute path; ``..`` stops at the root."""
+    if path.startswith("/~/") or path == "/~":
+        inner = posixpath.normpath("/" + path[3:])
+        return "/~" if inner == "/" else "/~" + inner
+    return posixpath.normpath("/" + path.lstrip("/"))
+
+
+def wire_path(path: str) -> bytes:
+    """Return the path as the server sees it: relative to the login directory after ``/~``."""
+    if path == "/~":
+        path = "."
+    elif path.startswith("/~/"):
+        path = path[3:]
+    return path.encode("utf-8", "surrogateescape")
+
+
+def _decode(text: str) -> str:
+    return unquote_to_bytes(text.encode("utf-8", "surrogateescape")).decode(
+        "utf-8", "surrogateescape"
+    )
+
+
+def _split_port(hostport: str) -> tuple[str, int | None]:
+    host, colon, port_text = hostport.rpartition(":")
+    if not colon or hostport.endswith("]"):
+        host, port_text = hostport, ""
+        colon = ""
+    if not _HOST.fullmatch(host):
+        raise ConfigurationError(
+            f"not a host name: {host!r}" if host else "the URL names no host; sftp://host/path"
+        )
+    port = None
+    if colon:
+        if not port_text.isascii() or not port_text.isdigit() or not 0 < int(port_text) < 65536:
+            raise ConfigurationError(f"not a port number: {port_text!r}")
+        port = int(port_text)
+    return host.strip("[]"), port

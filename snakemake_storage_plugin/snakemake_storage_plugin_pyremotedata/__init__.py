@@ -1,0 +1,1 @@
+"""Snakemake storage plugin: remote files over SFTP."""
