@@ -1,0 +1,126 @@
+"""Fixtures: real servers, a network made to order, and an environment of the tests' own."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from workflows.embedded_sshd import descendants
+
+from .relay import Relay
+from .servers import ChrootSshd, Sshd
+
+_OWN_CHILDREN_OF_PYTHON = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
+LEAK_TIMEOUT_S = 5.0
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory):
+    """Keep the settings of the user who runs the tests out of them."""
+    for name in list(os.environ):
+        if name.startswith(("PYREMOTEDATA_", "SNAKEMAKE_", "LFTP_")):
+            monkeypatch.delenv(name)
+    for name in ("SSH_ASKPASS", "SSH_AUTH_SOCK", "DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    home = tmp_path_factory.mktemp("home")
+    for name, below in (
+        ("XDG_CONFIG_HOME", "config"),
+        ("XDG_CACHE_HOME", "cache"),
+        ("XDG_STATE_HOME", "state"),
+        ("LFTP_HOME", "lftp"),
+    ):
+        monkeypatch.setenv(name, str(home / below))
+    monkeypatch.setenv("PYREMOTEDATA_CACHE_DIR", str(home / "staged"))
+    monkeypatch.setenv("PYREMOTEDATA_AUTO", "yes")
+
+
+@pytest.fixture(scope="session")
+def sshd() -> Iterator[Sshd]:
+    """A server for the whole run: do not stop it, do not break its sessions.
+
+    Give every test a directory of its own on it: `remote_directory`.
+    """
+    with Sshd() as server:
+        yield server
+
+
+@pytest.fixture
+def remote_directory(sshd: Sshd, request: pytest.FixtureRequest) -> str:
+    """A new directory on `sshd`, relative to its root."""
+    stem = "".join(c if c.isalnum() else "_" for c in request.node.name)[:40]
+    relative = f"{stem}-{time.monotonic_ns()}"
+    sshd.make_directory(relative)
+    return relative
+
+
+@pytest.fixture
+def sshd_factory() -> Iterator[Callable[..., Sshd]]:
+    """Start further servers, with options of `Sshd`; they end with the test."""
+    servers: list[Sshd] = []
+
+    def make(**options) -> Sshd:
+        server = Sshd(**options)
+        servers.append(server)
+        return server.start()
+
+    yield make
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def chroot_sshd() -> Iterator[ChrootSshd]:
+    """A chrooted account with SFTP only, for the whole run; skipped where we are not root."""
+    if os.getuid() != 0:
+        pytest.skip("a chrooted account can only be made by root")
+    server = ChrootSshd()
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def relay_factory() -> Iterator[Callable[..., Relay]]:
+    """Start relays to a port: ``relay_factory(server.port, one_way_ms=10)``."""
+    relays: list[Relay] = []
+
+    def make(target_port: int, **options) -> Relay:
+        relay = Relay(target_port, **options)
+        relays.append(relay)
+        return relay.start()
+
+    yield make
+    for relay in relays:
+        relay.stop()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left_running() -> Iterator[None]:
+    """Fail the run when a process that it started outlives it."""
+    yield
+    _close_shared_engines()
+    deadline = time.monotonic() + LEAK_TIMEOUT_S
+    while (left := _children()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left, f"processes left running: {left}"
+
+
+def _children() -> dict[int, str]:
+    found = {}
+    for pid in descendants(os.getpid()):
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if command and not any(name in command for name in _OWN_CHILDREN_OF_PYTHON):
+            found[pid] = command.strip()
+    return found
+
+
+def _close_shared_engines() -> None:
+    """Shared engines live until the process exits, which is after this check."""
