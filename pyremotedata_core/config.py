@@ -31,7 +31,6 @@ VARIABLES: dict[str, str] = {
     "TRANSPORT": "transport",
     "CONNECTIONS": "connections",
     "TIMEOUT": "timeout_s",
-    "BANDWIDTH": "bandwidth",
     "FSYNC": "fsync",
     "CACHE_DIR": "cache_dir",
     "CACHE_BYTES": "cache_bytes",
@@ -84,8 +83,6 @@ class ConnectionSettings:
         Sessions per host and node at the most.
     timeout_s : float
         Give up when nothing has moved for so many seconds.
-    bandwidth : int or None
-        Bytes per second at the most, for downloads and uploads each.
     fsync : bool
         Flush every local file to disk before it is published. Off: a power cut may leave a
         published file empty or short, a killed process may not.
@@ -108,7 +105,6 @@ class ConnectionSettings:
     transport: str = "auto"
     connections: int = 4
     timeout_s: float = 60.0
-    bandwidth: int | None = None
     fsync: bool = False
     cache_dir: str | None = None
     cache_bytes: int = 50 * 2**30
@@ -319,7 +315,6 @@ _CONVERTERS = {
     "transport": _transport,
     "connections": _positive,
     "timeout_s": _seconds,
-    "bandwidth": _bytes,
     "fsync": _flag,
     "cache_dir": _path,
     "cache_bytes": _bytes,

@@ -1,0 +1,485 @@
+"""Sessions of one server: bounded, shared, re-opened, more of them only while they help.
+
+The pool keeps a queue of operations and hands each to a session that has room. It opens the
+first session when there is work, others while the decision `more_sessions` says so, and fewer
+when the server refuses. An operation that fails because its session broke is tried again.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+from .config import ConnectionSettings
+from .errors import (
+    AuthenticationFailed,
+    ConnectionLost,
+    HostKeyRejected,
+    RemoteFileNotFound,
+    ServerRefused,
+    TransferError,
+    TransferTimeout,
+)
+from .loop import Loop, Timer
+from .nodestate import SessionSlots
+from .transports.base import Done, Operation
+
+CHANNEL_BYTES = 2 << 20  # OpenSSH's channel window: what one session carries in a round trip
+SAMPLE_S = 0.2
+IDLE_S = 60.0  # an idle session is closed after this
+FIRST_REFUSALS_S = 20.0  # patience with a server that has never let us in
+MAX_ATTEMPTS = 8  # of one operation, none of which moved a byte
+REMEMBER_LOGIN_S = 300.0  # a refused login is not tried again for so long
+
+
+class PoolSession(Protocol):
+    """What the pool asks of a session; see `SftpSession`."""
+
+    opened: bool
+    alive: bool
+    load: int
+    load_bytes: int
+    max_operations: int
+    rtt_s: float
+    last_heard: float
+
+    def has_room(self, operation: Operation) -> bool: ...
+    def submit(self, operation: Operation) -> None: ...
+    def close(self) -> None: ...
+
+
+MakeSession = Callable[[Callable[[], None], Callable[[TransferError], None]], PoolSession]
+
+
+def more_sessions(
+    *,
+    sessions: int,
+    rate_bytes: float,
+    rate_files: float,
+    rtt_s: float,
+    operations: int,
+    left_s: float,
+    connect_s: float,
+    last_gain: float | None,
+) -> int:
+    """Decide how many further sessions are worth their price.
+
+    Parameters
+    ----------
+    sessions : int
+        Now open and full.
+    rate_bytes, rate_files : float
+        Measured with them, per second.
+    rtt_s : float
+        Round trip.
+    operations : int
+        Operations that one session takes at once.
+    left_s : float
+        Estimated time for the work that is known, at this rate.
+    connect_s : float
+        What opening a session has cost.
+    last_gain : float or None
+        Factor by which the last session opened raised the rate.
+    """
+    if left_s < 1.5 * connect_s + SAMPLE_S:
+        return 0
+    window_bound = rate_bytes * rtt_s > 0.5 * CHANNEL_BYTES * sessions
+    handle_bound = rate_files * 2 * rtt_s > 0.5 * operations * sessions
+    if window_bound or handle_bound:
+        # The link waits for answers: every session adds its own window.
+        return sessions if sessions > 1 else 3
+    large = rate_bytes > (1 << 20) * rate_files
+    if large and (last_gain is None or last_gain > 1.15) and left_s > 4 * connect_s:
+        return 1  # try whether another pair of cipher processes helps
+    return 0
+
+
+class Pool:
+    """The sessions of one server. Belongs to the loop's thread.
+
+    Parameters
+    ----------
+    loop : Loop
+    url : str
+        The server.
+    settings : ConnectionSettings
+        Already those of the server.
+    make_session : callable
+        ``make_session(on_open, on_lost)`` begins a login.
+    """
+
+    def __init__(
+        self, loop: Loop, url: str, settings: ConnectionSettings, make_session: MakeSession
+    ) -> None:
+        self._loop = loop
+        self._url = url
+        self._settings = settings
+        self._make_session = make_session
+        self._slots = SessionSlots(url, settings.connections)
+        self._sessions: dict[PoolSession, int] = {}  # to the descriptor of its slot
+        self._born: dict[PoolSession, float] = {}
+        self._draining: set[PoolSession] = set()
+        # Questions before transfers before what may come later.
+        self._queues: tuple[deque[Operation], ...] = (deque(), deque(), deque())
+        self._waiting: set[Operation] = set()  # for their next attempt
+        self._limit = settings.connections
+        self._limit_until = 0.0
+        self._ever_opened = False
+        self._failures = 0
+        self._trouble_since: float | None = None
+        self._reopen: Timer | None = None
+        self._refused_login: tuple[float, TransferError] | None = None
+        self._heard = 0.0
+        self._connect_s = 0.0
+        self._closed = False
+        self._dispatch_asked = False
+        # What the mover knows is to come, for the decision about more sessions.
+        self.expected_bytes = 0
+        self.expected_files = 0
+        self._done_bytes = 0
+        self._done_files = 0
+        self._sampler: Timer | None = None
+        self._sample = (0.0, 0, 0)
+        self._grown_at: tuple[float, int] | None = None  # rate and sessions before growth
+        self._last_gain: float | None = None
+        self._keeper: Timer | None = None
+
+    # --- the face --------------------------------------------------------------------------
+
+    def submit(self, operation: Operation, *, background: bool = False) -> None:
+        """Queue an operation; its ``done`` is called exactly once, later."""
+        operation.born = time.monotonic()
+        final = operation.done
+        operation.done = partial(self._outcome, operation, final)
+        if operation.on_bytes is None:
+            operation.on_bytes = self._count
+        else:
+            operation.on_bytes = partial(self._count_and_tell, operation.on_bytes)
+        queue = 2 if background else 1 if operation.load_bytes else 0
+        self._queues[queue].append(operation)
+        self._dispatch()
+
+    def cancel(self, operation: Operation) -> None:
+        """Give an operation up; it ends soon, with an error."""
+        operation.cancelled = True
+        for queue in self._queues:
+            if operation in queue:
+                queue.remove(operation)
+                self._loop.call_soon(partial(operation.done, None, _cancelled()))
+                return
+
+    def close(self) -> None:
+        """End all sessions; what is queued fails."""
+        self._closed = True
+        for timer in (self._reopen, self._sampler, self._keeper):
+            if timer:
+                timer.cancel()
+        for session in list(self._sessions):
+            session.close()
+            self._forget(session)
+        self._slots.stop_waiting()
+        self._fail_queued(ConnectionLost("the engine was closed", self._url, retryable=False))
+
+    # --- operations ------------------------------------------------------------------------
+
+    def _dispatch(self) -> None:
+        self._dispatch_asked = False
+        if self._closed:
+            return
+        for queue in self._queues:
+            while queue:
+                session = self._choose(queue[0])
+                if session is None:
+                    break
+                session.submit(queue.popleft())
+        if any(self._queues):
+            if not self._sessions and self._reopen is None:
+                self._open_first()
+            if self._sampler is None:
+                self._start_sample()
+
+    def _choose(self, operation: Operation) -> PoolSession | None:
+        best = None
+        for session in self._sessions:
+            if session in self._draining or not session.has_room(operation):
+                continue
+            if best is None or (session.load_bytes, session.load) < (best.load_bytes, best.load):
+                best = session
+        return best
+
+    def _outcome(
+        self, operation: Operation, final: Done, result: Any, error: TransferError | None
+    ) -> None:
+        if error is not None and self._worth_retrying(operation, error):
+            operation.attempts = operation.attempts + 1 if not operation.moved else 1
+            if operation.moved and operation.on_bytes:
+                operation.on_bytes(-operation.moved)
+                operation.moved = 0
+            delay = min(5.0, 0.1 * 2 ** min(operation.attempts, 6)) * random.uniform(0.5, 1.0)  # noqa: S311
+            self._waiting.add(operation)
+            self._loop.call_later(delay, partial(self._again, operation))
+            return
+        if error is None:
+            self._done_files += bool(operation.load_bytes)
+        elif (
+            operation.attempts
+            and operation.name in ("remove", "rmdir")
+            and isinstance(error, RemoteFileNotFound)
+        ):
+            error = None  # the attempt before did it, and its answer was lost
+        if not self._dispatch_asked and any(self._queues):
+            self._dispatch_asked = True
+            self._loop.call_soon(self._dispatch)
+        final(result, error)
+
+    def _worth_retrying(self, operation: Operation, error: TransferError) -> bool:
+        if self._closed or operation.cancelled or not error.retryable:
+            return False
+        if not isinstance(error, ConnectionLost | TransferTimeout | ServerRefused):
+            return False  # the mover knows what to do about a changed file
+        if operation.attempts >= MAX_ATTEMPTS:
+            return False
+        quiet = time.monotonic() - max(self._last_heard(), operation.born)
+        return quiet < self._settings.timeout_s * 0.95
+
+    def _again(self, operation: Operation) -> None:
+        if operation not in self._waiting:
+            return
+        self._waiting.discard(operation)
+        if operation.cancelled:
+            operation.done(None, _cancelled())
+            return
+        self._queues[1 if operation.load_bytes else 0].appendleft(operation)
+        self._dispatch()
+
+    def _last_heard(self) -> float:
+        return max(
+            (session.last_heard for session in self._sessions if session.opened),
+            default=self._heard,
+        )
+
+    def _fail_queued(self, error: TransferError) -> None:
+        failed = [operation for queue in self._queues for operation in queue]
+        failed += self._waiting
+        self._waiting.clear()
+        for queue in self._queues:
+            queue.clear()
+        final = type(error)(error.message, error.url, retryable=False)
+        for operation in failed:
+            operation.done(None, final)
+
+    def _count(self, count: int) -> None:
+        self._done_bytes += count
+
+    def _count_and_tell(self, tell: Callable[[int], None], count: int) -> None:
+        self._done_bytes += count
+        tell(count)
+
+    # --- sessions --------------------------------------------------------------------------
+
+    def _open_first(self) -> None:
+        now = time.monotonic()
+        if self._refused_login and now < self._refused_login[0]:
+            error = self._refused_login[1]
+            self._loop.call_soon(partial(self._fail_queued, error))
+            return
+        if self._trouble_since is None:
+            self._trouble_since = now
+        if not self._open():
+            # Every slot of this node is taken: another process is at work. Show that we wait.
+            self._slots.wait()
+            if now - self._trouble_since > max(600.0, 10 * self._settings.timeout_s):
+                self._fail_queued(
+                    TransferTimeout(
+                        f"all {self._settings.connections} sessions of this node stayed taken by"
+                        " other processes; raise PYREMOTEDATA_CONNECTIONS, or end them",
+                        self._url,
+                    )
+                )
+                return
+            self._schedule_open(random.uniform(0.05, 0.25))  # noqa: S311
+
+    def _schedule_open(self, delay_s: float) -> None:
+        def open_again() -> None:
+            self._reopen = None
+            self._dispatch()
+
+        self._reopen = self._loop.call_later(delay_s, open_again)
+
+    def _open(self) -> bool:
+        slot = self._slots.acquire()
+        if slot is None:
+            return False
+        started = time.monotonic()
+        holder: list[PoolSession] = []
+
+        def on_open() -> None:
+            self._opened(holder[0], time.monotonic() - started)
+
+        def on_lost(error: TransferError) -> None:
+            if holder:
+                self._lost(holder[0], error)
+
+        try:
+            session = self._make_session(on_open, on_lost)
+        except TransferError as error:
+            os.close(slot)
+            self._loop.call_soon(partial(self._fail_queued, error))
+            return True
+        except OSError as error:
+            os.close(slot)
+            lost = ConnectionLost(f"cannot start a session: {error.strerror}", self._url)
+            self._loop.call_soon(partial(self._fail_queued, lost))
+            return True
+        holder.append(session)
+        self._sessions[session] = slot
+        self._born[session] = started
+        return True
+
+    def _opened(self, _session: PoolSession, took_s: float) -> None:
+        self._connect_s = took_s
+        self._ever_opened = True
+        self._failures = 0
+        self._trouble_since = None
+        self._heard = time.monotonic()
+        if self._keeper is None:
+            self._keeper = self._loop.call_later(0.5, self._keep)
+        self._start_sample()
+        self._dispatch()
+
+    def _lost(self, session: PoolSession, error: TransferError) -> None:
+        had_opened = session.opened
+        if had_opened:
+            self._heard = max(self._heard, session.last_heard)
+        self._forget(session)
+        if self._closed:
+            return
+        if had_opened:
+            self._dispatch()
+            return
+        if any(other.opened for other in self._sessions):
+            # It works with fewer.
+            self._limit = max(1, len(self._sessions))
+            self._limit_until = time.monotonic() + 30.0
+            self._grown_at = None
+            return
+        self._failures += 1
+        if isinstance(error, AuthenticationFailed):
+            self._refused_login = (time.monotonic() + REMEMBER_LOGIN_S, error)
+        if self._sessions:
+            return  # another login is still under way
+        if self._worth_reopening(error):
+            delay = min(5.0, 0.1 * 2 ** min(self._failures, 6)) * random.uniform(0.5, 1.0)  # noqa: S311
+            if self._reopen is None:
+                self._schedule_open(delay)
+        else:
+            self._trouble_since = None
+            self._fail_queued(error)
+
+    def _worth_reopening(self, error: TransferError) -> bool:
+        if not error.retryable or isinstance(error, AuthenticationFailed | HostKeyRejected):
+            return False
+        troubled = time.monotonic() - (self._trouble_since or time.monotonic())
+        if self._ever_opened:
+            return troubled < self._settings.timeout_s * 0.95
+        # A typing error looks like a server that is down: say so at once. A server that answers
+        # and then closes may only be busy.
+        busy = isinstance(error, ServerRefused) or "closed the connection" in error.message
+        return busy and troubled < min(self._settings.timeout_s, FIRST_REFUSALS_S)
+
+    def _forget(self, session: PoolSession) -> None:
+        slot = self._sessions.pop(session, None)
+        if slot is not None:
+            os.close(slot)
+        self._born.pop(session, None)
+        self._draining.discard(session)
+
+    def _retire(self, session: PoolSession) -> None:
+        session.close()
+        self._heard = max(self._heard, session.last_heard)
+        self._forget(session)
+
+    def _keep(self) -> None:
+        """Close what has been idle for long, and give way to other processes of this node."""
+        self._keeper = None
+        now = time.monotonic()
+        others_wait = bool(self._sessions) and self._slots.others_wait()
+        for session in list(self._sessions):
+            if not session.opened:
+                continue
+            if session.load:
+                continue
+            quiet_s = now - max(session.last_heard, self._born[session])
+            unused = not any(self._queues) and (others_wait or quiet_s > IDLE_S)
+            if unused or session in self._draining:
+                self._retire(session)
+        if others_wait and self._sessions and not self._draining:
+            oldest = min(self._sessions, key=self._born.__getitem__)
+            if len(self._sessions) > 1 or now - self._born[oldest] > 2.0:
+                self._draining.add(oldest)
+        if self._sessions:
+            self._keeper = self._loop.call_later(0.5, self._keep)
+        elif any(self._queues):
+            self._schedule_open(random.uniform(0.05, 0.25))  # noqa: S311
+
+    # --- growth ----------------------------------------------------------------------------
+
+    def _start_sample(self) -> None:
+        if self._sampler is not None:
+            self._sampler.cancel()
+        self._sample = (time.monotonic(), self._done_bytes, self._done_files)
+        self._sampler = self._loop.call_later(SAMPLE_S, self._sampled)
+
+    def _sampled(self) -> None:
+        self._sampler = None
+        if not any(self._queues):
+            return  # nobody waits; a new sample begins with the next queue
+        since, bytes_then, files_then = self._sample
+        seconds = time.monotonic() - since
+        rate_bytes = (self._done_bytes - bytes_then) / seconds
+        rate_files = (self._done_files - files_then) / seconds
+        self._start_sample()
+        opened = [s for s in self._sessions if s.opened and s not in self._draining]
+        if not opened or len(opened) < len(self._sessions):
+            return  # logins are under way
+        rate = rate_bytes + rate_files * (32 << 10)
+        if self._grown_at is not None:
+            before, sessions_before = self._grown_at
+            if len(opened) > sessions_before:
+                self._last_gain = rate / before if before else 1.0
+            self._grown_at = None
+            return  # one more sample with all of them before the next decision
+        if time.monotonic() > self._limit_until:
+            self._limit = self._settings.connections
+        room = self._limit - len(self._sessions)
+        if room <= 0 or not rate:
+            return
+        queued = sum(len(queue) for queue in self._queues)
+        left_bytes = max(self.expected_bytes, sum(o.load_bytes for o in self._queues[1]))
+        left_s = max(
+            left_bytes / rate_bytes if rate_bytes else 0.0,
+            max(self.expected_files, queued) / rate_files if rate_files else 0.0,
+        )
+        wanted = more_sessions(
+            sessions=len(opened),
+            rate_bytes=rate_bytes,
+            rate_files=rate_files,
+            rtt_s=min((s.rtt_s for s in opened if s.rtt_s), default=0.0),
+            operations=opened[0].max_operations,
+            left_s=left_s,
+            connect_s=self._connect_s,
+            last_gain=self._last_gain,
+        )
+        for _ in range(min(wanted, room)):
+            if not self._open():
+                break
+            self._grown_at = (rate, len(opened))
+
+
+def _cancelled() -> TransferError:
+    return ConnectionLost("cancelled", retryable=False)

@@ -1,0 +1,232 @@
+"""The OpenSSH client: its command line, its environment, its child process.
+
+OpenSSH decides about configuration, keys, jump hosts and host keys; this module only adds what a
+program needs that nobody watches: no prompts on a terminal, secrets through askpass, errors on
+one pipe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from .config import ConnectionSettings
+from .errors import ConfigurationError
+
+_GCM = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
+_ASKPASS = Path(__file__).with_name("askpass.sh")
+
+
+def find_ssh() -> str:
+    """Return the path of the ssh program.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is none on PATH.
+    """
+    path = shutil.which("ssh")
+    if path is None:
+        raise ConfigurationError(
+            "the program ssh is not installed; install OpenSSH's client"
+            " (Debian, Ubuntu: apt install openssh-client)"
+        )
+    return path
+
+
+@cache
+def ssh_version() -> tuple[int, int]:
+    """Return the version of the OpenSSH client, (0, 0) where it does not say."""
+    try:
+        done = subprocess.run([find_ssh(), "-V"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return (0, 0)
+    match = re.search(r"OpenSSH[_a-zA-Z]*_(\d+)\.(\d+)", done.stderr + done.stdout)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def ssh_argv(settings: ConnectionSettings) -> list[str]:
+    """Return the ssh program and its options, without host and command.
+
+    Never holds a secret. User and port are included when they are set.
+    """
+    options = {
+        "ForwardX11": "no",
+        "ForwardAgent": "no",
+        "ClearAllForwardings": "yes",
+        "PermitLocalCommand": "no",
+        "RemoteCommand": "none",
+        "RequestTTY": "no",
+        # A master of the user's own is used; none is started that would outlive this process.
+        "ControlMaster": "no",
+        "LogLevel": "INFO",
+        "ConnectTimeout": str(max(1, round(settings.timeout_s))),
+        "NumberOfPasswordPrompts": "1",
+        # A child that outlived its owner in a silent network would wait for ever.
+        "ServerAliveInterval": str(max(5, round(settings.timeout_s / 2))),
+        "ServerAliveCountMax": "2",
+    }
+    if not settings.password:
+        # Without a secret, a prompt would send an empty password: a counted, failed login.
+        options["PasswordAuthentication"] = "no"
+        options["KbdInteractiveAuthentication"] = "no"
+    if settings.accept_new:
+        options["StrictHostKeyChecking"] = "accept-new"
+    argv = [find_ssh()]
+    if settings.ssh_config:
+        argv += ["-F", settings.ssh_config]
+    if settings.ssh_key:
+        options["IdentitiesOnly"] = "yes"
+        argv += ["-i", settings.ssh_key]
+    if settings.username:
+        argv += ["-l", settings.username]
+    if settings.port:
+        argv += ["-p", str(settings.port)]
+    ciphers = _fast_ciphers(settings.ssh_config, settings.host or "")
+    if ciphers:
+        argv += ["-c", ciphers]
+    for key, value in options.items():
+        argv += ["-o", f"{key}={value}"]
+    return argv
+
+
+def ssh_environment(settings: ConnectionSettings) -> dict[str, str]:
+    """Return the environment of an ssh child: the caller's, with askpass and its answers."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYREMOTEDATA_")}
+    environment["SSH_ASKPASS"] = askpass_program()
+    environment["SSH_ASKPASS_REQUIRE"] = "force"
+    environment.setdefault("DISPLAY", ":0")  # OpenSSH before 8.4 asks askpass only with a display
+    if settings.password:
+        environment["PYREMOTEDATA_ANSWER_PASSWORD"] = settings.password.reveal()
+    if settings.key_passphrase:
+        environment["PYREMOTEDATA_ANSWER_PASSPHRASE"] = settings.key_passphrase.reveal()
+    return environment
+
+
+@cache
+def askpass_program() -> str:
+    """Return the path of an executable askpass program."""
+    if os.access(_ASKPASS, os.X_OK):
+        return str(_ASKPASS)
+    # Some installers drop the executable bit: keep a private copy of our own.
+    from .nodestate import state_directory
+
+    copy = state_directory() / f"askpass-{_ASKPASS.stat().st_mtime_ns:x}.sh"
+    if not os.access(copy, os.X_OK):
+        fd, name = tempfile.mkstemp(dir=copy.parent)
+        with os.fdopen(fd, "wb") as file:
+            file.write(_ASKPASS.read_bytes())
+        os.chmod(name, stat.S_IRWXU)
+        os.replace(name, copy)
+    return str(copy)
+
+
+@cache
+def _fast_ciphers(config: str | None, host: str) -> str:
+    """Return the client's ciphers with AES-GCM first, or "" to leave the choice alone.
+
+    It is left alone when ssh_config chose, and where the processor has no AES instructions.
+    """
+    if not _has_aes():
+        return ""
+    default = _resolved_ciphers(None, "default")
+    if not default or _resolved_ciphers(config, host) != default:
+        return ""
+    names = default.split(",")
+    first = [name for name in _GCM if name in names]
+    return ",".join(first + [name for name in names if name not in first]) if first else ""
+
+
+@cache
+def _resolved_ciphers(config: str | None, host: str) -> str:
+    argv = [find_ssh(), "-G"]
+    if host == "default":
+        argv += ["-F", os.devnull]
+    elif config:
+        argv += ["-F", config]
+    try:
+        done = subprocess.run(
+            [*argv, "--", host],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            stdin=subprocess.DEVNULL,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    match = re.search(r"^ciphers (\S+)$", done.stdout, re.MULTILINE)
+    return match[1] if match else ""
+
+
+@cache
+def _has_aes() -> bool:
+    try:
+        with open("/proc/cpuinfo") as file:
+            head = file.read(1 << 14)
+    except OSError:
+        return True  # macOS: every supported processor has them
+    return re.search(r"^(flags|Features)\s*:.*\baes\b", head, re.MULTILINE) is not None
+
+
+class SshChild:
+    """An ``ssh -s HOST sftp`` process whose standard input and output are one socket.
+
+    Attributes
+    ----------
+    socket : socket.socket
+        This side of it, non-blocking.
+    stderr_fd : int
+        Reading end of what it says, non-blocking.
+    """
+
+    def __init__(self, settings: ConnectionSettings) -> None:
+        if not settings.host:
+            raise ConfigurationError("no host to connect to")
+        argv = [*ssh_argv(settings), "-s", "--", settings.host, "sftp"]
+        self.socket, theirs = socket.socketpair()
+        try:
+            for end in (self.socket, theirs):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+            # A session of its own: no terminal to prompt on, no Ctrl-C in mid-transfer, and one
+            # process group with the proxy commands that it starts.
+            self._process = subprocess.Popen(
+                argv,
+                stdin=theirs,
+                stdout=theirs,
+                stderr=subprocess.PIPE,
+                env=ssh_environment(settings),
+                start_new_session=True,
+            )
+        except BaseException:
+            self.socket.close()
+            raise
+        finally:
+            theirs.close()
+        assert self._process.stderr is not None
+        self.stderr_fd = self._process.stderr.fileno()
+        os.set_blocking(self.stderr_fd, False)
+        self.socket.setblocking(False)
+
+    def kill(self) -> int | None:
+        """End the process and its group, close both pipes; return its exit status if it had one."""
+        status = self._process.poll()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self.socket.close()
+        assert self._process.stderr is not None
+        self._process.stderr.close()
+        try:
+            self._process.wait(1)
+        except subprocess.TimeoutExpired:
+            return status  # in an uninterruptible call; Popen reaps it later
+        return status

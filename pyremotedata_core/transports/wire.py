@@ -1,0 +1,148 @@
+"""SFTP version 3 on the wire: numbers, packing, unpacking.
+
+Source: draft-ietf-secsh-filexfer-02, and OpenSSH's PROTOCOL file for the extensions.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from ..model import Entry, Stat, kind_of
+
+INIT, VERSION, OPEN, CLOSE, READ, WRITE, LSTAT, FSTAT, SETSTAT = 1, 2, 3, 4, 5, 6, 7, 8, 9
+OPENDIR, READDIR, REMOVE, MKDIR, RMDIR, REALPATH, STAT, RENAME = 11, 12, 13, 14, 15, 16, 17, 18
+READLINK = 19
+STATUS, HANDLE, DATA, NAME, ATTRS = 101, 102, 103, 104, 105
+EXTENDED, EXTENDED_REPLY = 200, 201
+
+OK, EOF, NO_SUCH_FILE, DENIED, FAILURE, UNSUPPORTED = 0, 1, 2, 3, 4, 8
+
+O_READ, O_WRITE, O_CREAT, O_EXCL = 0x01, 0x02, 0x08, 0x20
+
+_SIZE, _UIDGID, _MODE, _TIMES, _MORE = 0x01, 0x02, 0x04, 0x08, 0x80000000
+
+_u32 = struct.Struct(">I")
+_u64 = struct.Struct(">Q")
+_times = struct.Struct(">II")
+head = struct.Struct(">IBI")  # length, type, request id
+
+NO_ATTRS = _u32.pack(0)
+
+
+class Garbage(ValueError):
+    """The server sent something that is not SFTP."""
+
+
+def string(data: bytes) -> bytes:
+    """Pack a string."""
+    return _u32.pack(len(data)) + data
+
+
+def u32(number: int) -> bytes:
+    """Pack an unsigned 32-bit number."""
+    return _u32.pack(number)
+
+
+def u64(number: int) -> bytes:
+    """Pack an unsigned 64-bit number."""
+    return _u64.pack(number)
+
+
+def times(mtime: int) -> bytes:
+    """Pack attributes that set access and modification time, in seconds, and nothing else."""
+    clipped = min(max(mtime, 0), 0xFFFFFFFF)
+    return _u32.pack(_TIMES) + _times.pack(clipped, clipped)
+
+
+def read_string(body: memoryview, at: int) -> tuple[bytes, int]:
+    """Unpack a string; return it and the position after it."""
+    try:
+        (length,) = _u32.unpack_from(body, at)
+    except struct.error:
+        raise Garbage("a string is cut short") from None
+    end = at + 4 + length
+    if end > len(body):
+        raise Garbage("a string is cut short")
+    return bytes(body[at + 4 : end]), end
+
+
+def read_u32(body: memoryview, at: int = 0) -> int:
+    """Unpack an unsigned 32-bit number."""
+    try:
+        return _u32.unpack_from(body, at)[0]
+    except struct.error:
+        raise Garbage("a number is cut short") from None
+
+
+def read_status(body: memoryview) -> tuple[int, str]:
+    """Unpack the body of a STATUS reply: code and text."""
+    code = read_u32(body)
+    if len(body) < 8:
+        return code, ""  # some old servers send no text
+    text, _ = read_string(body, 4)
+    return code, text.decode("utf-8", "replace")
+
+
+def read_attrs(body: memoryview, at: int = 0) -> tuple[Stat, int]:
+    """Unpack attributes; return them and the position after them."""
+    try:
+        (flags,) = _u32.unpack_from(body, at)
+        at += 4
+        size = mtime = 0
+        mode = None
+        if flags & _SIZE:
+            (size,) = _u64.unpack_from(body, at)
+            at += 8
+        if flags & _UIDGID:
+            at += 8
+        if flags & _MODE:
+            (mode,) = _u32.unpack_from(body, at)
+            at += 4
+        if flags & _TIMES:
+            _atime, mtime = _times.unpack_from(body, at)
+            at += 8
+        if flags & _MORE:
+            (count,) = _u32.unpack_from(body, at)
+            at += 4
+            for _ in range(count):
+                _, at = read_string(body, at)
+                _, at = read_string(body, at)
+    except struct.error:
+        raise Garbage("attributes are cut short") from None
+    if at > len(body):
+        raise Garbage("attributes are cut short")
+    if size >> 63:
+        raise Garbage(f"a size of {size} bytes")
+    permissions = None if mode is None else mode & 0o7777
+    return Stat(kind_of(mode), size, mtime, permissions), at
+
+
+def read_names(body: memoryview) -> list[Entry]:
+    """Unpack the body of a NAME reply; names undecodable as UTF-8 keep surrogate escapes."""
+    count = read_u32(body)
+    at = 4
+    entries = []
+    for _ in range(count):
+        name, at = read_string(body, at)
+        _, at = read_string(body, at)  # the long form is for people
+        stat, at = read_attrs(body, at)
+        entries.append(Entry(name.decode("utf-8", "surrogateescape"), stat))
+    return entries
+
+
+def read_extensions(body: memoryview) -> dict[str, str]:
+    """Unpack the extension pairs that follow the version number."""
+    at, found = 0, {}
+    while at < len(body):
+        name, at = read_string(body, at)
+        value, at = read_string(body, at)
+        found[name.decode("utf-8", "replace")] = value.decode("utf-8", "replace")
+    return found
+
+
+def read_limits(body: memoryview) -> tuple[int, int, int, int]:
+    """Unpack a limits@openssh.com reply: packet, read and write bytes, open handles; 0 unknown."""
+    try:
+        return struct.unpack_from(">QQQQ", body)
+    except struct.error:
+        raise Garbage("the limits are cut short") from None
