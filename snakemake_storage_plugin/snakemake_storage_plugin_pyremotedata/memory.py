@@ -1,0 +1,187 @@
+"""What is known of remote files, and for how long it may be believed.
+
+Snakemake asks about the inputs of every ready job in every scheduling round. What exists is
+believed for a minute, what is missing for a second only: another process may be making it right
+now, and a stale "missing" fails a run.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from pyremotedata_core.model import Entry, Stat
+from pyremotedata_core.url import RemoteURL
+
+POSITIVE_S = 60.0
+NEGATIVE_S = 1.0
+MAX_NAMES = 1_000_000  # some 200 bytes each
+# A listing brings about this many names for the price of one question.
+NAMES_PER_QUESTION = 64
+_NEVER = -math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """An answer: the stat of a file, or None for a missing one, as of ``asked_at``."""
+
+    stat: Stat | None
+    asked_at: float
+
+    def holds(self, now: float) -> bool:
+        """Whether it may still be believed."""
+        return now - self.asked_at < (POSITIVE_S if self.stat else NEGATIVE_S)
+
+
+@dataclass(slots=True)
+class _Directory:
+    """Answers about the names of one directory; ``listed_at`` makes absent names missing."""
+
+    answers: dict[str, Known] = field(default_factory=dict)
+    asked: set[str] = field(default_factory=set)
+    links: frozenset[str] = frozenset()
+    listed_at: float = _NEVER
+    size: int = 0
+    listable: bool = True
+
+
+def listing_pays(asked: int, size: int) -> bool:
+    """Whether to list a directory rather than ask about one more of its names.
+
+    Parameters
+    ----------
+    asked : int
+        Different names asked for since the last listing, with the one to be asked now.
+    size : int
+        Names in the last listing, 0 where there was none.
+    """
+    return asked >= 2 and asked * NAMES_PER_QUESTION >= size
+
+
+class Memory:
+    """Remembered answers of one provider. Thread-safe; holds at most `MAX_NAMES` names."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._directories: dict[RemoteURL, _Directory] = {}
+        self._names = 0
+
+    def recall(self, url: RemoteURL) -> Known | None:
+        """Return what may be believed of a file now, None when it must be asked for."""
+        now = time.monotonic()
+        with self._lock:
+            directory = self._directories.get(url.parent)
+            if directory is None:
+                return None
+            known = directory.answers.get(url.name)
+            if known is not None and known.holds(now):
+                return known
+            # A name that the last listing did not hold; a link there says nothing of its target.
+            unlisted = Known(None, directory.listed_at)
+            older = known is None or known.asked_at < directory.listed_at
+            if unlisted.holds(now) and older and url.name not in directory.links:
+                return unlisted
+            return None
+
+    def listing(self, directory_url: RemoteURL) -> dict[str, Stat] | None:
+        """Return the names that a listing taken just now has found, None if there is none.
+
+        None as well where it holds links, which say nothing of their targets.
+        """
+        with self._lock:
+            directory = self._directories.get(directory_url)
+            if directory is None or directory.links:
+                return None
+            if time.monotonic() - directory.listed_at >= NEGATIVE_S:
+                return None
+            return {name: known.stat for name, known in directory.answers.items() if known.stat}
+
+    def should_list(self, url: RemoteURL) -> bool:
+        """Note that a file must be asked for; return whether to list its directory instead."""
+        with self._lock:
+            directory = self._directory(url.parent)
+            directory.asked.add(url.name)
+            return directory.listable and listing_pays(len(directory.asked), directory.size)
+
+    def remember(self, url: RemoteURL, stat: Stat | None, asked_at: float) -> None:
+        """Keep an answer; ``asked_at`` is the monotonic time when the question went out."""
+        with self._lock:
+            directory = self._directory(url.parent)
+            known = directory.answers.get(url.name)
+            if known is not None and known.asked_at > asked_at:
+                return
+            self._names += known is None
+            directory.answers[url.name] = Known(stat, asked_at)
+            if stat is not None:
+                self._distrust_listings_above(url)
+            self._shrink()
+
+    def remember_listing(
+        self, directory_url: RemoteURL, entries: Iterable[Entry], asked_at: float
+    ) -> None:
+        """Keep a whole directory; an empty one for a directory that does not exist."""
+        answers, links = {}, set()
+        for entry in entries:
+            if entry.stat.kind == "link":
+                links.add(entry.name)
+            else:
+                answers[entry.name] = Known(entry.stat, asked_at)
+        with self._lock:
+            directory = self._directory(directory_url)
+            if directory.listed_at > asked_at:
+                return
+            for name, known in directory.answers.items():
+                if known.asked_at > asked_at or (name in links and known.holds(asked_at)):
+                    answers[name] = known
+            self._names += len(answers) - len(directory.answers)
+            self._directories[directory_url] = _Directory(
+                answers, set(), frozenset(links), asked_at, len(answers) + len(links)
+            )
+            self._shrink()
+
+    def never_list(self, directory_url: RemoteURL) -> None:
+        """Note that a directory cannot be listed, so that its files are asked for one by one."""
+        with self._lock:
+            self._directory(directory_url).listable = False
+
+    def forget(self, url: RemoteURL) -> None:
+        """Drop everything about a path and what lies below it."""
+        below = url.path.rstrip("/") + "/"
+        with self._lock:
+            directory = self._directories.get(url.parent)
+            if directory is not None:
+                self._names -= directory.answers.pop(url.name, None) is not None
+                directory.listed_at = _NEVER
+            for other in [
+                u
+                for u in self._directories
+                if (u.path + "/").startswith(below) and u.server == url.server
+            ]:
+                self._names -= len(self._directories.pop(other).answers)
+
+    def _directory(self, url: RemoteURL) -> _Directory:
+        found = self._directories.get(url)
+        if found is None:
+            found = self._directories[url] = _Directory()
+        return found
+
+    def _distrust_listings_above(self, url: RemoteURL) -> None:
+        """A file that exists has directories above it, whatever an older listing says."""
+        while (parent := url.parent) != url:
+            url = parent
+            above = self._directories.get(url.parent)
+            known = above.answers.get(url.name) if above else None
+            if above is None or (known is not None and known.stat is not None):
+                continue
+            above.listed_at = _NEVER
+            if known is not None:
+                self._names -= 1
+                del above.answers[url.name]
+
+    def _shrink(self) -> None:
+        while self._names > MAX_NAMES and len(self._directories) > 1:
+            oldest = next(iter(self._directories))
+            self._names -= len(self._directories.pop(oldest).answers)

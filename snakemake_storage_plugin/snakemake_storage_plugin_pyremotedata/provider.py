@@ -1,0 +1,127 @@
+"""The storage provider: settings, queries, the engine and what is known of remote files."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from snakemake_interface_common.exceptions import WorkflowError
+from snakemake_interface_storage_plugins.common import Operation
+from snakemake_interface_storage_plugins.storage_provider import (
+    ExampleQuery,
+    QueryType,
+    StorageProviderBase,
+    StorageQueryValidationResult,
+)
+
+from pyremotedata_core.errors import TransferError
+
+from . import query as queries
+from .lookup import Lookup
+from .settings import StorageProviderSettings, connection_settings, unknown_settings
+
+# Snakemake looks for this name in the module of the provider.
+from .storage_object import StorageObject as StorageObject
+
+if TYPE_CHECKING:
+    from pyremotedata_core.engine import TransferEngine
+
+
+class StorageProvider(StorageProviderBase):
+    """Remote files behind ``sftp://``, ``ftp://`` and ``ftps://`` queries.
+
+    Making one opens no connection and loads no engine. Thread-safe.
+    """
+
+    settings: Any
+
+    def __post_init__(self) -> None:
+        if self.settings is None:
+            self.settings = StorageProviderSettings()
+        unknown = unknown_settings(self.settings)
+        if unknown:
+            raise WorkflowError(
+                f"Storage provider pyremotedata has no setting {', '.join(unknown)}; see "
+                "'snakemake --help' for its settings (--storage-pyremotedata-...)."
+            )
+        self.lookup = Lookup(self.engine)
+        self._lock = threading.Lock()
+        self._engine: TransferEngine | None = None
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> StorageProvider:
+        return self
+
+    def engine(self) -> TransferEngine:
+        """Return this process's engine for the provider's settings; made on first use.
+
+        Raises
+        ------
+        ConfigurationError
+            If a setting is wrong.
+        """
+        with self._lock:
+            if self._engine is None:
+                from pyremotedata_core.engine import shared_engine
+
+                self._engine = shared_engine(connection_settings(self.settings))
+            return self._engine
+
+    @classmethod
+    def example_queries(cls) -> list[ExampleQuery]:
+        """Return queries that show what is possible."""
+        return [
+            ExampleQuery(
+                query="sftp://io.erda.dk/project/reads/{sample}.fastq.gz",
+                description="A file on an SFTP server; host may be an alias of ~/.ssh/config.",
+                type=QueryType.ANY,
+            ),
+            ExampleQuery(
+                query="sftp://user@host:2222/~/results",
+                description="A file or directory below the login directory; mark directories with "
+                "directory().",
+                type=QueryType.ANY,
+            ),
+            ExampleQuery(
+                query="pyremotedata+sftp://host/data/a%20b%23c.csv",
+                description="The same as sftp://, for when another plugin serves sftp:// as well. "
+                "Percent-encoding is decoded once; '?' and '#' need none.",
+                type=QueryType.ANY,
+            ),
+            ExampleQuery(
+                query="ftps://host/pub/archive.tar",
+                description="A file on an FTP server with TLS (through lftp).",
+                type=QueryType.ANY,
+            ),
+        ]
+
+    @classmethod
+    def is_valid_query(cls, query: str) -> StorageQueryValidationResult:
+        """Say whether a query (wildcards included) can be served, and why not."""
+        query = str(query)
+        reason = queries.why_invalid(query)
+        return StorageQueryValidationResult(
+            query=queries.without_password(query), valid=reason is None, reason=reason
+        )
+
+    def postprocess_query(self, query: str) -> str:
+        """Return the canonical form of a query, so that one file has one name."""
+        try:
+            return queries.canonical(str(query))
+        except TransferError:
+            return query  # the validation that follows tells why
+
+    def safe_print(self, query: str) -> str:
+        """Return the query; a password that does not belong there is left out."""
+        return queries.without_password(query)
+
+    def use_rate_limiter(self) -> bool:
+        """Return whether the user has set a limit; without one there is none."""
+        return getattr(self.settings, "max_requests_per_second", None) is not None
+
+    def default_max_requests_per_second(self) -> float:
+        """Return what Snakemake asks for but does not use: without a setting there is no limit."""
+        return 1e6
+
+    def rate_limiter_key(self, query: str, operation: Operation) -> str:  # noqa: ARG002
+        """Return the server: a limit holds for all its files and all kinds of requests."""
+        return queries.to_url(query).server

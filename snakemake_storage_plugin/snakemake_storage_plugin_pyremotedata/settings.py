@@ -1,0 +1,98 @@
+"""The settings a Snakemake user can make: ``--storage-pyremotedata-...``, profiles, Snakefiles.
+
+They mean what the core's settings of the same name mean, and go before environment and config
+file. None of them is a secret: Snakemake writes settings into the scripts of cluster jobs.
+"""
+
+# Snakemake reads the types of the fields: no postponed annotations, and Optional for `| None`.
+# ruff: noqa: UP045
+from dataclasses import dataclass, field, fields
+from typing import Any, Optional
+
+from snakemake_interface_storage_plugins.settings import StorageProviderSettingsBase
+
+from pyremotedata_core.config import ConnectionSettings
+from pyremotedata_core.errors import ConfigurationError
+
+# What `storage: provider="pyremotedata", ...` takes for Snakemake itself.
+_SNAKEMAKES_OWN = {"keep_local", "retrieve"}
+_CORE_NAMES = {"timeout": "timeout_s"}
+
+
+def _read(text: str) -> str:
+    return text.removeprefix(":")
+
+
+def _write(value: Any) -> str:
+    # Snakemake passes settings of a tag to cluster jobs as TAG:VALUE, but reads TAG::VALUE.
+    # With a colon of our own in front of the value, both ways are read right.
+    return f":{value}"
+
+
+def _setting(help_text: str, metavar: str) -> Any:
+    # Every value is text here and read by the core, which knows what each one may be.
+    metadata = {
+        "help": help_text,
+        "metavar": metavar,
+        "parse_func": _read,
+        "unparse_func": _write,
+        "unparse": _write,
+    }
+    return field(default=None, metadata=metadata)
+
+
+@dataclass
+class StorageProviderSettings(StorageProviderSettingsBase):
+    """Settings of one storage provider; every one is optional.
+
+    Passwords and passphrases are not among them: they are read where they are needed, from
+    ``PYREMOTEDATA_PASSWORD``, ``PYREMOTEDATA_KEY_PASSPHRASE`` or the config file there.
+    """
+
+    username: Optional[str] = _setting("User name, for queries that name none.", "NAME")
+    host: Optional[str] = _setting(
+        "Host that username and port belong to; queries to other hosts do not use them.", "HOST"
+    )
+    port: Optional[str] = _setting("Port of the given host, for queries that name none.", "PORT")
+    ssh_config: Optional[str] = _setting(
+        "OpenSSH configuration file to use instead of ~/.ssh/config.", "FILE"
+    )
+    ssh_key: Optional[str] = _setting("Private key file; only this key is then offered.", "FILE")
+    accept_new: Optional[str] = _setting(
+        "Accept the host key of a server that is seen for the first time: yes or no (default).",
+        "YES_NO",
+    )
+    transport: Optional[str] = _setting(
+        "What moves the data: auto (default), sftp or lftp.", "NAME"
+    )
+    connections: Optional[str] = _setting(
+        "Sessions to each host at the most, for all processes of a node (default 4).", "N"
+    )
+    timeout: Optional[str] = _setting(
+        "Give up when nothing has moved for so many seconds (default 60).", "SECONDS"
+    )
+
+
+def unknown_settings(settings: Any) -> list[str]:
+    """Return the names that a Snakefile gave to ``storage:`` and that mean nothing here."""
+    known = {f.name for f in fields(settings)} | _SNAKEMAKES_OWN
+    return sorted(set(vars(settings)) - known)
+
+
+def connection_settings(settings: Any) -> ConnectionSettings:
+    """Return the core's settings: these, then environment, then config file.
+
+    Raises
+    ------
+    ConfigurationError
+        Naming the setting that is wrong.
+    """
+    given = {}
+    for own in fields(StorageProviderSettings):
+        value = getattr(settings, own.name, None)
+        if own.name != "max_requests_per_second" and value is not None:
+            given[_CORE_NAMES.get(own.name, own.name)] = value
+    try:
+        return ConnectionSettings.load(**given)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"pyremotedata settings: {error.message}") from None

@@ -1,0 +1,341 @@
+"""One remote file or directory of a workflow.
+
+Every operation is written once, as a procedure over the engine's futures (see `waiting`), and
+runs in two ways: the coroutines ``managed_*``, which Snakemake awaits, leave its event loop free,
+so that many transfers are under way at once; the plain methods block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from humanfriendly import format_size  # type: ignore[import-untyped]
+from snakemake_interface_common.exceptions import WorkflowError
+from snakemake_interface_storage_plugins.common import Operation
+from snakemake_interface_storage_plugins.io import IOCacheStorageInterface, Mtime
+from snakemake_interface_storage_plugins.storage_object import (
+    StorageObjectGlob,
+    StorageObjectRead,
+    StorageObjectTouch,
+    StorageObjectWrite,
+)
+
+from pyremotedata_core.errors import RemoteChanged, RemoteFileNotFound, TransferError, UnsafeName
+from pyremotedata_core.model import Stat, TreeResult
+from pyremotedata_core.url import RemoteURL
+
+from . import query as queries
+from .failures import explain
+from .trees import fetch_directory, raise_failure, tree_bytes, walk
+from .waiting import Wait, blocking, on_loop, run_now
+
+T = TypeVar("T")
+# Where Snakemake keeps the time of a directory, as servers set a directory's own at will.
+TIMESTAMP = ".snakemake_timestamp"
+
+
+class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, StorageObjectTouch):
+    """A remote file or directory; answers are shared with all objects of the provider.
+
+    Every failure is a `WorkflowError` of one line. A lost connection is never "does not exist".
+    """
+
+    @property
+    def url(self) -> RemoteURL:
+        """The remote file."""
+        return queries.to_url(self.query)
+
+    def local_suffix(self) -> str:
+        """Return the path of the local copy below the provider's prefix."""
+        return queries.local_suffix(self.query)
+
+    def get_inventory_parent(self) -> str | None:
+        """Return the cache key of the directory that holds the file."""
+        url = self.url
+        if self._overwrite_local_path or url.parent == url:
+            return None
+        return self.cache_key(queries.local_suffix(queries.from_url(url.parent)))
+
+    def cleanup(self) -> None:
+        """Leave nothing local behind; Snakemake removes the local copy itself."""
+
+    # --- questions
+
+    def exists(self) -> bool:
+        """Return whether the file exists."""
+        return self._now("check existence of", self._exists)
+
+    async def managed_exists(self) -> bool:
+        """Return whether the file exists."""
+        return await self._managed("check existence of", Operation.EXISTS, self._exists)
+
+    def mtime(self) -> float:
+        """Return the modification time in seconds since the epoch."""
+        return self._now("get mtime of", self._mtime)
+
+    async def managed_mtime(self) -> float:
+        """Return the modification time in seconds since the epoch."""
+        return await self._managed("get mtime of", Operation.MTIME, self._mtime)
+
+    def size(self) -> int:
+        """Return the size in bytes, 0 for a directory."""
+        return self._now("get size of", self._size)
+
+    async def managed_size(self) -> int:
+        """Return the size in bytes, 0 for a directory."""
+        return await self._managed("get size of", Operation.SIZE, self._size)
+
+    def local_footprint(self) -> int:
+        """Return the bytes that the local copy takes, for a directory those of all its files."""
+        return self._now("get size of", self._footprint)
+
+    async def managed_local_footprint(self) -> int:
+        """Return the bytes that the local copy takes, for a directory those of all its files."""
+        return await self._managed("get size of", Operation.SIZE, self._footprint)
+
+    async def inventory(self, cache: IOCacheStorageInterface) -> None:
+        """Fill Snakemake's cache with this file or, from the second of a directory, with all."""
+        if self._overwrite_local_path or self.cache_key() in cache.exists_in_storage:
+            return
+        exists = await self.managed_exists()
+        url = self.url
+        listing = self.provider.lookup.memory.listing(url.parent)
+        known = self.provider.lookup.memory.recall(url)
+        parent = self.get_inventory_parent()
+        if listing is not None and parent is not None:
+            for name, stat in listing.items():
+                _fill(cache, f"{parent}/{queries.shield(name)}", stat)
+            # From here on, what the listing does not hold is missing for Snakemake.
+            with contextlib.suppress(AttributeError):
+                cache.exists_in_storage.has_inventory.add(parent)
+        if exists and known is not None and known.stat is not None:
+            _fill(cache, self.cache_key(), known.stat)
+
+    def list_candidate_matches(self) -> Iterable[str]:
+        """Return queries of everything below the constant prefix of a query with wildcards."""
+        return self._now("list matches of", self._candidates)
+
+    # --- changes
+
+    def retrieve_object(self) -> None:
+        """Make the local copy, whole or not at all, with the remote modification time."""
+        self._now("retrieve", self._retrieve)
+
+    async def managed_retrieve(self) -> None:
+        """Make the local copy, whole or not at all, once there is space for it."""
+        await self.wait_for_free_space()
+        try:
+            await self._managed("retrieve", Operation.RETRIEVE, self._retrieve)
+        except Exception:
+            # An outdated copy would pass for the current one.
+            remove_local(self.local_path())
+            raise
+
+    def store_object(self) -> None:
+        """Upload the local file or directory; each file appears whole or not at all."""
+        self._now("store output in", self._store)
+
+    async def managed_store(self) -> None:
+        """Upload the local file or directory; each file appears whole or not at all."""
+        await self._managed("store output in", Operation.STORE, self._store)
+
+    def remove(self) -> None:
+        """Remove the remote file or directory; a missing one is no error."""
+        self._now("remove", self._remove)
+
+    async def managed_remove(self) -> None:
+        """Remove the remote file or directory; a missing one is no error."""
+        await self._managed("remove", Operation.REMOVE, self._remove)
+
+    def touch(self) -> None:
+        """Set the remote modification time to now."""
+        self._now("touch", self._touch)
+
+    async def managed_touch(self) -> None:
+        """Set the remote modification time to now."""
+        await self._managed("touch", Operation.TOUCH, self._touch)
+
+    # --- procedures
+
+    async def _exists(self, wait: Wait) -> bool:
+        return await self.provider.lookup.stat(self.url, wait) is not None
+
+    async def _found(self, wait: Wait) -> Stat:
+        stat = await self.provider.lookup.stat(self.url, wait)
+        if stat is None:
+            raise RemoteFileNotFound("no such file or directory")
+        return stat
+
+    async def _mtime(self, wait: Wait) -> float:
+        stat = await self._found(wait)
+        if stat.kind == "directory":
+            timestamp = await self.provider.lookup.stat(self.url.join(TIMESTAMP), wait)
+            stat = timestamp or stat
+        return float(stat.mtime)
+
+    async def _size(self, wait: Wait) -> int:
+        stat = await self._found(wait)
+        return 0 if stat.kind == "directory" else stat.size
+
+    async def _footprint(self, wait: Wait) -> int:
+        stat = await self._found(wait)
+        if stat.kind != "directory":
+            return stat.size
+        return await tree_bytes(self.provider.engine(), self.url, wait)
+
+    async def _candidates(self, wait: Wait) -> list[str]:
+        top = queries.constant_directory(self.query)
+        levels = queries.levels_below(self.query)
+        warn = self.provider.logger.warning
+        found = await walk(
+            self.provider.engine(),
+            top,
+            wait,
+            levels,
+            denied=lambda error: warn(f"Not searched for {self.print_query}: {error}"),
+        )
+        return [queries.from_url(url) for url, _stat in found]
+
+    async def _retrieve(self, wait: Wait) -> None:
+        started = time.monotonic()
+        path = self.local_path()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stat = await self._found(wait)
+        if stat.kind == "directory":
+            result = await fetch_directory(self.provider.engine(), self.url, path, wait)
+            moved = self._note_skipped(result)
+            mtime = await self._mtime(wait)
+            os.utime(path, (mtime, mtime))
+        elif stat.kind == "file":
+            if path.is_dir():
+                remove_local(path)
+            moved = (await self._fetch_file(path, stat, wait)).size
+        else:
+            raise TransferError("it is neither a file nor a directory", str(self.url))
+        self._log("Retrieved", moved, time.monotonic() - started)
+
+    async def _fetch_file(self, path: Path, stat: Stat, wait: Wait) -> Stat:
+        engine, memory = self.provider.engine(), self.provider.lookup.memory
+        asked_at = time.monotonic()
+        try:
+            got = await wait(engine.fetch(self.url, path, expect=stat))
+        except RemoteChanged:
+            # It has changed since it was asked about: what was remembered is out of date.
+            memory.forget(self.url)
+            got = await wait(engine.fetch(self.url, path))
+        except RemoteFileNotFound:
+            memory.remember(self.url, None, asked_at)
+            raise
+        memory.remember(self.url, got, asked_at)
+        return got
+
+    async def _store(self, wait: Wait) -> None:
+        started = time.monotonic()
+        path, engine, memory = (
+            self.local_path(),
+            self.provider.engine(),
+            self.provider.lookup.memory,
+        )
+        if path.is_dir():
+            memory.forget(self.url)
+            try:
+                result = await wait(engine.store_tree(path, self.url))
+            finally:
+                memory.forget(self.url)
+            raise_failure(result)
+            moved = self._note_skipped(result)
+        else:
+            stat = await wait(engine.store(path, self.url))
+            memory.remember(self.url, stat, time.monotonic())
+            moved = stat.size
+        self._log("Stored", moved, time.monotonic() - started)
+
+    async def _remove(self, wait: Wait) -> None:
+        url, lookup = self.url, self.provider.lookup
+        if queries.why_invalid(self.query):
+            raise UnsafeName("a whole server is never removed", str(url))
+        stat = await lookup.ask(url, wait)
+        if stat is None:
+            return
+        is_tree = stat.kind == "directory" and self._may_be_directory()
+        await wait(self.provider.engine().remove(url, recursive=is_tree, missing_ok=True))
+        lookup.memory.forget(url)
+        lookup.memory.remember(url, None, time.monotonic())
+
+    async def _touch(self, wait: Wait) -> None:
+        engine, lookup = self.provider.engine(), self.provider.lookup
+        stat = await self._found(wait)
+        now = int(time.time())
+        if stat.kind == "directory":
+            timestamp = self.url.join(TIMESTAMP)
+            if await lookup.ask(timestamp, wait) is not None:
+                await wait(engine.touch(timestamp, now))
+        await wait(engine.touch(self.url, now))
+        lookup.memory.forget(self.url)
+        if stat.kind == "file":
+            lookup.memory.remember(self.url, stat._replace(mtime=now), time.monotonic())
+
+    # --- how procedures are run
+
+    def _now(self, action: str, procedure: Callable[[Wait], Any]) -> Any:
+        try:
+            return run_now(procedure(blocking))
+        except Exception as error:
+            raise self._explained(action, error) from error
+
+    async def _managed(
+        self, action: str, operation: Operation, procedure: Callable[[Wait], Awaitable[T]]
+    ) -> T:
+        try:
+            async with self._limit(operation):
+                return await procedure(on_loop)
+        except Exception as error:
+            raise self._explained(action, error) from error
+
+    def _limit(self, operation: Operation) -> contextlib.AbstractAsyncContextManager[Any]:
+        """Return the user's rate limit, nothing for a question that memory answers."""
+        asks = operation in (Operation.EXISTS, Operation.MTIME, Operation.SIZE)
+        if asks and self.provider.lookup.memory.recall(self.url) is not None:
+            return contextlib.nullcontext()
+        return self._rate_limiter(operation)
+
+    def _explained(self, action: str, error: Exception) -> WorkflowError:
+        return explain(action, self.print_query, self.local_path(), error)
+
+    def _may_be_directory(self) -> bool:
+        """Whether Snakemake uses the object as a directory, or does not say."""
+        iofile = getattr(self, "_iofile", None)
+        return iofile is None or bool(iofile.is_directory)
+
+    def _note_skipped(self, result: TreeResult) -> int:
+        for name, reason in result.skipped:
+            self.provider.logger.warning(f"Left out of {self.print_query}: {name} ({reason})")
+        return result.bytes
+
+    def _log(self, done: str, moved_bytes: int, seconds: float) -> None:
+        rate = format_size(moved_bytes / max(seconds, 1e-3), binary=True)
+        self.provider.logger.info(
+            f"{done} {self.print_query}: {format_size(moved_bytes, binary=True)} in "
+            f"{seconds:.1f} s ({rate}/s)"
+        )
+
+
+def remove_local(path: Path) -> None:
+    """Remove a local file or directory, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _fill(cache: IOCacheStorageInterface, key: str, stat: Stat) -> None:
+    cache.exists_in_storage[key] = True
+    if stat.kind == "file":
+        cache.size[key] = stat.size
+        cache.mtime[key] = Mtime(storage=float(stat.mtime))

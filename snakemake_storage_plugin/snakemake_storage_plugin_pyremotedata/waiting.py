@@ -1,0 +1,40 @@
+"""Two ways to wait for the engine, for procedures that are written once.
+
+A procedure is a coroutine function that takes `on_loop` or `blocking` and awaits everything
+through it. With `blocking` it never suspends, so `run_now` can run it without an event loop,
+also where one is running already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+Wait = Callable[[Future[Any]], Awaitable[Any]]
+
+
+async def on_loop(future: Future[T]) -> T:
+    """Wait without blocking the running loop; cancelling the waiter cancels the future."""
+    return await asyncio.wrap_future(future)
+
+
+async def blocking(future: Future[T]) -> T:
+    """Wait in the calling thread; an interrupt cancels the future."""
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
+
+
+def run_now(procedure: Coroutine[Any, Any, T]) -> T:
+    """Run a procedure that waits with `blocking` to its end, in the calling thread."""
+    try:
+        procedure.send(None)
+    except StopIteration as end:
+        return end.value
+    procedure.close()
+    raise RuntimeError("a procedure that should block has suspended")
