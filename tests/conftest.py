@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,10 +13,13 @@ import pytest
 from workflows.embedded_sshd import descendants
 
 from .relay import Relay
-from .servers import ChrootSshd, Sshd
+from .servers import ChrootSshd, Sshd, processes_with
 
 _OWN_CHILDREN_OF_PYTHON = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 LEAK_TIMEOUT_S = 5.0
+# Whatever is started inherits it, and so can be found when it has lost its parent.
+RUN_MARK = f"TEST_RUN={secrets.token_hex(8)}"
+os.environ.update([RUN_MARK.split("=")])
 
 
 @pytest.fixture(autouse=True)
@@ -111,8 +115,9 @@ def _nothing_left_running() -> Iterator[None]:
 
 
 def _children() -> dict[int, str]:
+    """Return what this run has started, also what has lost its parent: command by pid."""
     found = {}
-    for pid in descendants(os.getpid()):
+    for pid in {*descendants(os.getpid()), *processes_with(RUN_MARK)} - {os.getpid()}:
         try:
             command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
         except OSError:
