@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -128,4 +129,6 @@ def _children() -> dict[int, str]:
 
 
 def _close_shared_engines() -> None:
-    """Shared engines live until the process exits, which is after this check."""
+    """Close what lives until the process exits, which is after this check."""
+    if engine := sys.modules.get("pyremotedata_core.engine"):
+        engine._close_all()
