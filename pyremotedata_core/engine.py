@@ -341,7 +341,8 @@ class _Link:
 
     def _cancel(self, request_id: int) -> None:
         with self._lock, contextlib.suppress(OSError):
-            if not self.ended and self._pending.pop(request_id, None):
+            if not self.ended and request_id in self._pending:
+                del self._pending[request_id]
                 self._sock.sendall(pack([(request_id, "cancel", ())]))
 
     def _read(self, sock: socket.socket) -> None:

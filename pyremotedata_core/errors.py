@@ -63,13 +63,13 @@ class TransferError(Exception):
         }
 
 
-class RemoteFileNotFound(TransferError, FileNotFoundError):
+class RemoteFileNotFound(TransferError, FileNotFoundError):  # type: ignore[misc]
     """The server says that there is no such file or directory."""
 
     _errno = errno.ENOENT
 
 
-class RemotePermissionDenied(TransferError, PermissionError):
+class RemotePermissionDenied(TransferError, PermissionError):  # type: ignore[misc]
     """The server refuses access to a file or directory."""
 
     _errno = errno.EACCES
@@ -89,7 +89,7 @@ class ConnectionLost(TransferError):
     retryable = True
 
 
-class TransferTimeout(TransferError, TimeoutError):
+class TransferTimeout(TransferError, TimeoutError):  # type: ignore[misc]
     """Nothing moved for the configured number of seconds."""
 
     retryable = True

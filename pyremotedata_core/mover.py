@@ -355,9 +355,11 @@ class Fetch(_FileJob):
         expect: Stat | None,
         background: bool,
         on_bytes: OnBytes | None,
+        prepared: bool = False,
     ) -> None:
         super().__init__(mover, url, done, on_bytes, background)
         self._path = path
+        self._prepared = prepared  # the local directory is there
         self._part = Part(path)
         self._given = expect
         self._attempts = 0
@@ -381,7 +383,8 @@ class Fetch(_FileJob):
             self._end(None, ServerRefused(f"is {kind}; a file was meant", str(self._url)))
             return
         try:
-            make_directory(local_parent(self._path))
+            if not self._prepared:
+                make_directory(local_parent(self._path))
             check_target(self._path, stat.size)
         except TransferError as local_error:
             self._end(None, local_error)

@@ -201,8 +201,8 @@ class SshChild:
             # process group with the proxy commands that it starts.
             self._process = subprocess.Popen(
                 argv,
-                stdin=theirs,
-                stdout=theirs,
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
                 stderr=subprocess.PIPE,
                 env=ssh_environment(settings),
                 start_new_session=True,
