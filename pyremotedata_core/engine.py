@@ -85,6 +85,10 @@ class TransferEngine:
         """Ask for the server's canonical form of a path."""
         return self._request("realpath", (_plain(url),), _same)
 
+    def info(self, url: AnyURL) -> Future[dict[str, Any]]:
+        """Ask what an SFTP server offers: extensions, limits (bytes), round trip (seconds)."""
+        return self._request("info", (_plain(url),), _same)
+
     def touch(self, url: AnyURL, mtime: int | None = None) -> Future[None]:
         """Set the mtime of an existing file, in seconds since the epoch; now by default."""
         return self._request("touch", (_plain(url), mtime), _same)

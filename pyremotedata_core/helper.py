@@ -230,6 +230,10 @@ def _realpath(mover: Mover, done: Any, _count: Count, url: PlainURL) -> Job:
     return mover.realpath(_url(url), done)
 
 
+def _info(mover: Mover, done: Any, _count: Count, url: PlainURL) -> Job:
+    return mover.info(_url(url), done)
+
+
 def _touch(mover: Mover, done: Any, _count: Count, url: PlainURL, mtime: int | None) -> Job:
     return mover.touch(_url(url), mtime, done)
 
@@ -316,6 +320,7 @@ _METHODS: dict[str, Callable[..., Job]] = {
     "stat": _stat,
     "scandir": _scandir,
     "realpath": _realpath,
+    "info": _info,
     "touch": _touch,
     "rename": _rename,
     "mkdir": _mkdir,

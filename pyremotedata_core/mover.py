@@ -139,6 +139,10 @@ class Mover:
 
         return RemoveTree(self, url, removed)
 
+    def info(self, url: RemoteURL, done: Done) -> Job:
+        """Ask what the server offers: its extensions, limits and round trip."""
+        return self._ask(url, "info", (), done)
+
     # --- files -------------------------------------------------------------------------------
 
     def fetch(

@@ -680,6 +680,18 @@ def _publish(
     return stat
 
 
+def _info(session: SftpSession) -> Sequence:
+    """Return what the server says of itself, with one round trip measured."""
+    yield wire.REALPATH, wire.string(b".")
+    return {
+        "extensions": sorted(session.extensions),
+        "read_bytes": session.read_bytes,
+        "write_bytes": session.write_bytes,
+        "operations": session.max_operations,
+        "round_trip_s": session.rtt_s,
+    }
+
+
 _SEQUENCES: dict[str, Callable[..., Sequence]] = {
     "stat": _stat,
     "realpath": _realpath,
@@ -690,4 +702,5 @@ _SEQUENCES: dict[str, Callable[..., Sequence]] = {
     "rename": _rename,
     "create": _create,
     "publish": _publish,
+    "info": _info,
 }

@@ -1,0 +1,132 @@
+"""Doctor: what stands between this machine and a server, and what to do about it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from .config import config_path
+from .engine import TransferEngine
+from .errors import TransferError
+from .model import Stat
+from .ssh import find_ssh, ssh_version
+from .url import RemoteURL
+
+MEASURED_BYTES = 64 << 20
+OLDEST_SSH = (8, 0)
+
+
+class Finding(NamedTuple):
+    """One checked thing: its name, whether it is well (None: not needed), and a sentence."""
+
+    what: str
+    well: bool | None
+    said: str
+
+
+def examine(engine: TransferEngine, url: RemoteURL) -> Iterator[Finding]:
+    """Check one thing after the other; stop at the first that makes the next ones pointless.
+
+    Parameters
+    ----------
+    engine : TransferEngine
+    url : RemoteURL
+        A directory or file of the server. A file is read, up to 64 MiB, to measure the rate.
+    """
+    yield from _programs(url)
+    path = config_path()
+    yield Finding("config file", True if path.exists() else None, str(path))
+    started = time.monotonic()
+    try:
+        stat = engine.stat(url).result()
+    except TransferError as error:
+        yield Finding("connection", False, str(error))
+        return
+    yield Finding(
+        "connection", True, f"host key known, logged in within {time.monotonic() - started:.2f} s"
+    )
+    yield Finding("path", True, f"{url} is a {stat.kind}")
+    if url.scheme == "sftp" and engine.settings.transport != "lftp":
+        try:
+            yield from _server(engine, url)
+        except TransferError as error:
+            yield Finding("server", False, str(error))
+            return
+    yield from _throughput(engine, url, stat)
+
+
+def _programs(url: RemoteURL) -> Iterator[Finding]:
+    try:
+        path = find_ssh()
+    except TransferError as error:
+        yield Finding("ssh", False, str(error))
+    else:
+        version = ssh_version()
+        said = f"{path}, OpenSSH {version[0]}.{version[1]}"
+        if version < OLDEST_SSH:
+            yield Finding("ssh", False, f"{said}; install OpenSSH 8.0 or newer")
+        else:
+            yield Finding("ssh", True, said)
+    lftp = shutil.which("lftp")
+    if lftp:
+        done = subprocess.run([lftp, "--version"], capture_output=True, text=True, timeout=10)
+        words = done.stdout.split()
+        version_text = words[words.index("Version") + 1] if "Version" in words else "?"
+        yield Finding("lftp", True, f"{lftp}, {version_text}")
+    else:
+        needed = url.scheme != "sftp"
+        yield Finding(
+            "lftp",
+            False if needed else None,
+            "not installed; needed for ftp:// and ftps:// only (Debian, Ubuntu: apt install lftp)",
+        )
+
+
+def _server(engine: TransferEngine, url: RemoteURL) -> Iterator[Finding]:
+    info = engine.info(url).result()
+    trips = []
+    for _ in range(5):
+        started = time.monotonic()
+        engine.realpath(url).result()
+        trips.append(time.monotonic() - started)
+    yield Finding("round trip", True, f"{min(trips) * 1000:.1f} ms")
+    extensions = info["extensions"]
+    yield Finding("extensions", True, ", ".join(extensions) if extensions else "none")
+    if "posix-rename@openssh.com" in extensions:
+        yield Finding("replacing a file", True, "in one atomic step")
+    else:
+        yield Finding(
+            "replacing a file",
+            True,
+            "by the server's plain rename; where it refuses, the old file is renamed aside first",
+        )
+    yield Finding(
+        "limits",
+        True,
+        f"reads of {info['read_bytes']} bytes, writes of {info['write_bytes']},"
+        f" {info['operations']} files at once",
+    )
+
+
+def _throughput(engine: TransferEngine, url: RemoteURL, stat: Stat) -> Iterator[Finding]:
+    if stat.kind != "file":
+        yield Finding("throughput", None, "give the URL of a file to measure it")
+        return
+    if stat.size > MEASURED_BYTES:
+        yield Finding("throughput", None, "give the URL of a file of at most 64 MiB to measure it")
+        return
+    with tempfile.TemporaryDirectory(prefix="pyremotedata-doctor-") as folder:
+        started = time.monotonic()
+        try:
+            engine.fetch(url, os.path.join(folder, "probe"), expect=stat).result()
+        except TransferError as error:
+            yield Finding("throughput", False, str(error))
+            return
+        seconds = time.monotonic() - started
+    rate = stat.size / seconds / 2**20
+    yield Finding("throughput", True, f"{rate:.1f} MiB/s ({stat.size} bytes in {seconds:.2f} s)")

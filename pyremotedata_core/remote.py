@@ -1,0 +1,303 @@
+"""Remote: a directory on a server, for scripts and notebooks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .config import ConnectionSettings
+from .engine import AnyPath, TransferEngine
+from .errors import (
+    ConfigurationError,
+    RemoteFileNotFound,
+    TransferError,
+    from_plain,
+)
+from .model import Entry, Stat, TreeResult
+from .progress import Progress, shown
+from .url import RemoteURL, looks_like_url
+
+T = TypeVar("T")
+
+
+class Remote:
+    """A remote directory; paths are relative to it, or absolute, or whole URLs.
+
+    Parameters
+    ----------
+    url : str or RemoteURL, optional
+        Default: the configured remote (environment or config file).
+    engine : TransferEngine, optional
+        Use this engine, and leave it open. Default: one of its own.
+    **settings
+        Fields of `ConnectionSettings`.
+
+    Raises
+    ------
+    ConfigurationError
+        If no remote is given or configured, or a setting is wrong.
+
+    Notes
+    -----
+    Thread-safe. Nothing connects before the first request. Every method waits for its result
+    and raises a `TransferError` if it fails.
+    """
+
+    def __init__(
+        self,
+        url: str | RemoteURL | None = None,
+        *,
+        engine: TransferEngine | None = None,
+        **settings: Any,
+    ) -> None:
+        if engine is not None and settings:
+            raise ConfigurationError("give either an engine or settings: the engine has its own")
+        loaded = engine.settings if engine else ConnectionSettings.load(**settings)
+        self.url = RemoteURL.parse(url) if url is not None else loaded.root()
+        self._owns_engine = engine is None
+        self.engine = engine or TransferEngine(loaded)
+
+    def __enter__(self) -> Remote:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Remote({str(self.url)!r})"
+
+    def close(self) -> None:
+        """End the engine, if it is this object's own."""
+        if self._owns_engine:
+            self.engine.close()
+
+    def locate(self, path: str | RemoteURL) -> RemoteURL:
+        """Return the URL of a path."""
+        if isinstance(path, RemoteURL):
+            return path
+        return RemoteURL.parse(path) if looks_like_url(path) else self.url.join(path)
+
+    # --- looking ---------------------------------------------------------------------------
+
+    def ls(self, path: str | RemoteURL = "") -> list[str]:
+        """Return the names in a directory, sorted; for a file, its name."""
+        return [entry.name for entry in self.scandir(path)]
+
+    def scandir(self, path: str | RemoteURL = "") -> list[Entry]:
+        """Return the entries of a directory, sorted by name; for a file, its own."""
+        url = self.locate(path)
+        try:
+            entries = _wait(self.engine.scandir(url))
+            return sorted(entries)
+        except TransferError:
+            stat = _wait(self.engine.stat(url))
+            if stat.kind == "directory":
+                raise
+            return [Entry(url.name, stat)]
+
+    def stat(self, path: str | RemoteURL = "") -> Stat:
+        """Return what the server says of a file; links are followed."""
+        return _wait(self.engine.stat(self.locate(path)))
+
+    def exists(self, path: str | RemoteURL) -> bool:
+        """Whether there is such a file or directory. Anything else than yes or no is an error."""
+        try:
+            self.stat(path)
+        except RemoteFileNotFound:
+            return False
+        return True
+
+    # --- moving ----------------------------------------------------------------------------
+
+    def get(
+        self,
+        source: str | RemoteURL,
+        destination: AnyPath = ".",
+        *,
+        progress: bool | Progress | None = None,
+    ) -> Path:
+        """Download a file, or a directory with all that is in it.
+
+        Parameters
+        ----------
+        source : str or RemoteURL
+        destination : path-like
+            An existing directory, or one that ends in ``/``, receives the source under its own
+            name; otherwise this is the new name. Missing parents are made.
+        progress : bool or callable
+            True for a bar on a terminal; or a function of (bytes, files).
+
+        Returns
+        -------
+        pathlib.Path
+            Where it is now.
+
+        Raises
+        ------
+        TransferError
+            If it fails. Of a directory, the files that could be moved are then there.
+        """
+        url = self.locate(source)
+        stat = _wait(self.engine.stat(url))
+        target = _local_target(url, destination)
+        with shown(progress, url.name or url.host, stat.size or None) as tell:
+            if stat.kind == "directory":
+                result = _wait(self.engine.fetch_tree(url, target, on_progress=tell))
+                _raise_failures(result)
+            else:
+                _wait(self.engine.fetch(url, target, expect=stat, on_progress=tell))
+        return target
+
+    def get_many(
+        self,
+        sources: Iterable[str | RemoteURL],
+        directory: AnyPath = ".",
+        *,
+        progress: bool | Progress | None = None,
+    ) -> list[Path]:
+        """Download many files into one directory, all at once.
+
+        Returns
+        -------
+        list of pathlib.Path
+            Where they are now, in the order of the sources.
+
+        Raises
+        ------
+        ConfigurationError
+            If two sources have the same name.
+        TransferError
+            If one fails; the others have been moved by then.
+        """
+        urls = [self.locate(source) for source in sources]
+        targets = [Path(directory) / url.name for url in urls]
+        if len(set(targets)) < len(targets):
+            twice = next(t.name for i, t in enumerate(targets) if t in targets[:i])
+            raise ConfigurationError(f"two of the files are called {twice!r}")
+        with shown(progress, f"{len(urls)} files") as tell:
+            pairs = zip(urls, targets, strict=True)
+            _raise_failures(_wait(self.engine.fetch_many(pairs, on_progress=tell)))
+        return targets
+
+    def put(
+        self,
+        source: AnyPath,
+        destination: str | RemoteURL = "",
+        *,
+        progress: bool | Progress | None = None,
+    ) -> RemoteURL:
+        """Upload a file, or a directory with all that is in it; the mirror of `get`.
+
+        Returns
+        -------
+        RemoteURL
+            Where it is now.
+        """
+        local = Path(source)
+        url = self.locate(destination)
+        target = self._remote_target(local, url)
+        size = local.stat().st_size if local.is_file() else None
+        with shown(progress, local.name, size) as tell:
+            if local.is_dir():
+                _raise_failures(_wait(self.engine.store_tree(local, target, on_progress=tell)))
+            else:
+                _wait(self.engine.store(local, target, on_progress=tell))
+        return target
+
+    def sync(
+        self,
+        remote: str | RemoteURL = "",
+        local: AnyPath = ".",
+        *,
+        direction: str = "down",
+        delete: bool = False,
+        progress: bool | Progress | None = None,
+    ) -> TreeResult:
+        """Make one directory hold what the other holds; files with equal size and mtime stay.
+
+        Parameters
+        ----------
+        remote : str or RemoteURL
+        local : path-like
+        direction : {"down", "up"}
+            Which of both is changed: the local one, or the remote one.
+        delete : bool
+            Remove what the source does not hold.
+        progress : bool or callable
+            As for `get`.
+
+        Returns
+        -------
+        TreeResult
+
+        Raises
+        ------
+        TransferError
+            If a file fails; the others have been moved by then.
+        """
+        if direction not in ("down", "up"):
+            raise ConfigurationError(f"direction is 'down' or 'up', not {direction!r}")
+        url = self.locate(remote)
+        with shown(progress, "sync") as tell:
+            if direction == "down":
+                future = self.engine.fetch_tree(
+                    url, local, compare=True, delete=delete, on_progress=tell
+                )
+            else:
+                future = self.engine.store_tree(
+                    local, url, compare=True, delete=delete, on_progress=tell
+                )
+            result = _wait(future)
+        _raise_failures(result)
+        return result
+
+    # --- changing --------------------------------------------------------------------------
+
+    def mkdir(self, path: str | RemoteURL) -> None:
+        """Make a directory and its parents; an existing one is no error."""
+        _wait(self.engine.mkdir(self.locate(path)))
+
+    def rm(self, path: str | RemoteURL, *, recursive: bool = False) -> None:
+        """Remove a file; with ``recursive`` a directory and all that is in it."""
+        _wait(self.engine.remove(self.locate(path), recursive=recursive))
+
+    def _remote_target(self, local: Path, url: RemoteURL) -> RemoteURL:
+        name = local.resolve().name
+        if url.trailing_slash:
+            return url.join(name)
+        try:
+            is_directory = _wait(self.engine.stat(url)).kind == "directory"
+        except RemoteFileNotFound:
+            is_directory = False
+        return url.join(name) if is_directory else url
+
+
+def _local_target(url: RemoteURL, destination: AnyPath) -> Path:
+    text = os.fspath(destination)
+    into = text.endswith(os.sep) or os.path.isdir(text)
+    name = url.name
+    # The root and the login directory have no name of their own: their content goes there.
+    return Path(text) / name if into and name not in ("", "~") else Path(text)
+
+
+def _raise_failures(result: TreeResult) -> None:
+    if not result.failed:
+        return
+    error = from_plain(result.failed[0])
+    others = len(result.failed) - 1
+    if others:
+        error = type(error)(
+            f"{error.message} (and {others} other failures)", error.url, error.retryable
+        )
+    raise error
+
+
+def _wait(future: Future[T]) -> T:
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()  # Ctrl-C: what is under way ends, too
+        raise
