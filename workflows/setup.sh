@@ -37,18 +37,26 @@ trap 'exit 130' INT TERM HUP
 main() {
     find_ssh
     find_lftp
-    python=$(find_python) || fail python "none is $minimum or newer; install one: $(hint python3)"
     make_venv
     install_project
 }
 
 find_ssh() {
-    if ! has sshd || ! has ssh || ! has sftp; then
-        can_apt && { apt_install openssh-server openssh-client || true; }
+    if can_apt; then
+        has ssh && has sftp || apt_install openssh-client || true
+        has sshd || install_sshd || true
     fi
-    has ssh || fail ssh "OpenSSH is not installed: $(hint openssh-client)"
+    has ssh && has sftp || fail ssh "OpenSSH is not installed: $(hint openssh-client)"
     has sshd || fail sshd "the embedded server needs OpenSSH's sshd: $(hint openssh-server)"
     say sshd "$(command -v sshd)"
+}
+
+# Only the program is wanted: no server is started, now or with the system.
+install_sshd() {
+    apt_install openssh-server || return
+    if [ -d /run/systemd/system ]; then
+        systemctl -q disable ssh.service ssh.socket >>"$log" 2>&1 || true
+    fi
 }
 
 find_lftp() {
@@ -65,7 +73,8 @@ find_lftp() {
 find_python() {
     local candidate
     for candidate in ${PYTHON:+"$PYTHON"} python3 python3.14 python3.13 python3.12 python3.11; do
-        if "$candidate" -c "import sys; sys.exit(sys.version_info < (${minimum/./, }))" 2>>"$log"; then
+        if "$candidate" -c "import sys; sys.exit(sys.version_info < (${minimum/./, }))" \
+            >/dev/null 2>&1; then
             command -v "$candidate"
             return
         fi
@@ -78,13 +87,15 @@ make_venv() {
         say python "$("$venv/bin/python" --version) in .venv, as before"
         return
     fi
-    local version
+    local python version
+    python=$(find_python) ||
+        fail python "none here is $minimum or newer; install one and name it: PYTHON=/path/to/python"
     version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     # Debian's python3 comes without ensurepip, which only its python3-venv brings.
-    if ! "$python" -c 'import ensurepip, venv' 2>>"$log" && can_apt; then
+    if ! "$python" -c 'import venv; from ensurepip import version' 2>>"$log" && can_apt; then
         apt_install "python$version-venv" || apt_install python3-venv || true
     fi
-    "$python" -c 'import ensurepip, venv' 2>>"$log" ||
+    "$python" -c 'import venv; from ensurepip import version' 2>>"$log" ||
         fail python "$python cannot make virtual environments: $(hint "python$version-venv")"
     "$python" -m venv --clear "$venv" >>"$log" 2>&1 || fail python "making .venv failed"
     say python "$("$venv/bin/python" --version) in .venv, new"
@@ -113,7 +124,7 @@ install_project() {
     say packages "pyremotedata-suite[$extra] installed in $((SECONDS - started)) s"
 }
 
-has() { command -v "$1" >/dev/null; }
+has() { [ -x "$(command -v "$1")" ]; }
 
 can_apt() { [ "$(id -u)" = 0 ] && has apt-get; }
 
@@ -135,12 +146,6 @@ apt_install() {
             return 1
         }
     fi
-    # A server that was installed for this should not start with the system either.
-    case " $* " in *" openssh-server "*)
-        [ -d /run/systemd/system ] && systemctl -q disable ssh.service ssh.socket >>"$log" 2>&1
-        ;;
-    esac
-    return 0
 }
 
 apt_get() {
