@@ -272,7 +272,7 @@ def test_a_refusing_relay_takes_connections_again(relay_factory, echo):
 
 def test_a_relay_to_nowhere_breaks_the_connection(relay_factory):
     relay = relay_factory(free_port())
-    with connect(relay) as client, pytest.raises(ConnectionResetError):
+    with pytest.raises(ConnectionResetError), connect(relay) as client:
         client.recv(1)
 
 
