@@ -23,7 +23,9 @@ from .errors import (
     RemotePermissionDenied,
     ServerRefused,
     TransferError,
+    TransferTimeout,
 )
+from .journal import Journal, Orphan
 from .local import LocalSource, Part, check_target, make_directory
 from .loop import Loop
 from .model import Entry, Stat
@@ -49,6 +51,7 @@ class Mover:
         self._pools: dict[str, Pool] = {}
         self._names = TemporaryNames()
         self._jobs: set[Job] = set()
+        self._journals: dict[str, Journal] = {}
 
     def close(self) -> None:
         """End every job and session."""
@@ -56,6 +59,9 @@ class Mover:
             job.cancel()
         for pool in self._pools.values():
             pool.close()
+        self.loop.drain()  # jobs remove their local temporary files as they end
+        for journal in self._journals.values():
+            journal.close()
         self._pools.clear()
 
     # --- questions and small changes ---------------------------------------------------------
@@ -185,13 +191,33 @@ class Mover:
         if pool is None:
             settings = self.settings.for_url(url)
             make = self._session_maker(url, settings)
-            pool = Pool(self.loop, url.server, settings, make)
+            on_open = partial(self._clear_orphans, url)
+            pool = Pool(self.loop, url.server, settings, make, on_open)
             self._pools[url.server] = pool
         return pool
 
     def temporary_beside(self, path: str) -> str:
         """Return a temporary remote path in the directory of a final one."""
         return posixpath.join(posixpath.dirname(path), self._names.next())
+
+    def journal(self, url: RemoteURL) -> Journal:
+        """Return the journal of uploads to a URL's server."""
+        journal = self._journals.get(url.server)
+        if journal is None:
+            journal = self._journals[url.server] = Journal(url.server)
+        return journal
+
+    def _clear_orphans(self, url: RemoteURL) -> None:
+        """Remove what killed uploads of this node left at a server, when nothing else waits."""
+        journal = self.journal(url)
+        for orphan in journal.adopt():
+
+            def cleared(_: Any, error: TransferError | None, orphan: Orphan = orphan) -> None:
+                if error is None or not error.retryable:
+                    journal.end(orphan.temporary)
+
+            operation = Operation("clear_orphan", tuple(orphan), cleared)
+            self.pool(url).submit(operation, background=True)
 
     def segments(self, url: RemoteURL) -> bool:
         """Whether the URL's transport moves parts of a file."""
@@ -473,6 +499,7 @@ class Store(_FileJob):
             return
         self._size = self._source.size
         self._temporary = self._mover.temporary_beside(self._url.path)
+        self._mover.journal(self._url).begin(self._temporary, self._url.path)
         if self._size <= SEGMENT_BYTES or not self._mover.segments(self._url):
             self._submit(
                 "write",
@@ -512,6 +539,8 @@ class Store(_FileJob):
 
     def _stored(self, stat: Stat | None, error: TransferError | None) -> None:
         self._source.close()
+        if error is None or not isinstance(error, ConnectionLost | TransferTimeout):
+            self._mover.journal(self._url).end(self._temporary)
         missing = isinstance(error, RemoteFileNotFound | RemotePermissionDenied)
         if error is not None and self._attempts == 1 and not self.cancelled:
             if missing and self._parents:

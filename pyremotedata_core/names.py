@@ -2,7 +2,8 @@
 
 A temporary file stands in the directory of its final name. It is called
 ``.pyremotedata-HOST-WRITER.part``: HOST tells the node that writes it, WRITER is unique to the
-writing process and file. All characters are among those that every known server takes.
+writing process and file. All characters are among those that every known server takes. The same
+name with ``.old`` is a file that is being replaced on a server that cannot do it in one step.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import secrets
 
 from .errors import UnsafeName
 
-_TEMPORARY = re.compile(r"\.pyremotedata-([0-9a-f]{8})-([0-9a-f]+)\.part")
+_TEMPORARY = re.compile(r"\.pyremotedata-([0-9a-f]{8})-([0-9a-f]+)\.(part|old)")
 
 
 def host_tag() -> str:
@@ -39,6 +40,11 @@ class TemporaryNames:
 def is_temporary(name: str) -> bool:
     """Whether a file name is one of our temporary names."""
     return name.startswith(".pyremotedata-") and _TEMPORARY.fullmatch(name) is not None
+
+
+def aside_name(temporary: str) -> str:
+    """Return the path where the file stands aside that a temporary one replaces."""
+    return temporary.removesuffix(".part") + ".old"
 
 
 def temporary_host(name: str) -> str | None:

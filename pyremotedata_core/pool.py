@@ -111,15 +111,23 @@ class Pool:
         Already those of the server.
     make_session : callable
         ``make_session(on_open, on_lost)`` begins a login.
+    on_first_open : callable
+        Called once, when the server has let us in.
     """
 
     def __init__(
-        self, loop: Loop, url: str, settings: ConnectionSettings, make_session: MakeSession
+        self,
+        loop: Loop,
+        url: str,
+        settings: ConnectionSettings,
+        make_session: MakeSession,
+        on_first_open: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._url = url
         self._settings = settings
         self._make_session = make_session
+        self._on_first_open = on_first_open
         self._slots = SessionSlots(url, settings.connections)
         self._sessions: dict[PoolSession, int] = {}  # to the descriptor of its slot
         self._born: dict[PoolSession, float] = {}
@@ -343,6 +351,8 @@ class Pool:
 
     def _opened(self, _session: PoolSession, took_s: float) -> None:
         self._connect_s = took_s
+        if not self._ever_opened:
+            self._loop.call_soon(self._on_first_open)
         self._ever_opened = True
         self._failures = 0
         self._trouble_since = None

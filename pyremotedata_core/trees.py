@@ -477,7 +477,9 @@ class StoreTree(_Many):
         for name, stat in remote.items():
             path = posixpath.join(relative, name)
             if is_temporary(name):
-                if time.time() - stat.mtime > ORPHAN_AGE_S:
+                # Not one that stands aside: it may be all that is left of a file.
+                old = time.time() - stat.mtime > ORPHAN_AGE_S
+                if old and name.endswith(".part"):
                     self._remove(path)
             elif self._delete and name not in wanted:
                 self._deleted += 1

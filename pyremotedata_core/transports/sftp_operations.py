@@ -24,7 +24,7 @@ from ..errors import (
     from_status,
 )
 from ..model import Entry, Stat
-from ..names import TemporaryNames, check_component
+from ..names import TemporaryNames, aside_name, check_component
 from ..url import encode_path, wire_path
 from . import wire
 from .base import Operation, Sink, Source
@@ -186,7 +186,7 @@ def _touch(session: SftpSession, path: str, mtime: int) -> Sequence:
     _expect_ok(session, path, answer)
 
 
-def _rename(session: SftpSession, old: str, new: str) -> Sequence:
+def _rename(session: SftpSession, old: str, new: str, aside: str = "") -> Sequence:
     """Rename over whatever file stands there, as safely as the server can.
 
     With posix-rename one atomic step. Without: a plain rename, which some servers (MiG) let
@@ -214,7 +214,9 @@ def _rename(session: SftpSession, old: str, new: str) -> Sequence:
         return
     if there[0] != wire.ATTRS:
         raise _error(session, new, answer)
-    aside = posixpath.join(posixpath.dirname(new), _temporary_names.next())
+    if not aside:
+        name = aside_name(_temporary_names.next())
+        aside = posixpath.join(posixpath.dirname(new), name)
     moved = yield wire.RENAME, _path(new) + _path(aside)
     _expect_ok(session, new, moved)
     answer = yield wire.RENAME, _path(old) + _path(new)
@@ -673,11 +675,26 @@ def _publish(
             there = yield wire.LSTAT, _path(path)
             if there[0] == wire.ATTRS:
                 raise ServerRefused("exists already", url)
-        yield from _rename(session, temporary, path)
+        yield from _rename(session, temporary, path, aside_name(temporary))
     except TransferError:
         yield wire.REMOVE, _path(temporary)
         raise
     return stat
+
+
+def _clear_orphan(_session: SftpSession, temporary: str, final: str) -> Sequence:
+    """Remove what a killed upload left; put a file back that stood aside without successor."""
+    aside = aside_name(temporary)
+    _, old, new = yield [
+        (wire.REMOVE, _path(temporary)),
+        (wire.LSTAT, _path(aside)),
+        (wire.LSTAT, _path(final)),
+    ]
+    if old[0] == wire.ATTRS:
+        if new[0] == wire.ATTRS:
+            yield wire.REMOVE, _path(aside)
+        else:
+            yield wire.RENAME, _path(aside) + _path(final)
 
 
 def _info(session: SftpSession) -> Sequence:
@@ -702,5 +719,6 @@ _SEQUENCES: dict[str, Callable[..., Sequence]] = {
     "rename": _rename,
     "create": _create,
     "publish": _publish,
+    "clear_orphan": _clear_orphan,
     "info": _info,
 }
