@@ -26,8 +26,8 @@ from snakemake_interface_storage_plugins.storage_object import (
     StorageObjectWrite,
 )
 
-from pyremotedata_core.errors import RemoteChanged, RemoteFileNotFound, TransferError, UnsafeName
-from pyremotedata_core.model import Stat, TreeResult
+from pyremotedata_core.errors import RemoteChanged, RemoteFileNotFound, TransferError
+from pyremotedata_core.model import Stat
 from pyremotedata_core.url import RemoteURL
 
 from . import query as queries
@@ -36,7 +36,7 @@ from .trees import fetch_directory, raise_failure, tree_bytes, walk
 from .waiting import Wait, blocking, on_loop, run_now
 
 T = TypeVar("T")
-# Where Snakemake keeps the time of a directory, as servers set a directory's own at will.
+# Where Snakemake keeps the time of a directory; a directory's own changes with each entry.
 TIMESTAMP = ".snakemake_timestamp"
 
 
@@ -209,7 +209,9 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
         stat = await self._found(wait)
         if stat.kind == "directory":
             result = await fetch_directory(self.provider.engine(), self.url, path, wait)
-            moved = self._note_skipped(result)
+            for name, reason in result.skipped:
+                self.provider.logger.warning(f"Left out of {self.print_query}: {name} {reason}")
+            moved = result.bytes
             mtime = await self._mtime(wait)
             os.utime(path, (mtime, mtime))
         elif stat.kind == "file":
@@ -237,34 +239,51 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
 
     async def _store(self, wait: Wait) -> None:
         started = time.monotonic()
-        path, engine, memory = (
-            self.local_path(),
-            self.provider.engine(),
-            self.provider.lookup.memory,
-        )
+        path, memory = self.local_path(), self.provider.lookup.memory
         if path.is_dir():
-            memory.forget(self.url)
             try:
-                result = await wait(engine.store_tree(path, self.url))
+                moved = await self._store_directory(path, wait)
             finally:
                 memory.forget(self.url)
-            raise_failure(result)
-            moved = self._note_skipped(result)
         else:
-            stat = await wait(engine.store(path, self.url))
+            stat = await wait(self.provider.engine().store(path, self.url))
             memory.remember(self.url, stat, time.monotonic())
             moved = stat.size
         self._log("Stored", moved, time.monotonic() - started)
 
+    async def _store_directory(self, path: Path, wait: Wait) -> int:
+        # The time stamp goes first: it tells a directory of ours, so that an upload that was
+        # broken off can be removed.
+        stamp = path / TIMESTAMP
+        if not stamp.exists():
+            info = path.stat()
+            stamp.touch()
+            for made in (stamp, path):
+                os.utime(made, ns=(info.st_mtime_ns, info.st_mtime_ns))
+        engine = self.provider.engine()
+        await wait(engine.store(stamp, self.url.join(TIMESTAMP)))
+        result = await wait(engine.store_tree(path, self.url))
+        raise_failure(result)
+        if result.skipped:
+            # The local copy may be removed after this, so nothing of it may be left behind.
+            name, reason = result.skipped[0]
+            raise TransferError(f"cannot upload all of it: {name} {reason}")
+        return result.bytes
+
     async def _remove(self, wait: Wait) -> None:
-        url, lookup = self.url, self.provider.lookup
-        if queries.why_invalid(self.query):
-            raise UnsafeName("a whole server is never removed", str(url))
+        url, lookup, engine = self.url, self.provider.lookup, self.provider.engine()
         stat = await lookup.ask(url, wait)
         if stat is None:
             return
-        is_tree = stat.kind == "directory" and self._may_be_directory()
-        await wait(self.provider.engine().remove(url, recursive=is_tree, missing_ok=True))
+        is_tree = stat.kind == "directory"
+        ours = not is_tree or await lookup.ask(url.join(TIMESTAMP), wait) is not None
+        if not ours and await wait(engine.scandir(url)):
+            # Perhaps somebody's data, and a mistaken output.
+            raise TransferError(
+                f"it is a directory that holds files and that Snakemake has not made (it has no"
+                f" {TIMESTAMP}); remove it yourself if it is meant to be an output"
+            )
+        await wait(engine.remove(url, recursive=is_tree, missing_ok=True))
         lookup.memory.forget(url)
         lookup.memory.remember(url, None, time.monotonic())
 
@@ -308,18 +327,8 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
     def _explained(self, action: str, error: Exception) -> WorkflowError:
         return explain(action, self.print_query, self.local_path(), error)
 
-    def _may_be_directory(self) -> bool:
-        """Whether Snakemake uses the object as a directory, or does not say."""
-        iofile = getattr(self, "_iofile", None)
-        return iofile is None or bool(iofile.is_directory)
-
-    def _note_skipped(self, result: TreeResult) -> int:
-        for name, reason in result.skipped:
-            self.provider.logger.warning(f"Left out of {self.print_query}: {name} ({reason})")
-        return result.bytes
-
     def _log(self, done: str, moved_bytes: int, seconds: float) -> None:
-        rate = format_size(moved_bytes / max(seconds, 1e-3), binary=True)
+        rate = format_size(round(moved_bytes / max(seconds, 1e-3)), binary=True)
         self.provider.logger.info(
             f"{done} {self.print_query}: {format_size(moved_bytes, binary=True)} in "
             f"{seconds:.1f} s ({rate}/s)"

@@ -1,0 +1,117 @@
+"""Workflows for the tests of the Snakemake plugin: written, run by the real ``snakemake``."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+from .servers import Sshd
+
+RUN_TIMEOUT_S = 100
+
+
+@dataclass
+class Outcome:
+    """Exit status and everything that a run has printed."""
+
+    status: int
+    text: str
+
+    def succeeded(self) -> Outcome:
+        """Check that the run went well, or show what it printed."""
+        assert self.status == 0, self.text
+        return self
+
+    def failed(self, *reasons: str) -> Outcome:
+        """Check that the run failed, without a traceback, and gave the reasons on one line."""
+        assert self.status == 1, self.text
+        assert "Traceback" not in self.text, self.text
+        assert not re.search(r'^\s*File ".*snakemake_storage_plugin', self.text, re.M), self.text
+        lines = self.text.splitlines()
+        assert any(all(reason in line for reason in reasons) for line in lines), self.text
+        return self
+
+
+class Workflow:
+    """A directory with a Snakefile, run against a server."""
+
+    def __init__(self, directory: Path, server: Sshd, remote: str) -> None:
+        self.directory = directory
+        self.server = server
+        self.remote = remote
+        self.env = {"PYREMOTEDATA_SSH_CONFIG": str(server.ssh_config)}
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def write(self, text: str, **names: object) -> None:
+        """Write the Snakefile; ``@URL@`` stands for the remote directory, ``@NAME@`` for names."""
+        text = textwrap.dedent(text).replace("@URL@", self.server.url(self.remote))
+        for name, value in names.items():
+            text = text.replace(f"@{name}@", str(value))
+        (self.directory / "Snakefile").write_text(text)
+
+    def run(self, *arguments: str, cores: int = 2) -> Outcome:
+        """Run ``snakemake``."""
+        with self.start(*arguments, cores=cores) as process:
+            try:
+                text, _ = process.communicate(timeout=RUN_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                kill_group(process)
+                text, _ = process.communicate()
+                raise AssertionError(f"the run did not end:\n{text}") from None
+        return Outcome(process.returncode, text)
+
+    def start(self, *arguments: str, cores: int = 2) -> subprocess.Popen[str]:
+        """Start ``snakemake`` in a process group of its own."""
+        command = [sys.executable, "-m", "snakemake", "--cores", str(cores), "--nocolor"]
+        return subprocess.Popen(
+            [*command, *arguments],
+            cwd=self.directory,
+            env={**os.environ, **self.env},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def path(self, relative: str) -> Path:
+        """Return a path of the workflow's directory."""
+        return self.directory / relative
+
+    def remote_path(self, relative: str) -> Path:
+        """Return where the server keeps a file of the remote directory."""
+        return self.server.root / self.remote / relative
+
+    def make_remote(self, relative: str, data: bytes = b"", **options: int) -> Path:
+        """Write a file of the remote directory."""
+        return self.server.make(f"{self.remote}/{relative}", data, **options)
+
+    def local_copy(self, relative: str) -> Path:
+        """Return where the local copy of a remote file lies."""
+        server = f"{self.server.user}@127.0.0.1+{self.server.port}"
+        place = self.directory / ".snakemake/storage/pyremotedata" / server
+        return Path(f"{place}{self.server.remote_path(f'{self.remote}/{relative}')}")
+
+
+def kill_group(process: subprocess.Popen[str]) -> None:
+    """Kill a run and its jobs at once."""
+    os.killpg(process.pid, signal.SIGKILL)
+
+
+def relayed_ssh_config(server: Sshd, directory: Path) -> Path:
+    """Write a file for ``ssh -F`` that knows a server by its key behind any port."""
+    path = directory / "ssh_config_relayed"
+    alias = f"Host *\n    HostKeyAlias [127.0.0.1]:{server.port}\n"
+    path.write_text(alias + server.ssh_config.read_text())
+    return path
+
+
+def temporaries(directory: Path) -> list[str]:
+    """Return the temporary files below a directory."""
+    return [str(path) for path in directory.rglob(".pyremotedata-*")]

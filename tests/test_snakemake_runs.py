@@ -1,0 +1,331 @@
+"""Real runs of ``snakemake`` with remote inputs and outputs, against a real server."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+
+pytest.importorskip("snakemake")
+
+from .snakemake_workflow import Workflow, temporaries
+
+
+@pytest.fixture
+def workflow(sshd, remote_directory, tmp_path):
+    return Workflow(tmp_path / "work", sshd, remote_directory)
+
+
+@pytest.fixture
+def counted(sshd_factory, tmp_path):
+    """A workflow on a server of its own that writes down every request."""
+    server = sshd_factory(log_requests=True)
+    server.make_directory("data")
+    return Workflow(tmp_path / "work", server, "data")
+
+
+WILDCARDS = """
+    rule all:
+        input: "total.txt", storage("@URL@/out/b.up")
+    rule upper:
+        input: storage("@URL@/in/{sample}.txt")
+        output: storage("@URL@/out/{sample}.up")
+        shell: "tr a-z A-Z < {input:q} > {output:q}"
+    rule total:
+        input: storage(expand("@URL@/out/{s}.up", s=["a", "b", "c"]))
+        output: "total.txt"
+        shell: "cat {input:q} > {output}"
+"""
+
+
+def test_wildcards_lead_from_remote_inputs_to_remote_outputs(workflow):
+    for sample in "abc":
+        workflow.make_remote(f"in/{sample}.txt", f"sample {sample}\n".encode() * 1000)
+    workflow.write(WILDCARDS)
+    workflow.run().succeeded()
+    expected = {s: f"SAMPLE {s.upper()}\n".encode() * 1000 for s in "abc"}
+    for sample in "abc":
+        assert workflow.remote_path(f"out/{sample}.up").read_bytes() == expected[sample]
+    assert workflow.path("total.txt").read_bytes() == b"".join(expected.values())
+    assert "Nothing to be done" in workflow.run().succeeded().text
+    workflow.make_remote("in/b.txt", b"new b\n")
+    again = workflow.run().succeeded()
+    assert workflow.remote_path("out/b.up").read_bytes() == b"NEW B\n"
+    assert workflow.remote_path("out/a.up").read_bytes() == expected["a"]
+    assert re.search(r"^upper\s+1$", again.text, re.M), again.text
+
+
+@pytest.mark.parametrize("name", ["a b", "100%41", "a#b?c", "é {x}", "it's; $(touch x) &"])
+def test_names_that_need_care_reach_the_job_and_the_server(workflow, name):
+    data = os.urandom(1000)
+    workflow.make_remote(f"in/{name}.bin", data)
+    encoded = workflow.server.url(name).removeprefix(workflow.server.url("") + "/")
+    workflow.write(
+        """
+        rule all:
+            input: storage(@OUT@)
+        rule copy:
+            input: storage("@URL@/in/{name}.bin")
+            output: storage("@URL@/out/{name}.bin")
+            shell: "cp {input:q} {output:q}"
+        """,
+        OUT=repr(workflow.server.url(f"{workflow.remote}/out") + f"/{encoded}.bin"),
+    )
+    workflow.run().succeeded()
+    assert workflow.remote_path(f"out/{name}.bin").read_bytes() == data
+    assert not workflow.path("x").exists()
+
+
+def test_remote_directories_are_outputs_and_inputs(workflow):
+    workflow.write(
+        """
+        rule all:
+            input: "list.txt", "copy.done"
+        rule make:
+            output: storage("@URL@/tree")
+            shell: "mkdir -p {output}/deep/er {output}/empty && echo 1 > {output}/1 && "
+                   "touch {output}/deep/none && head -c 3000000 /dev/zero > {output}/deep/er/0"
+        rule list:
+            input: storage("@URL@/tree")
+            output: "list.txt"
+            shell: "cd {input} && find . -mindepth 1 ! -name .snakemake_timestamp "
+                   "-printf '%y %P %s\\n' | grep -v '^d.* [0-9]*$' | sort > $OLDPWD/{output}; "
+                   "find . -type d | sort >> $OLDPWD/{output}"
+        rule copy:
+            input: storage("@URL@/given")
+            output: touch("copy.done")
+            shell: "cmp {input}/sub/x @X@"
+        """,
+        X=workflow.make_remote("given/sub/x", os.urandom(10_000)),
+    )
+    workflow.run().succeeded()
+    tree = workflow.remote_path("tree")
+    assert (tree / "1").read_bytes() == b"1\n"
+    assert (tree / "deep/er/0").read_bytes() == bytes(3_000_000)
+    assert (tree / "deep/none").read_bytes() == b""
+    assert (tree / "empty").is_dir()
+    assert workflow.path("list.txt").read_text().splitlines() == [
+        *("f 1 2", "f deep/er/0 3000000", "f deep/none 0"),
+        *(".", "./deep", "./deep/er", "./empty"),
+    ]
+    assert "Nothing to be done" in workflow.run().succeeded().text
+    assert not temporaries(workflow.directory) + temporaries(workflow.server.root)
+
+
+SIXTY = """
+    rule join:
+        input: storage(expand("@URL@/in/{n}", n=range(60)))
+        output: "joined"
+        shell: "cat {input:q} > {output}"
+"""
+
+
+def test_the_inputs_of_a_job_are_retrieved_at_the_same_time(counted):
+    data = [os.urandom(20_000) for _ in range(60)]
+    for n, content in enumerate(data):
+        counted.make_remote(f"in/{n}", content)
+    counted.write(SIXTY)
+    counted.run().succeeded()
+    assert counted.path("joined").read_bytes() == b"".join(data)
+    open_files = most = 0
+    for line in counted.server.sftp_log.read_text().splitlines():
+        open_files += bool(re.search(r'\bopen "', line)) - bool(re.search(r'\bclose "', line))
+        most = max(most, open_files)
+    assert most >= 10
+
+
+def test_a_dry_run_asks_little_of_the_server(counted):
+    for n in range(60):
+        counted.make_remote(f"in/{n}", b"x")
+    counted.write(SIXTY)
+    counted.run("-n").succeeded()
+    kinds = counted.server.request_kinds()
+    assert kinds.get("stat", 0) + kinds.get("lstat", 0) <= 4, kinds
+    assert kinds.get("opendir", 0) <= 2, kinds
+    assert counted.server.logins() <= 2
+
+
+def test_questions_do_not_grow_with_the_rounds_of_scheduling(counted):
+    for n in range(30):
+        counted.make_remote(f"in/{n}", b"x" * n)
+    counted.write(
+        """
+        rule all:
+            input: expand("out/{n}", n=range(30))
+        rule one:
+            input: storage("@URL@/in/{n}")
+            output: "out/{n}"
+            shell: "cp {input} {output}"
+        """
+    )
+    counted.run(cores=1).succeeded()
+    for n in range(30):
+        assert counted.path(f"out/{n}").read_bytes() == b"x" * n
+    kinds = counted.server.request_kinds()
+    assert kinds.get("stat", 0) + kinds.get("lstat", 0) <= 10, kinds
+    assert kinds.get("opendir", 0) <= 3, kinds
+
+
+def test_a_registered_provider_takes_its_settings_from_the_snakefile(workflow):
+    workflow.make_remote("in.txt", b"hello\n")
+    workflow.env.clear()
+    workflow.write(
+        """
+        storage near:
+            provider="pyremotedata",
+            ssh_config="@CONFIG@",
+            connections=1,
+            timeout=20,
+        rule copy:
+            input: storage.near("@URL@/in.txt")
+            output: storage.near("@URL@/out.txt")
+            shell: "cp {input} {output}"
+        """,
+        CONFIG=workflow.server.ssh_config,
+    )
+    workflow.run().succeeded()
+    assert workflow.remote_path("out.txt").read_bytes() == b"hello\n"
+
+
+def test_settings_come_from_the_command_line(workflow):
+    workflow.make_remote("in.txt", b"hello\n")
+    workflow.env.clear()
+    workflow.write(
+        """
+        rule copy:
+            input: storage.pyremotedata("@URL@/in.txt")
+            output: storage.pyremotedata("@URL@/out.txt")
+            shell: "cp {input} {output}"
+        """
+    )
+    workflow.run("--storage-pyremotedata-ssh-config", str(workflow.server.ssh_config)).succeeded()
+    assert workflow.remote_path("out.txt").read_bytes() == b"hello\n"
+
+
+def test_a_default_storage_provider_holds_the_files_of_the_workflow(workflow):
+    workflow.make_remote("in/a.txt", b"a\n")
+    workflow.write(
+        """
+        rule all:
+            input: "out/a.2"
+        rule one:
+            input: "in/{s}.txt"
+            output: "out/{s}.1"
+            log: "logs/{s}.log"
+            shell: "cat {input} {input} > {output} 2> {log}"
+        rule two:
+            input: "out/{s}.1"
+            output: directory("out/{s}.2")
+            shell: "mkdir {output}; cp {input} {output}/x"
+        """
+    )
+    url = workflow.server.url(workflow.remote)
+    arguments = ("--default-storage-provider", "pyremotedata", "--default-storage-prefix", url)
+    workflow.run(*arguments).succeeded()
+    assert workflow.remote_path("out/a.1").read_bytes() == b"a\na\n"
+    assert workflow.remote_path("out/a.2/x").read_bytes() == b"a\na\n"
+    assert workflow.remote_path("logs/a.log").exists()
+    assert "Nothing to be done" in workflow.run(*arguments).succeeded().text
+
+
+def test_our_own_scheme_names_the_provider(workflow):
+    workflow.make_remote("in.txt", b"hello\n")
+    workflow.write(
+        """
+        rule copy:
+            input: storage("pyremotedata+@URL@/in.txt")
+            output: "out.txt"
+            shell: "cp {input} {output}"
+        """
+    )
+    workflow.run().succeeded()
+    assert workflow.path("out.txt").read_bytes() == b"hello\n"
+
+
+def test_wildcards_are_globbed_on_the_server(workflow):
+    for name in ("a 1", "b%41", "sub/c", "sub/deep/d", "e.txt"):
+        workflow.make_remote(f"in/{name}.bin")
+    workflow.write(
+        """
+        flat, = glob_wildcards(storage("@URL@/in/{name,[^/]+}.bin"))
+        every, = glob_wildcards(storage("@URL@/in/{name}.bin"))
+        none, = glob_wildcards(storage("@URL@/nowhere/{name}.bin"))
+        rule all:
+            output: "found"
+            params: found=repr([sorted(flat), sorted(every), none])
+            shell: "echo {params.found:q} > {output}"
+        """
+    )
+    workflow.run().succeeded()
+    flat = ["a 1", "b%2541", "e.txt"]
+    every = sorted([*flat, "sub/c", "sub/deep/d"])
+    assert workflow.path("found").read_text().strip() == repr([flat, every, []])
+
+
+def test_touch_renews_remote_outputs(workflow):
+    workflow.make_remote("in.txt", b"new\n", mtime=2_000_000)
+    old = workflow.make_remote("out.txt", b"kept\n", mtime=1_000_000)
+    workflow.write(
+        """
+        rule copy:
+            input: storage("@URL@/in.txt")
+            output: storage("@URL@/out.txt")
+            shell: "cp {input} {output}"
+        """
+    )
+    workflow.run("--touch").succeeded()
+    assert old.read_bytes() == b"kept\n"
+    assert old.stat().st_mtime > 2_000_000
+    assert "Nothing to be done" in workflow.run().succeeded().text
+
+
+def test_remote_outputs_are_deleted_and_remote_inputs_are_not(workflow):
+    workflow.make_remote("in.txt", b"in\n")
+    workflow.write(
+        """
+        rule copy:
+            input: storage("@URL@/in.txt")
+            output: storage("@URL@/out.txt"), storage("@URL@/out")
+            shell: "cp {input} {output[0]}; mkdir {output[1]}; cp {input} {output[1]}/x"
+        """
+    )
+    workflow.run().succeeded()
+    assert workflow.remote_path("out/x").exists()
+    workflow.run("--delete-all-output").succeeded()
+    assert not workflow.remote_path("out.txt").exists()
+    assert not workflow.remote_path("out").exists()
+    assert workflow.remote_path("in.txt").read_bytes() == b"in\n"
+
+
+def test_a_remote_directory_given_for_a_file_output_is_not_deleted(workflow):
+    precious = workflow.make_remote("data/precious.txt", b"years of work\n")
+    workflow.write(
+        """
+        rule wrong:
+            output: storage("@URL@/data")
+            shell: "echo > {output}"
+        """
+    )
+    workflow.run("--forceall").failed("/data: it is a directory", "not made")
+    assert precious.read_bytes() == b"years of work\n"
+
+
+def test_parsing_a_snakefile_opens_no_connection(workflow, unused_port):
+    workflow.write(
+        """
+        rule one:
+            input: storage("sftp://127.0.0.1:@PORT@/in/{s}.txt")
+            output: "out/{s}.txt"
+            shell: "cp {input} {output}"
+        """,
+        PORT=unused_port,
+    )
+    assert "one" in workflow.run("--list-rules").succeeded().text
+
+
+@pytest.fixture
+def unused_port():
+    from .servers import free_port
+
+    return free_port()
