@@ -1,0 +1,402 @@
+"""Bringing files to the node: one transfer per file, however many requests in how many processes.
+
+A `Staging` goes through phases: it queues while too many transfers run; seeks the file's lock,
+or waits while another process holds it; seeks room in the budget; has the engine move the bytes;
+publishes. Steps run on threads that may touch the disk; at any time at most one step of a staging
+runs, and only steps give up what a staging holds, so an end from outside (a cancelled request, a
+deadline) marks it and leaves the rest to the step that runs or comes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from ..errors import LocalStorageFull, TransferError, TransferTimeout, from_oserror
+from ..model import Stat
+from ..url import RemoteURL
+from .daemons import Daemons
+from .lease import Lease, Pins
+from .nodecache import NoRoom, Pin, TransferLock
+
+if TYPE_CHECKING:
+    from .stager import Stager
+
+WAITING_THREADS = 32
+# Each holds two descriptors and an order at the engine.
+TRANSFERS_AT_ONCE = 128
+LOOK_S = 1.0
+_CLOSE_S = 2.0
+
+
+class Request:
+    """Somebody's wish for a lease."""
+
+    __slots__ = ("background", "future", "url")
+
+    def __init__(self, url: RemoteURL, background: bool) -> None:
+        self.url = url
+        self.future: Future[Lease] = Future()
+        self.background = background
+
+    def succeed(self, lease: Lease) -> bool:
+        """Hand over the lease; False if nobody wants it any more."""
+        if not self.future.set_running_or_notify_cancel():
+            return False
+        self.future.set_result(lease)
+        return True
+
+    def fail(self, error: BaseException) -> None:
+        """Hand over an error."""
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
+
+
+class Staging:
+    """One entry on its way to the node, and those who asked for it."""
+
+    def __init__(self, key: str, stat: Stat, first: Request) -> None:
+        self.key = key
+        self.stat = stat
+        self.url = first.url
+        self.background = first.background
+        self.requests: list[Request] = []
+        self.phase = "queue"  # lock, room, transfer, ended
+        self.since = monotonic()  # when it entered the phase, or its progress was last seen
+        self.sign = 0  # the last sign of life of the process that it waits for
+        self.parked = True  # no step runs, and none will come by itself
+        self.waits = 0  # how often it has begun to wait for the lock
+        self.made_room = False
+        self.lock: TransferLock | None = None
+        self.pin: Pin | None = None
+        self.incoming: Path | None = None
+        self.transfer: Future[Stat] | None = None
+        self.over = threading.Event()
+
+    def enter(self, phase: str) -> None:
+        """Begin a phase, and its deadline."""
+        self.phase = phase
+        self.since = monotonic()
+
+    def record(self) -> dict[str, Any]:
+        """Return what the cache notes of the file."""
+        return {"url": str(self.url), "size": self.stat.size, "mtime": self.stat.mtime}
+
+
+class Bringing:
+    """All stagings of one `Stager`. Thread-safe."""
+
+    def __init__(
+        self, stager: Stager, pins: Pins, steps: Daemons, lend: Callable[..., None]
+    ) -> None:
+        self._stager = stager
+        self._pins = pins
+        self._steps = steps
+        self._lend = lend
+        self._waiters = Daemons("pyremotedata-await", WAITING_THREADS)
+        self._mutex = threading.RLock()
+        self._stagings: dict[str, Staging] = {}
+        # Ordered sets: foreground, background.
+        self._queues: tuple[_Queue, _Queue] = (OrderedDict(), OrderedDict())
+        self._moving: set[Staging] = set()
+        self._keeper: threading.Thread | None = None
+        self._wake = threading.Event()
+        self._closed = False
+
+    def join(self, key: str, stat: Stat, request: Request) -> None:
+        """Let a request wait for an entry; begin to bring it if nobody here does."""
+        with self._mutex:
+            if self._closed:
+                raise TransferError("the stager was closed", str(request.url))
+            staging = self._stagings.get(key)
+            if staging is None:
+                staging = self._stagings[key] = Staging(key, stat, request)
+                self._queues[request.background][staging] = None
+            elif staging.background and not request.background:
+                staging.background = False
+                if self._queues[True].pop(staging, self) is None:
+                    self._queues[False][staging] = None
+            staging.requests.append(request)
+            self._keep()
+        # Without a reference to the request: a dropped lease is to go at once.
+        request.future.add_done_callback(lambda future: self._left(future, staging))
+        self._start_next()
+
+    def wake(self) -> None:
+        """Look for room again: something was given back."""
+        self._wake.set()
+
+    def close(self) -> None:
+        """End all stagings with an error."""
+        with self._mutex:
+            self._closed = True
+            stagings = list(self._stagings.values())
+        for staging in stagings:
+            self._fail(staging, TransferError("the stager was closed", str(staging.url)))
+        deadline = monotonic() + _CLOSE_S
+        for staging in stagings:
+            if staging.phase != "lock":
+                staging.over.wait(max(0.0, deadline - monotonic()))
+
+    # --- the steps --------------------------------------------------------------------------
+
+    def _step(self, staging: Staging, step: Callable[..., None], *more: Any) -> None:
+        """Run one step; whatever it raises ends the staging."""
+        try:
+            step(staging, *more)
+        except TransferError as error:
+            self._fail(staging, error)
+        except OSError as error:
+            self._fail(staging, from_oserror(error))
+        except Exception as error:
+            self._fail(staging, error)
+        finally:
+            if staging.phase == "ended" and staging.transfer is None:
+                self._give_up(staging)
+
+    def _start_next(self) -> None:
+        """Go on with what the bound on transfers allows, foreground first."""
+        while True:
+            with self._mutex:
+                queue = self._queues[0] or self._queues[1]
+                if not queue or len(self._moving) >= TRANSFERS_AT_ONCE:
+                    return
+                staging, _ = queue.popitem(last=False)
+                self._moving.add(staging)
+                staging.enter("room")
+                staging.parked = False
+            self._step(staging, self._bring if staging.lock else self._seek_lock)
+
+    def _seek_lock(self, staging: Staging) -> None:
+        pin = self._stager.cache.find(staging.key, staging.url.name)
+        if pin is not None:
+            self._finish(staging, pin, from_cache=True)
+            return
+        lock = self._stager.cache.try_lock(staging.key)
+        with self._mutex:
+            if lock is not None:
+                staging.lock = lock
+            elif staging.phase != "ended":
+                self._moving.discard(staging)
+                staging.enter("lock")
+                staging.waits += 1
+                self._waiters.submit(self._step, staging, self._wait_for_lock, staging.waits)
+        if lock is not None:
+            self._bring(staging)
+
+    def _wait_for_lock(self, staging: Staging, wait: int) -> None:
+        if staging.phase == "lock" and staging.waits == wait:
+            lock = self._stager.cache.wait_lock(staging.key)
+            self._steps.submit(self._step, staging, self._waited_for_lock, wait, lock)
+
+    def _waited_for_lock(self, staging: Staging, wait: int, lock: TransferLock | None) -> None:
+        with self._mutex:
+            if staging.phase != "lock" or staging.waits != wait:
+                if lock is not None:
+                    lock.release()
+                return
+            staging.lock = lock
+            self._requeue(staging)
+        self._start_next()
+
+    def _requeue(self, staging: Staging) -> None:
+        staging.enter("queue")
+        staging.parked = True
+        self._queues[staging.background][staging] = None
+
+    def _bring(self, staging: Staging) -> None:
+        cache, key, name = self._stager.cache, staging.key, staging.url.name
+        pin = cache.find(key, name)
+        if pin is None:
+            try:
+                staging.pin = cache.reserve(key, name, staging.record())
+            except NoRoom:
+                if staging.background or self._overdue(staging):
+                    raise
+                with self._mutex:
+                    staging.parked = True  # `_look_at` tries again
+                    ended = staging.phase == "ended"
+                if ended:
+                    self._give_up(staging)
+                return
+            pin = cache.find(key, name)  # an evictor that looked at it may have hidden it before
+            if pin is not None:
+                staging.pin.release()
+                staging.pin = None
+        if pin is not None:
+            self._finish(staging, pin, from_cache=True)
+        elif staging.phase != "ended":
+            staging.incoming = cache.incoming(key)
+            self._transfer(staging)
+
+    def _transfer(self, staging: Staging) -> None:
+        assert staging.incoming is not None
+        transfer = self._stager.engine.fetch(
+            staging.url,
+            staging.incoming / staging.url.name,
+            expect=staging.stat,
+            background=staging.background,
+        )
+        with self._mutex:
+            staging.transfer = transfer
+            ended = staging.phase == "ended"
+            if not ended:
+                staging.enter("transfer")
+        transfer.add_done_callback(
+            lambda done: self._steps.submit(self._step, staging, self._transferred, done)
+        )
+        if ended:
+            transfer.cancel()
+
+    def _transferred(self, staging: Staging, done: Future[Stat]) -> None:
+        with self._mutex:
+            staging.transfer = None
+            if staging.phase == "ended":
+                return
+        error = error_of(done)
+        cache = self._stager.cache
+        if isinstance(error, LocalStorageFull) and not staging.made_room:
+            staging.made_room = True
+            if cache.make_room(staging.stat.size):
+                self._transfer(staging)
+                return
+        if error is not None:
+            self._fail(staging, error)
+            return
+        assert staging.incoming is not None
+        assert staging.pin is not None
+        cache.publish(staging.key, staging.incoming, staging.url.name)
+        pin, staging.pin = staging.pin, None
+        self._finish(staging, pin, from_cache=False)
+
+    # --- the end ----------------------------------------------------------------------------
+
+    def _finish(self, staging: Staging, pin: Pin, *, from_cache: bool) -> None:
+        requests = self._end(staging)
+        self._give_up(staging)
+        if not requests:
+            pin.release()
+        for _ in requests:  # count all before the first can give back
+            pin = self._pins.add(staging.key, pin)
+        for request in requests:
+            self._lend(request, staging.key, staging.stat, pin, from_cache=from_cache)
+            from_cache = True
+
+    def _fail(self, staging: Staging, error: BaseException) -> None:
+        requests = self._end(staging)
+        for request in requests:
+            request.fail(error)
+
+    def _left(self, future: Future[Lease], staging: Staging) -> None:
+        """End a staging that nobody wants any more."""
+        if not future.cancelled():
+            return
+        with self._mutex:
+            staging.requests = [one for one in staging.requests if one.future is not future]
+            if staging.requests:
+                return
+        self._end(staging)
+
+    def _end(self, staging: Staging) -> list[Request]:
+        """Close a staging; return the requests that it has, once."""
+        with self._mutex:
+            staging.enter("ended")
+            if self._stagings.get(staging.key) is staging:
+                del self._stagings[staging.key]
+            for queue in self._queues:
+                queue.pop(staging, None)
+            self._moving.discard(staging)
+            requests, staging.requests = staging.requests, []
+            parked, staging.parked = staging.parked, False
+            transfer = staging.transfer
+        if transfer is not None:
+            transfer.cancel()  # then `_transferred` comes
+        elif parked:
+            self._steps.submit(self._step, staging, self._give_up)
+        self._steps.submit(self._start_next)
+        return requests
+
+    def _give_up(self, staging: Staging) -> None:
+        """Release what a staging still holds: its reservation, its lock."""
+        with self._mutex:
+            pin, staging.pin = staging.pin, None
+            lock, staging.lock = staging.lock, None
+        try:
+            if pin is not None:
+                self._stager.cache.withdraw(staging.key, pin, staging.incoming)
+        finally:
+            if lock is not None:
+                lock.release()
+            staging.over.set()
+
+    # --- deadlines, signs of life, room -----------------------------------------------------
+
+    def _keep(self) -> None:
+        if self._keeper is None:
+            self._keeper = threading.Thread(
+                target=self._look_after, name="pyremotedata-stager", daemon=True
+            )
+            self._keeper.start()
+
+    def _look_after(self) -> None:
+        while True:
+            self._wake.wait(min(LOOK_S, self._stager.settings.timeout_s / 4))
+            self._wake.clear()
+            with self._mutex:
+                stagings = list(self._stagings.values())
+                if not stagings:
+                    self._keeper = None
+                    return
+            for staging in stagings:
+                try:
+                    self._look_at(staging)
+                except OSError as error:
+                    self._fail(staging, from_oserror(error))
+
+    def _look_at(self, staging: Staging) -> None:
+        with self._mutex:
+            if staging.lock is not None:
+                staging.lock.beat()
+            retry = staging.phase == "room" and staging.parked
+            if retry:
+                staging.parked = False
+        if retry:
+            self._steps.submit(self._step, staging, self._bring)
+        elif staging.phase == "room" and self._overdue(staging, 2):
+            # A step hangs in a lock that is held for milliseconds only.
+            self._fail(staging, self._no_life(staging, "a process"))
+        elif staging.phase == "lock":
+            sign = self._stager.cache.last_sign_of(staging.key)
+            if not sign:  # all waiting threads are taken, or this one's has not come to run yet
+                with self._mutex:
+                    if staging.phase == "lock":
+                        self._requeue(staging)
+                self._steps.submit(self._start_next)
+            elif sign != staging.sign:
+                staging.sign, staging.since = sign, monotonic()
+            elif self._overdue(staging):
+                who = self._stager.cache.holder_of(staging.key)
+                self._fail(staging, self._no_life(staging, who))
+
+    def _overdue(self, staging: Staging, factor: float = 1) -> bool:
+        return monotonic() - staging.since > factor * self._stager.settings.timeout_s
+
+    def _no_life(self, staging: Staging, who: str) -> TransferTimeout:
+        return TransferTimeout(
+            f"{who} on this node holds the file's lock in {self._stager.cache.root} and has shown"
+            f" no life for {self._stager.settings.timeout_s:g} s; end it, or let it go on",
+            str(staging.url),
+        )
+
+
+_Queue = OrderedDict[Staging, None]
+
+
+def error_of(future: Future[Any]) -> BaseException | None:
+    """Return how a finished future failed, if it did."""
+    return CancelledError() if future.cancelled() else future.exception()

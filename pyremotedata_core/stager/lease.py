@@ -1,0 +1,134 @@
+"""Leases: a staged file stays where it is for as long as somebody in this process wants it."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ..model import Stat
+from ..url import RemoteURL
+from .nodecache import Pin
+
+
+class Lease:
+    """A staged file, kept in place until the lease is released.
+
+    Attributes
+    ----------
+    path : Path
+        The local file, read-only, under its remote name.
+    stat : Stat
+        Size in bytes and mtime in seconds, of the remote file and of the local one.
+    url : RemoteURL
+    from_cache : bool
+        False for the one lease for which this process moved the bytes.
+
+    Notes
+    -----
+    A context manager. Released by `release`, at the latest with the object, and by the kernel
+    when the process dies. Thread-safe. A forked child holds the leases that it inherits, too.
+    """
+
+    __slots__ = ("__weakref__", "_give_back", "from_cache", "path", "stat", "url")
+
+    def __init__(
+        self,
+        path: Path,
+        stat: Stat,
+        url: RemoteURL,
+        from_cache: bool,
+        give_back: Callable[[bool], None],
+    ) -> None:
+        self.path = path
+        self.stat = stat
+        self.url = url
+        self.from_cache = from_cache
+        self._give_back: Callable[[bool], None] | None = give_back
+
+    def release(self) -> None:
+        """Allow the file to be evicted; a second call does nothing."""
+        give_back, self._give_back = self._give_back, None
+        if give_back is not None:
+            give_back(True)
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.release()
+
+    def __del__(self) -> None:
+        give_back, self._give_back = self._give_back, None
+        if give_back is not None:
+            give_back(False)
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a lease belongs to its process; send the URL and stage it there")
+
+    def __repr__(self) -> str:
+        return f"<Lease of {self.url} at {self.path}>"
+
+
+class Pins:
+    """The pins of this process, counted: one descriptor however many leases on an entry.
+
+    Thread-safe.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, list[Any]] = {}  # key: [pin, count]
+        self._later: deque[str] = deque()
+        self.begin()
+
+    def begin(self) -> None:
+        """Make the lock; in a forked child, anew."""
+        self._lock = threading.Lock()
+
+    def add(self, key: str, pin: Pin) -> Pin:
+        """Take in a pin and count it once; return the pin to use."""
+        with self._lock:
+            held = self._held.setdefault(key, [pin, 0])
+            held[1] += 1
+        if held[0] is not pin:
+            pin.release()
+        return held[0]
+
+    def borrow(self, key: str) -> Pin | None:
+        """Count once more a pin that is held, if its file is there; return it."""
+        with self._lock:
+            held = self._held.get(key)
+            if held is None or not held[0].path.exists():
+                return None
+            held[1] += 1
+            return held[0]
+
+    def give_back(self, key: str) -> None:
+        """Count once less; the last one releases the pin."""
+        with self._lock:
+            self._give_back(key)
+        self.settle()
+
+    def give_back_later(self, key: str) -> None:
+        """Count once less from a destructor, which may run in the midst of anything."""
+        self._later.append(key)
+        self.settle()
+
+    def settle(self) -> None:
+        """Do what destructors have left, unless this thread is in the midst of something."""
+        while self._later and self._lock.acquire(blocking=False):
+            try:
+                with suppress(IndexError):
+                    self._give_back(self._later.popleft())
+            finally:
+                self._lock.release()
+
+    def _give_back(self, key: str) -> None:
+        held = self._held[key]
+        held[1] -= 1
+        if held[1] == 0:
+            del self._held[key]
+            held[0].release()

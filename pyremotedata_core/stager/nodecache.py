@@ -1,0 +1,465 @@
+"""The node's cache on disk: places, locks, pins and the byte budget. It knows no network.
+
+Below one private directory per user and node::
+
+    files/KEY/NAME        a staged file, read-only, under its own name (programs go by suffixes)
+    pins/KEY              its side file: whoever uses the file holds a shared flock on it; its
+                          mtime is the last use, its content says what the file is
+    locks/KEY             whoever holds its exclusive flock is bringing KEY
+    incoming/KEY.TOKEN/   a file on its way in, owned by the holder of locks/KEY
+    trash/                files on their way out, anybody's to delete
+    usage                 the bytes of all pins; exclusive flock while it changes
+
+The kernel frees the locks of a process that dies, however it dies, so no state needs a clean end.
+A lock file is deleted by its holder; who gets a lock on a deleted file looks again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigurationError, LocalStorageFull
+from .place import CHANGE_PLACE
+
+_DIRECTORIES = ("files", "pins", "locks", "incoming", "trash")
+# With many entries, a scan for victims frees somewhat more than asked, so that the next ones
+# need no scan.
+_MANY_ENTRIES = 500
+
+
+class NoRoom(LocalStorageFull):
+    """The budget, or the disk, is taken by files that are in use now."""
+
+
+class Pin:
+    """A shared lock that keeps one entry from being evicted, held by this process.
+
+    Closing the descriptor is what releases it (never ``LOCK_UN``): a forked child that inherits
+    the descriptor shares the lock, and keeps it until it closes its own copy.
+    """
+
+    __slots__ = ("_fd", "path")
+
+    def __init__(self, fd: int, path: Path) -> None:
+        self._fd = fd
+        self.path = path
+
+    def release(self) -> None:
+        """Let the entry go; a second call does nothing."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            with suppress(OSError):
+                os.utime(fd)
+            os.close(fd)
+
+
+class TransferLock:
+    """The exclusive right to bring one entry, held by this process."""
+
+    __slots__ = ("_fd", "_path")
+
+    def __init__(self, fd: int, path: Path) -> None:
+        self._fd = fd
+        self._path = path
+
+    def beat(self) -> None:
+        """Show those who wait that the holder lives."""
+        with suppress(OSError):
+            os.utime(self._fd)
+
+    def release(self) -> None:
+        """Give the right back; a second call does nothing."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            self._path.unlink(missing_ok=True)
+            _close_exclusive(fd)
+
+
+class NodeCache:
+    """One node's cache directory, as seen by one process.
+
+    Parameters
+    ----------
+    root : Path
+        The directory, from `place.cache_root`.
+    budget_bytes : int
+        What all entries together may take.
+
+    Notes
+    -----
+    Thread-safe. Every method blocks on the local disk for a moment; only `wait_lock` waits for
+    another process's transfer. Local errors pass through as `OSError`.
+    """
+
+    def __init__(self, root: Path, budget_bytes: int) -> None:
+        self.root = root
+        self.budget_bytes = budget_bytes
+        self._make_directories()
+        self._check_locks()
+        self.sweep()
+
+    # --- looking up -------------------------------------------------------------------------
+
+    def find(self, key: str, name: str) -> Pin | None:
+        """Return a pin on a whole entry, None where there is none."""
+        fd = self._open_pin(key)
+        if fd is None:
+            return None
+        path = self.root / "files" / key / name
+        pin = Pin(fd, path)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            if os.fstat(fd).st_nlink and os.stat(path).st_size == key_bytes(key):
+                os.utime(fd)
+                return pin
+        except (BlockingIOError, FileNotFoundError):
+            pass  # it is being evicted, or was never finished
+        except OSError:
+            os.close(fd)
+            raise
+        os.close(fd)
+        return None
+
+    # --- bringing one in --------------------------------------------------------------------
+
+    def try_lock(self, key: str) -> TransferLock | None:
+        """Return the right to bring an entry, None while another holds it."""
+        return self._lock(key, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def wait_lock(self, key: str) -> TransferLock | None:
+        """Wait for the holder to end; return the right, or None when it must be asked for anew.
+
+        Blocks for as long as the holder lives: call it where waiting hurts nobody.
+        """
+        return self._lock(key, fcntl.LOCK_EX)
+
+    def last_sign_of(self, key: str) -> int:
+        """Return when the holder of an entry's lock last showed life, 0 when there is none."""
+        try:
+            return os.stat(self.root / "locks" / key).st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+    def holder_of(self, key: str) -> str:
+        """Return words that name the process which holds an entry's lock."""
+        try:
+            inode = os.stat(self.root / "locks" / key).st_ino
+            # 1: FLOCK  ADVISORY  WRITE 4711 fe:00:1234567 0 EOF
+            for line in Path("/proc/locks").read_text().splitlines():
+                fields = line.split()
+                if fields[1] == "FLOCK" and fields[5].endswith(f":{inode}"):
+                    return f"process {fields[4]}"
+        except (OSError, IndexError):
+            pass
+        return "another process"
+
+    def reserve(self, key: str, name: str, record: dict[str, Any]) -> Pin:
+        """Make room for an entry and pin it. The caller holds its lock.
+
+        Raises
+        ------
+        LocalStorageFull
+            If the file exceeds the whole budget.
+        NoRoom
+            If files in use leave too little room.
+        """
+        size = key_bytes(key)
+        if size > self.budget_bytes:
+            raise LocalStorageFull(
+                f"a file of {size} bytes exceeds the cache's budget of {self.budget_bytes} bytes;"
+                " raise PYREMOTEDATA_CACHE_BYTES (cache_bytes)",
+            )
+        try:
+            with self._usage() as usage:
+                used = usage.read()
+                free = _free_bytes(self.root)
+                if used + size > self.budget_bytes or free < size:
+                    used = self._evict(self.budget_bytes - size, size - free)
+                    usage.write(used)
+                pin, is_new = self._create_pin(key, name, record)
+                if is_new:
+                    usage.write(used + size)
+        finally:
+            self._empty_trash()
+        return pin
+
+    def make_room(self, size: int) -> bool:
+        """Evict ``size`` bytes of files not in use; return whether there were as many."""
+        try:
+            with self._usage() as usage:
+                usage.write(self._evict(self.budget_bytes, size))
+        except NoRoom:
+            return False
+        finally:
+            self._empty_trash()
+        return True
+
+    def incoming(self, key: str) -> Path:
+        """Return a new directory for a file on its way in. The caller holds the entry's lock."""
+        path = self.root / "incoming" / f"{key}.{secrets.token_hex(8)}"
+        path.mkdir(mode=0o700)
+        return path
+
+    def publish(self, key: str, incoming: Path, name: str) -> None:
+        """Make an incoming file the entry, read-only. The caller holds its lock and a pin."""
+        os.chmod(incoming / name, 0o444)
+        final = self.root / "files" / key
+        if final.exists():  # what is there is not whole, or the caller would have found it
+            self._throw_away(final)
+        os.rename(incoming, final)
+        self._empty_trash()
+
+    def withdraw(self, key: str, pin: Pin, incoming: Path | None) -> None:
+        """Undo `reserve` and `incoming`. The caller holds the entry's lock."""
+        if incoming is not None:
+            shutil.rmtree(incoming, ignore_errors=True)
+        try:
+            with self._usage() as usage, suppress(FileNotFoundError):
+                os.unlink(self.root / "pins" / key)
+                usage.write(usage.read() - key_bytes(key))
+        finally:
+            pin.release()
+
+    # --- keeping house ----------------------------------------------------------------------
+
+    def sweep(self) -> None:
+        """Remove what killed processes left behind, and count anew."""
+        incoming = {entry.rpartition(".")[0] for entry in os.listdir(self.root / "incoming")}
+        for key in incoming.union(os.listdir(self.root / "locks")):
+            lock = self.try_lock(key)
+            if lock is None:
+                continue  # its holder lives
+            try:
+                for path in (self.root / "incoming").glob(f"{key}.*"):
+                    shutil.rmtree(path, ignore_errors=True)
+                if not (self.root / "files" / key).exists():
+                    self._remove(key)
+            finally:
+                lock.release()
+        with self._usage() as usage:
+            pins = os.listdir(self.root / "pins")
+            for key in set(os.listdir(self.root / "files")).difference(pins):
+                self._throw_away(self.root / "files" / key)  # something deleted its side file
+            usage.write(sum(map(key_bytes, pins)))
+        self._empty_trash()
+
+    def _make_directories(self) -> None:
+        for name in ("", *_DIRECTORIES):
+            (self.root / name).mkdir(mode=0o700, exist_ok=True)
+
+    def _check_locks(self) -> None:
+        """Refuse a file system on which locks do not lock."""
+        try:
+            with self._usage(), open(self.root / "usage", "r+") as other:
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise ConfigurationError(
+                f"{self.root} cannot hold the cache ({error.strerror}); {CHANGE_PLACE}"
+            ) from None
+        raise ConfigurationError(f"file locks do not hold in {self.root}; {CHANGE_PLACE}")
+
+    def _lock(self, key: str, how: int) -> TransferLock | None:
+        path = self.root / "locks" / key
+        fd = self._open_exclusive(path)
+        try:
+            fcntl.flock(fd, how)
+            if os.fstat(fd).st_nlink == 0:  # its holder has finished meanwhile
+                _close_exclusive(fd)
+                return self._lock(key, how) if how & fcntl.LOCK_NB else None
+        except BlockingIOError:
+            _close_exclusive(fd)
+            return None
+        except BaseException:
+            _close_exclusive(fd)
+            raise
+        os.utime(fd)
+        return TransferLock(fd, path)
+
+    def _open_exclusive(self, path: Path) -> int:
+        try:
+            return _open_exclusive(path)
+        except FileNotFoundError:  # somebody has deleted the cache: begin again
+            self._make_directories()
+            return _open_exclusive(path)
+
+    def _create_pin(self, key: str, name: str, record: dict[str, Any]) -> tuple[Pin, bool]:
+        path = self.root / "pins" / key
+        while True:
+            is_new = not path.exists()
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            fcntl.flock(fd, fcntl.LOCK_SH)  # evictors hold `usage`, as we do: no wait
+            if os.fstat(fd).st_nlink:
+                break
+            os.close(fd)
+        pin = Pin(fd, self.root / "files" / key / name)
+        try:
+            # Not truncated first: ext4 would write such a file to the disk when it is closed.
+            os.pwrite(fd, json.dumps(record).encode(), 0)
+        except BaseException:
+            if is_new:
+                path.unlink(missing_ok=True)
+            pin.release()
+            raise
+        return pin, is_new
+
+    def _evict(self, target_bytes: int, wanted_bytes: int) -> int:
+        """Evict the least recently used until both wishes are met; return the bytes in use.
+
+        The caller holds `usage`. ``target_bytes`` is what the entries may take afterwards,
+        ``wanted_bytes`` what must become free on the disk. When that cannot be, nothing goes.
+        """
+        entries = sorted(self._entries())
+        used = sum(size for _, size, _ in entries)
+        slack = self.budget_bytes // 20 if len(entries) > _MANY_ENTRIES else 0
+        victims = []
+        goal = max(used - target_bytes, wanted_bytes)
+        found = 0
+        for _, size, key in entries:
+            if found >= goal + slack:
+                break
+            if not self._is_pinned(key):
+                victims.append(key)
+                found += size
+        if found >= goal:
+            found = sum(key_bytes(key) for key in victims if self._remove(key))
+        if found >= goal:
+            return used - found
+        if used - found > target_bytes:
+            raise NoRoom(
+                f"files in use fill the cache's budget of {self.budget_bytes} bytes;"
+                " raise PYREMOTEDATA_CACHE_BYTES (cache_bytes), or use fewer files at a time"
+            )
+        raise NoRoom(f"the disk that holds {self.root} is full; free some space or {CHANGE_PLACE}")
+
+    def _entries(self) -> Iterator[tuple[int, int, str]]:
+        """Yield (last use, bytes, key) of every entry, finished or not."""
+        with os.scandir(self.root / "pins") as pins:
+            for entry in pins:
+                with suppress(FileNotFoundError):
+                    yield entry.stat().st_mtime_ns, key_bytes(entry.name), entry.name
+
+    def _is_pinned(self, key: str) -> bool:
+        fd = self._open_pin(key)
+        if fd is None:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
+    def _remove(self, key: str) -> bool:
+        """Remove an entry unless somebody holds a pin; return whether it went."""
+        fd = self._open_pin(key)
+        if fd is None:
+            return True
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._throw_away(self.root / "files" / key)
+            (self.root / "pins" / key).unlink(missing_ok=True)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(fd)
+        return True
+
+    def _open_pin(self, key: str) -> int | None:
+        try:
+            return os.open(self.root / "pins" / key, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+
+    def _throw_away(self, path: Path) -> None:
+        with suppress(FileNotFoundError):
+            os.rename(path, self.root / "trash" / secrets.token_hex(8))
+
+    def _empty_trash(self) -> None:
+        with suppress(FileNotFoundError):
+            for name in os.listdir(self.root / "trash"):
+                shutil.rmtree(self.root / "trash" / name, ignore_errors=True)
+
+    @contextmanager
+    def _usage(self) -> Iterator[_Usage]:
+        fd = self._open_exclusive(self.root / "usage")
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield _Usage(fd)
+        finally:
+            _close_exclusive(fd)
+
+
+class _Usage:
+    """The bytes of all entries, in the file that also is the lock on changing them."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def read(self) -> int:
+        text = os.pread(self._fd, 32, 0)
+        return int(text) if text.strip().isdigit() else 0
+
+    def write(self, used_bytes: int) -> None:
+        # One write of fixed length: a reader never sees half a number.
+        os.pwrite(self._fd, b"%-20d" % max(0, used_bytes), 0)
+
+
+def cache_key(digest: str, size: int) -> str:
+    """Return the key of an entry: the digest of what identifies it, and its bytes."""
+    return f"{digest}-{size}"
+
+
+def key_bytes(key: str) -> int:
+    """Return the bytes of an entry from its key."""
+    size = key.rpartition("-")[2]
+    return int(size) if size.isdigit() else 0
+
+
+def _free_bytes(path: Path) -> int:
+    found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize
+
+
+# --- exclusive descriptors and fork: a child must not keep its parent's exclusive locks ---------
+
+_exclusive: set[int] = set()
+_opening = threading.Lock()
+
+
+def _open_exclusive(path: Path) -> int:
+    with _opening:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(path, flags, 0o600)
+        _exclusive.add(fd)
+    return fd
+
+
+def _close_exclusive(fd: int) -> None:
+    with _opening:
+        _exclusive.discard(fd)
+        os.close(fd)
+
+
+def _forget_in_child() -> None:
+    for fd in _exclusive:
+        with suppress(OSError):
+            os.close(fd)
+    _exclusive.clear()
+    _opening.release()
+
+
+os.register_at_fork(
+    before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_forget_in_child
+)

@@ -1,0 +1,334 @@
+"""The face of staging: what is asked of a file, and by whom."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import os
+import threading
+import weakref
+from concurrent.futures import Future
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..config import ConnectionSettings
+from ..errors import TransferError, from_oserror
+from ..model import Stat
+from ..url import RemoteURL
+from .bringing import Bringing, Request, error_of
+from .copying import copy_file
+from .daemons import Daemons
+from .lease import Lease, Pins
+from .nodecache import NodeCache, Pin, cache_key
+from .place import cache_root
+
+if TYPE_CHECKING:
+    from ..engine import TransferEngine
+
+# A stat answers for so long: many tasks on one file cost one question. Missing files and
+# failures are never remembered.
+STAT_LASTS_S = 2.0
+STEP_THREADS = 4
+_REMEMBERED = 4096
+
+
+class Counts(NamedTuple):
+    """What a `Stager` has done so far: files and bytes moved, leases without, seconds waited."""
+
+    files: int = 0
+    bytes: int = 0
+    cache_hits: int = 0
+    cache_bytes: int = 0
+    waited_s: float = 0.0
+
+
+class Stager:
+    """Stages remote files in the node's cache: one copy per node, one transfer at a time.
+
+    Parameters
+    ----------
+    settings : ConnectionSettings, optional
+        Default: from environment and config file. ``cache_dir`` and ``cache_bytes`` say where
+        and how much.
+    engine : TransferEngine, optional
+        What moves the bytes. Default: the process's shared engine for these settings.
+
+    Notes
+    -----
+    Thread-safe, fork-safe; starts threads and touches the disk with the first file.
+    """
+
+    def __init__(
+        self, settings: ConnectionSettings | None = None, *, engine: TransferEngine | None = None
+    ) -> None:
+        self.settings = settings if settings is not None else ConnectionSettings.load()
+        self._given_engine = engine
+        self._open_cache: NodeCache | None = None
+        self._pins = Pins()
+        self._counts: dict[str, Any] = Counts()._asdict()
+        self._begin()
+        _stagers.add(self)
+
+    def stage(
+        self, url: str | RemoteURL, *, expect: Stat | None = None, background: bool = False
+    ) -> Future[Lease]:
+        """Bring a file to the node unless it is there, and lease it.
+
+        Parameters
+        ----------
+        url : str or RemoteURL
+            A regular file.
+        expect : Stat, optional
+            What the file is known to be: saves the question.
+        background : bool
+            Let other transfers go first, and do not wait for room in a full cache.
+
+        Returns
+        -------
+        Future of Lease
+            At once; it ends within the deadlines of the engine. It fails with a
+            `TransferError`: `LocalStorageFull` when budget or disk have no room for the file,
+            `TransferTimeout` when the process that brings the file shows no life. Cancelling
+            it stops the transfer, unless others want the file too.
+
+        Raises
+        ------
+        ConfigurationError
+            If it is not a URL that this project serves.
+        """
+        request = Request(RemoteURL.parse(url), background)
+        stat = expect if expect is not None else self._remembered(request.url)
+        if stat is None:
+            self._ask(request.url).add_done_callback(
+                lambda answer: self._steps.submit(self._answered, request, answer)
+            )
+        # What is in the cache is leased on the caller's thread: a few calls on the local disk.
+        elif not (self._open_cache and self._serve(request, stat)):
+            self._steps.submit(self._join, request, stat)
+        return request.future
+
+    def lease(self, url: str | RemoteURL, *, expect: Stat | None = None) -> Lease:
+        """Stage a file and wait for it: ``with stager.lease(url) as lease: open(lease.path)``.
+
+        Raises
+        ------
+        TransferError
+            As `stage`.
+        """
+        began = monotonic()
+        future = self.stage(url, expect=expect)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+        finally:
+            self._count(waited_s=monotonic() - began)
+
+    def stat(self, url: str | RemoteURL) -> Future[Stat]:
+        """Ask for a file's size and mtime; an answer is remembered for `STAT_LASTS_S` seconds."""
+        url = RemoteURL.parse(url)
+        future: Future[Stat] = Future()
+        stat = self._remembered(url)
+        if stat is not None:
+            future.set_result(stat)
+        else:
+            self._ask(url).add_done_callback(lambda answer: _pass_on(answer, future))
+        return future
+
+    def copy_out(self, lease: Lease, path: str | os.PathLike[str]) -> Path:
+        """Copy a leased file to a path of its own, for a consumer that may change it.
+
+        Shares the blocks where the file system can (reflink), else copies. Whole or absent;
+        keeps the mtime, replaces an existing file. Blocks.
+
+        Raises
+        ------
+        TransferError
+            `LocalStorageFull` or another local failure, naming the path.
+        """
+        return copy_file(lease.path, Path(path), lease.stat)
+
+    def counts(self) -> Counts:
+        """Return what this stager has done so far."""
+        with self._mutex:
+            return Counts(**self._counts)
+
+    def close(self) -> None:
+        """End all that is under way with an error. Leases live on."""
+        self._bringing.close()
+
+    def __enter__(self) -> Stager:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # --- what is known of the remote file ---------------------------------------------------
+
+    def _remembered(self, url: RemoteURL) -> Stat | None:
+        stat, until = self._known.get(url, (None, 0.0))
+        return stat if monotonic() < until else None
+
+    def _ask(self, url: RemoteURL) -> Future[Stat]:
+        """Return the answer that is on its way, or ask."""
+        with self._mutex:
+            answer = self._asked.get(url)
+            if answer is not None:
+                return answer
+            answer = self._asked[url] = Future()
+        try:
+            self.engine.stat(url).add_done_callback(lambda told: self._told(url, told, answer))
+        except Exception as error:
+            failed: Future[Stat] = Future()
+            failed.set_exception(error)
+            self._told(url, failed, answer)
+        return answer
+
+    def _told(self, url: RemoteURL, told: Future[Stat], answer: Future[Stat]) -> None:
+        with self._mutex:
+            self._asked.pop(url, None)
+            if error_of(told) is None:
+                if len(self._known) >= _REMEMBERED:
+                    self._known.clear()
+                self._known[url] = (told.result(), monotonic() + STAT_LASTS_S)
+        _pass_on(told, answer)
+
+    # --- a request is served, or joins those who wait ---------------------------------------
+
+    def _answered(self, request: Request, answer: Future[Stat]) -> None:
+        error = error_of(answer)
+        if error is not None:
+            request.fail(error)
+        else:
+            self._join(request, answer.result())
+
+    def _join(self, request: Request, stat: Stat) -> None:
+        try:
+            if stat.kind != "file":
+                what = "a directory" if stat.kind == "directory" else "not a regular file"
+                raise TransferError(f"is {what}; a file was meant", str(request.url))
+            if not self._serve(request, stat):
+                self._bringing.join(self._key(request.url, stat), stat, request)
+        except Exception as error:
+            request.fail(error)
+
+    def _serve(self, request: Request, stat: Stat) -> bool:
+        """Lease the entry if it is in the cache."""
+        key = self._key(request.url, stat)
+        try:
+            pin = self._pins.borrow(key)
+            if pin is None:
+                found = self.cache.find(key, request.url.name)
+                pin = self._pins.add(key, found) if found else None
+        except OSError as error:
+            request.fail(from_oserror(error))
+            return True
+        if pin is None:
+            return False
+        self._lend(request, key, stat, pin, from_cache=True)
+        return True
+
+    def _lend(self, request: Request, key: str, stat: Stat, pin: Pin, *, from_cache: bool) -> None:
+        """Answer a request with a lease, for which the pin has been counted."""
+
+        def give_back(now: bool) -> None:
+            if now:
+                self._pins.give_back(key)
+                self._bringing.wake()  # somebody may wait for the room
+            else:
+                self._pins.give_back_later(key)
+
+        lease = Lease(pin.path, stat, request.url, from_cache, give_back)
+        if from_cache:
+            self._count(cache_hits=1, cache_bytes=stat.size)
+        else:
+            self._count(files=1, bytes=stat.size)
+        if not request.succeed(lease):
+            lease.release()
+
+    def _key(self, url: RemoteURL, stat: Stat) -> str:
+        """Return what names the content: where it is from, by which account, size and mtime."""
+        to = self.settings.for_url(url)
+        who = (url.scheme, to.username, to.host, to.port, self.settings.ssh_config)
+        text = "\0".join(map(str, (*who, url.path, stat.mtime)))
+        digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        return cache_key(digest, stat.size)
+
+    def _count(self, **more: float) -> None:
+        with self._mutex:
+            for name, number in more.items():
+                self._counts[name] += number
+
+    # --- what a process has of its own ------------------------------------------------------
+
+    @property
+    def engine(self) -> TransferEngine:
+        """The engine that moves the bytes."""
+        if self._given_engine is not None:
+            return self._given_engine
+        from ..engine import shared_engine
+
+        return shared_engine(self.settings)
+
+    @property
+    def cache(self) -> NodeCache:
+        """The cache on disk, made when first used."""
+        if self._open_cache is None:
+            with self._opening:
+                if self._open_cache is None:
+                    root = cache_root(self.settings.cache_dir)
+                    self._open_cache = NodeCache(root, self.settings.cache_bytes)
+        return self._open_cache
+
+    def _begin(self) -> None:
+        """Set up what threads share; in a forked child, anew: the parent's are not here."""
+        self._mutex = threading.Lock()
+        self._opening = threading.Lock()
+        self._known: dict[RemoteURL, tuple[Stat, float]] = {}
+        self._asked: dict[RemoteURL, Future[Stat]] = {}
+        self._steps = Daemons("pyremotedata-stage", STEP_THREADS)
+        self._pins.begin()
+        self._bringing = Bringing(self, self._pins, self._steps, self._lend)
+
+
+def shared_stager(settings: ConnectionSettings | None = None) -> Stager:
+    """Return the process's one stager for these settings; closed at exit. Thread-safe."""
+    settings = settings if settings is not None else ConnectionSettings.load()
+    with _sharing:
+        stager = _shared.get(settings)
+        if stager is None:
+            stager = _shared[settings] = Stager(settings)
+        return stager
+
+
+def _pass_on(done: Future[Any], to: Future[Any]) -> None:
+    if not to.set_running_or_notify_cancel():
+        return
+    error = error_of(done)
+    if error is not None:
+        to.set_exception(error)
+    else:
+        to.set_result(done.result())
+
+
+_sharing = threading.Lock()
+_shared: dict[ConnectionSettings, Stager] = {}
+_stagers: weakref.WeakSet[Stager] = weakref.WeakSet()
+
+
+def _close_shared() -> None:
+    for stager in list(_shared.values()):
+        stager.close()
+
+
+def _begin_in_child() -> None:
+    global _sharing
+    _sharing = threading.Lock()
+    for stager in list(_stagers):
+        stager._begin()
+
+
+atexit.register(_close_shared)
+os.register_at_fork(after_in_child=_begin_in_child)

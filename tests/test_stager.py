@@ -1,0 +1,735 @@
+"""The Stager: one copy of a file per node, whoever asks, whatever dies."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pyremotedata_core import (
+    ConfigurationError,
+    ConnectionSettings,
+    LocalStorageFull,
+    RemoteChanged,
+    RemoteFileNotFound,
+    RemoteURL,
+    Stat,
+    TransferError,
+    TransferTimeout,
+)
+from pyremotedata_core.stager import Stager, shared_stager
+from pyremotedata_core.stager.place import cache_root
+
+PATIENCE_S = 60.0
+
+# A process of its own that obeys lines: "stage URL" leases a file and answers with one line of
+# JSON, "release" gives it back, "exit" ends.
+CHILD = """
+import json, sys
+from pyremotedata_core import ConnectionSettings, TransferError
+from pyremotedata_core.stager import Stager
+stager = Stager(ConnectionSettings(**json.loads(sys.argv[1])))
+print("ready", flush=True)
+for line in sys.stdin:
+    verb, _, url = line.strip().partition(" ")
+    if verb == "stage":
+        try:
+            lease = stager.lease(url)
+            answer = {"path": str(lease.path), "from_cache": lease.from_cache}
+        except TransferError as error:
+            answer = {"error": type(error).__name__, "text": str(error)}
+        print(json.dumps({**answer, "counts": stager.counts()._asdict()}), flush=True)
+    elif verb == "release":
+        lease.release()
+        print("{}", flush=True)
+    else:
+        break
+"""
+
+
+class Process:
+    """A child process with a Stager."""
+
+    def __init__(self, **settings) -> None:
+        self._child = subprocess.Popen(
+            [sys.executable, "-c", CHILD, json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.pid = self._child.pid
+
+    def begin(self, line: str) -> None:
+        assert self._child.stdin
+        self._child.stdin.write(line + "\n")
+        self._child.stdin.flush()
+
+    def answer(self) -> dict:
+        assert self._child.stdout
+        line = self._child.stdout.readline()
+        return self.answer() if line == "ready\n" else json.loads(line)
+
+    def ask(self, line: str) -> dict:
+        self.begin(line)
+        return self.answer()
+
+    def kill(self) -> None:
+        self._child.kill()
+        self._child.wait()
+
+    def end(self) -> None:
+        with contextlib.suppress(OSError):
+            os.kill(self.pid, signal.SIGCONT)
+        self._child.communicate("exit\n", timeout=PATIENCE_S)
+
+
+@pytest.fixture
+def place(tmp_path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def options(sshd, place) -> dict:
+    return {"ssh_config": str(sshd.ssh_config), "cache_dir": str(place)}
+
+
+@pytest.fixture
+def stager(sshd, place):
+    with Stager(sshd.settings(cache_dir=str(place))) as stager:
+        yield stager
+
+
+@pytest.fixture
+def processes():
+    started: list[Process] = []
+
+    def start(**settings) -> Process:
+        started.append(Process(**settings))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process._child.poll() is None:
+            process.end()
+        process._child.stdin.close()
+        process._child.stdout.close()
+
+
+@pytest.fixture
+def relay_to(relay_factory):
+    """Start a relay to a server, under whose port the server is known, too."""
+
+    def start(server, **options):
+        relay = relay_factory(server.port, **options)
+        host, key = server.known_hosts.read_text().splitlines()[0].split(" ", 1)
+        with open(server.known_hosts, "a") as known:
+            known.write(f"{host.rpartition(':')[0]}:{relay.port} {key}\n")
+        return relay
+
+    return start
+
+
+def root_of(place: Path) -> Path:
+    return place / f"pyremotedata-{os.getuid()}"
+
+
+def files_in(place: Path) -> set[str]:
+    """The names of the staged files."""
+    return {path.name for path in (root_of(place) / "files").glob("*/*")}
+
+
+def left_over(place: Path) -> list[Path]:
+    return [
+        path
+        for name in ("incoming", "trash", "locks")
+        for path in (root_of(place) / name).iterdir()
+    ]
+
+
+def wait_until(true, what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < deadline, f"waited in vain until {what}"
+        time.sleep(0.02)
+
+
+# --- one file -----------------------------------------------------------------------------------
+
+
+def test_a_staged_file_is_the_remote_file_under_its_own_name(stager, sshd, remote_directory):
+    data = os.urandom(300_000)
+    sshd.make(f"{remote_directory}/reads é.fastq.gz", data, mtime=1_600_000_000)
+    with stager.lease(sshd.url(f"{remote_directory}/reads é.fastq.gz")) as lease:
+        assert lease.path.name == "reads é.fastq.gz"
+        assert lease.path.read_bytes() == data
+        assert lease.path.stat().st_mtime == 1_600_000_000
+        assert lease.stat[:3] == ("file", len(data), 1_600_000_000)
+        assert stat.S_IMODE(lease.path.stat().st_mode) == 0o444
+        assert not lease.from_cache
+
+
+def test_an_empty_file_is_staged(stager, sshd, remote_directory):
+    sshd.make(f"{remote_directory}/empty")
+    with stager.lease(sshd.url(f"{remote_directory}/empty")) as lease:
+        assert lease.path.read_bytes() == b""
+
+
+def test_a_file_moves_once_and_is_found_from_then_on(stager, options, sshd, remote_directory):
+    sshd.make(f"{remote_directory}/a", b"12345")
+    url = sshd.url(f"{remote_directory}/a")
+    stager.lease(url).release()
+    assert stager.lease(url).from_cache
+    with Stager(sshd.settings(cache_dir=options["cache_dir"])) as another:
+        assert another.lease(url).from_cache
+        assert another.counts()[:4] == (0, 0, 1, 5)
+    assert stager.counts()[:4] == (1, 5, 1, 5)
+
+
+def test_a_known_stat_saves_the_question(sshd_factory, place):
+    server = sshd_factory(log_requests=True)
+    server.make("a", b"12345", mtime=1_600_000_000)
+    known = Stat("file", 5, 1_600_000_000)
+    with Stager(server.settings(cache_dir=str(place))) as stager:
+        stager.lease(server.url("a"), expect=known).release()
+        assert server.requests("stat") == server.requests("lstat") == 0
+        sent = server.requests()
+        stager.lease(server.url("a"), expect=known).release()
+        assert server.requests() == sent
+
+
+def test_many_tasks_on_one_file_cost_one_question_and_one_transfer(sshd_factory, place):
+    server = sshd_factory(log_requests=True)
+    server.make("a", b"x" * 100_000)
+    with Stager(server.settings(cache_dir=str(place))) as stager:
+        leases = [future.result() for future in [stager.stage(server.url("a")) for _ in range(20)]]
+        assert [lease.from_cache for lease in leases].count(False) == 1
+        stager.lease(server.url("a"))
+        assert server.requests("open") == 1
+        assert server.requests("stat") + server.requests("lstat") == 1
+
+
+def test_a_changed_file_is_another_entry(stager, sshd, remote_directory, monkeypatch):
+    monkeypatch.setattr("pyremotedata_core.stager.stager.STAT_LASTS_S", 0.0)
+    url = sshd.url(f"{remote_directory}/a")
+    sshd.make(f"{remote_directory}/a", b"old", mtime=1_600_000_000)
+    old = stager.lease(url)
+    sshd.make(f"{remote_directory}/a", b"new", mtime=1_600_000_001)
+    assert stager.lease(url).path.read_bytes() == b"new"
+    assert old.path.read_bytes() == b"old"
+
+
+def test_a_file_that_is_not_what_it_was_known_to_be_is_an_error(stager, sshd, remote_directory):
+    sshd.make(f"{remote_directory}/a", b"12345", mtime=1_600_000_000)
+    with pytest.raises(RemoteChanged):
+        stager.lease(sshd.url(f"{remote_directory}/a"), expect=Stat("file", 5, 1_500_000_000))
+    assert not files_in(Path(stager.settings.cache_dir))
+
+
+def test_a_missing_file_is_not_remembered_as_missing(stager, sshd, remote_directory):
+    url = sshd.url(f"{remote_directory}/late")
+    with pytest.raises(RemoteFileNotFound, match="late"):
+        stager.lease(url)
+    sshd.make(f"{remote_directory}/late", b"here")
+    assert stager.lease(url).path.read_bytes() == b"here"
+
+
+def test_a_directory_is_refused(stager, sshd, remote_directory):
+    with pytest.raises(TransferError, match="is a directory"):
+        stager.lease(sshd.url(remote_directory))
+
+
+def test_a_failed_transfer_leaves_nothing_and_is_not_remembered(sshd_factory, relay_to, place):
+    server = sshd_factory()
+    server.make("a", b"x" * 3_000_000)
+    relay = relay_to(server)
+    url = relay.url(server.url("a"))
+    with Stager(server.settings(cache_dir=str(place), timeout_s=2.0)) as stager:
+        relay.stall(after_bytes=500_000)
+        with pytest.raises(TransferError):
+            stager.lease(url)
+        relay.resume()
+        assert stager.lease(url).path.stat().st_size == 3_000_000
+    assert not left_over(place)
+
+
+def test_a_cached_file_that_lost_bytes_is_fetched_anew(stager, sshd, remote_directory):
+    sshd.make(f"{remote_directory}/a", b"12345")
+    url = sshd.url(f"{remote_directory}/a")
+    lease = stager.lease(url)
+    lease.path.chmod(0o644)
+    lease.path.write_bytes(b"123")
+    lease.release()
+    assert stager.lease(url).path.read_bytes() == b"12345"
+
+
+def test_a_cache_that_somebody_deletes_is_made_anew(stager, sshd, remote_directory, place):
+    sshd.make(f"{remote_directory}/a", b"12345")
+    url = sshd.url(f"{remote_directory}/a")
+    for _ in range(2):
+        assert stager.lease(url).path.read_bytes() == b"12345"
+        subprocess.run(["rm", "-rf", root_of(place)], check=True)
+
+
+def test_files_of_two_accounts_are_two_entries(sshd, remote_directory, place):
+    sshd.make(f"{remote_directory}/a", b"12345")
+    url = sshd.url(f"{remote_directory}/a").replace(f"{sshd.user}@", "")
+    mine = sshd.settings(cache_dir=str(place), username=sshd.user)
+    known = Stat("file", 5, 1)
+    with Stager(mine) as stager:
+        other = Stager(replace(mine, username="somebody"))
+        parsed = RemoteURL.parse(url)
+        assert stager._key(parsed, known) != other._key(parsed, known)
+
+
+# --- leases -------------------------------------------------------------------------------------
+
+
+def test_a_lease_never_crosses_a_process_border_by_pickle(stager, sshd, remote_directory):
+    sshd.make(f"{remote_directory}/a", b"1")
+    with pytest.raises(TypeError, match="belongs to its process"):
+        pickle.dumps(stager.lease(sshd.url(f"{remote_directory}/a")))
+
+
+def test_copies_are_writable_and_leave_the_cache_alone(stager, sshd, remote_directory, tmp_path):
+    sshd.make(f"{remote_directory}/a", b"12345", mtime=1_600_000_000)
+    target = tmp_path / "mine"
+    target.write_bytes(b"old")
+    with stager.lease(sshd.url(f"{remote_directory}/a")) as lease:
+        assert stager.copy_out(lease, target) == target
+        assert target.stat().st_mtime == 1_600_000_000
+        with open(target, "ab") as copy:
+            copy.write(b"6")
+        assert target.read_bytes() == b"123456"
+        assert lease.path.read_bytes() == b"12345"
+
+
+def test_a_copy_that_fails_names_its_path_and_leaves_nothing(
+    stager, sshd, remote_directory, tmp_path
+):
+    sshd.make(f"{remote_directory}/a", b"12345")
+    with (
+        stager.lease(sshd.url(f"{remote_directory}/a")) as lease,
+        pytest.raises(TransferError, match="no-such-directory"),
+    ):
+        stager.copy_out(lease, tmp_path / "no-such-directory" / "a")
+
+
+def test_a_process_has_one_stager_for_the_same_settings(options):
+    one, other = ConnectionSettings(**options), ConnectionSettings(**options)
+    assert shared_stager(one) is shared_stager(other)
+
+
+# --- budget and eviction ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(sshd, place):
+    """A stager with room for 30,000 bytes."""
+    with Stager(sshd.settings(cache_dir=str(place), cache_bytes=30_000, timeout_s=3.0)) as stager:
+        yield stager
+
+
+def make_files(sshd, directory: str, names: Iterable[str], size: int = 10_000) -> list[str]:
+    for name in names:
+        sshd.make(f"{directory}/{name}", os.urandom(size))
+    return [sshd.url(f"{directory}/{name}") for name in names]
+
+
+def test_the_least_recently_used_file_makes_room(small, sshd, remote_directory, place):
+    a, b, c, d = make_files(sshd, remote_directory, "abcd")
+    for url in (a, b, c, a, d):
+        small.lease(url).release()
+    assert files_in(place) == {"a", "c", "d"}
+
+
+def test_a_leased_file_is_never_evicted(small, sshd, remote_directory, place, processes, options):
+    a, b, c, d, e = make_files(sshd, remote_directory, "abcde")
+    mine = small.lease(a)
+    theirs = processes(**options).ask(f"stage {b}")
+    for url in (c, d, e, c, d, e):
+        small.lease(url).release()
+        assert {"a", "b"} <= files_in(place)
+        assert len(files_in(place)) <= 3
+    assert mine.path.stat().st_size == Path(theirs["path"]).stat().st_size == 10_000
+
+
+def test_a_killed_process_frees_its_files(small, sshd, remote_directory, place, processes, options):
+    a, b, c, d = make_files(sshd, remote_directory, "abcd")
+    process = processes(**options)
+    process.ask(f"stage {a}")
+    process.kill()
+    for url in (b, c, d):
+        small.lease(url).release()
+    assert files_in(place) == {"b", "c", "d"}
+
+
+def test_a_lease_that_is_dropped_frees_its_file(small, sshd, remote_directory, place):
+    a, b, c, d = make_files(sshd, remote_directory, "abcd")
+    lease = small.lease(a)
+    del lease
+    for url in (b, c, d):
+        small.lease(url).release()
+    assert files_in(place) == {"b", "c", "d"}
+
+
+def test_the_budget_holds_over_all_processes(sshd, remote_directory, place, processes, options):
+    urls = make_files(sshd, remote_directory, "abcdefghij")
+    crowd = [processes(**options, cache_bytes=40_000) for _ in range(3)]
+    for number in range(10):
+        for shift, process in enumerate(crowd):
+            process.begin(f"stage {urls[(number + 3 * shift) % 10]}")
+        assert not [answer for process in crowd if "error" in (answer := process.answer())]
+        assert len(files_in(place)) <= 4
+        for process in crowd:
+            process.ask("release")
+    assert int((root_of(place) / "usage").read_text()) == 10_000 * len(files_in(place))
+
+
+def test_a_file_larger_than_the_budget_is_refused_with_the_remedy(small, sshd, remote_directory):
+    (url,) = make_files(sshd, remote_directory, "a", size=30_001)
+    with pytest.raises(LocalStorageFull, match="PYREMOTEDATA_CACHE_BYTES"):
+        small.lease(url)
+
+
+def test_a_full_cache_waits_for_a_lease_to_end(small, sshd, remote_directory, place):
+    a, b, c, d = make_files(sshd, remote_directory, "abcd")
+    leases = [small.lease(url) for url in (a, b, c)]
+    waiting = small.stage(d)
+    (e,) = make_files(sshd, remote_directory, "e")
+    with pytest.raises(LocalStorageFull, match="files in use"):
+        small.stage(e, background=True).result(PATIENCE_S)
+    assert not waiting.done()
+    leases[1].release()
+    assert waiting.result(PATIENCE_S).path.stat().st_size == 10_000
+    assert files_in(place) == {"a", "c", "d"}
+
+
+def test_a_cache_that_stays_full_is_an_error_with_the_remedy(small, sshd, remote_directory):
+    a, b, c, d = make_files(sshd, remote_directory, "abcd")
+    leases = [small.lease(url) for url in (a, b, c)]
+    with pytest.raises(LocalStorageFull, match="PYREMOTEDATA_CACHE_BYTES"):
+        small.lease(d)
+    del leases
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a small disk")
+def test_a_full_disk_is_an_error_with_the_remedy_and_old_files_make_room(
+    sshd, remote_directory, tmp_path
+):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", disk], check=True)
+    try:
+        a, b, c = make_files(sshd, remote_directory, "abc", size=1_500_000)
+        (large,) = make_files(sshd, remote_directory, "d", size=5_000_000)
+        with Stager(sshd.settings(cache_dir=str(disk), timeout_s=2.0)) as stager:
+            for url in (a, b, c):
+                stager.lease(url).release()
+            assert files_in(disk) == {"b", "c"}
+            with pytest.raises(LocalStorageFull, match="PYREMOTEDATA_CACHE_DIR"):
+                stager.lease(large)
+            assert files_in(disk) == {"b", "c"}
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+# --- many processes, and their deaths -----------------------------------------------------------
+
+
+def test_eight_processes_that_want_one_file_move_it_once(sshd_factory, place, processes):
+    server = sshd_factory(log_requests=True)
+    data = os.urandom(5_000_000)
+    server.make("a", data)
+    settings = {"ssh_config": str(server.ssh_config), "cache_dir": str(place)}
+    crowd = [processes(**settings) for _ in range(8)]
+    for process in crowd:
+        process.begin(f"stage {server.url('a')}")
+    answers = [process.answer() for process in crowd]
+    assert sum(answer["counts"]["files"] for answer in answers) == 1
+    assert sum(answer["counts"]["cache_hits"] for answer in answers) == 7
+    assert {Path(answer["path"]).read_bytes() == data for answer in answers} == {True}
+    assert server.requests("open") == 1
+    assert not left_over(place)
+
+
+def test_a_process_killed_while_it_fetches_does_no_harm(sshd_factory, relay_to, place, processes):
+    server = sshd_factory()
+    data = os.urandom(4_000_000)
+    server.make("a", data)
+    relay = relay_to(server)
+    url = relay.url(server.url("a"))
+    settings = {"ssh_config": str(server.ssh_config), "cache_dir": str(place)}
+    first, second = processes(**settings), processes(**settings)
+    relay.stall(after_bytes=1_000_000)
+    first.begin(f"stage {url}")
+    incoming = root_of(place) / "incoming"
+    wait_until(lambda: any(incoming.glob("*/.*")), "the transfer has begun")
+    second.begin(f"stage {url}")
+    first.kill()
+    relay.resume()
+    answer = second.answer()
+    assert not answer["from_cache"]
+    assert Path(answer["path"]).read_bytes() == data
+    with Stager(server.settings(cache_dir=str(place))) as stager:
+        assert stager.lease(url).from_cache
+    wait_until(lambda: not left_over(place), "the next process has removed what was left")
+
+
+def test_killed_at_any_moment_a_process_leaves_a_sound_cache(
+    sshd, remote_directory, place, processes, options
+):
+    urls = make_files(sshd, remote_directory, "abcdefghijklmnopqrstuvwxyz")
+    sizes = {}
+    for number in range(12):
+        process = processes(**options, cache_bytes=100_000)
+        process.begin(f"stage {urls[0]}")
+        process.answer()
+        for url in urls[number:] + urls[:number]:
+            process.begin(f"stage {url}")
+        time.sleep(0.003 * number)
+        process.kill()
+    with Stager(sshd.settings(cache_dir=str(place), cache_bytes=100_000)) as stager:
+        for url in urls:
+            with stager.lease(url) as lease:
+                sizes[lease.path.name] = lease.path.read_bytes()
+                original = sshd.root / remote_directory / lease.path.name
+                assert lease.path.read_bytes() == original.read_bytes()
+    assert not left_over(place)
+    assert len(files_in(place)) <= 10
+    assert int((root_of(place) / "usage").read_text()) == 10_000 * len(files_in(place))
+
+
+def test_a_holder_that_shows_no_life_is_named(sshd_factory, relay_to, place, processes):
+    server = sshd_factory()
+    server.make("a", b"x" * 3_000_000)
+    relay = relay_to(server)
+    url = relay.url(server.url("a"))
+    holder = processes(ssh_config=str(server.ssh_config), cache_dir=str(place))
+    relay.stall(after_bytes=500_000)
+    holder.begin(f"stage {url}")
+    wait_until(lambda: any((root_of(place) / "incoming").glob("*/.*")), "the transfer has begun")
+    os.kill(holder.pid, signal.SIGSTOP)
+    with Stager(server.settings(cache_dir=str(place), timeout_s=2.0)) as stager:
+        with pytest.raises(TransferTimeout, match=f"process {holder.pid} on this node"):
+            stager.lease(url, expect=Stat("file", 3_000_000, _mtime(server, "a")))
+        relay.resume()
+        os.kill(holder.pid, signal.SIGCONT)
+        assert "error" not in holder.answer()
+        assert stager.lease(url).from_cache
+
+
+def test_a_holder_that_lives_is_waited_for_longer_than_the_time_limit(
+    sshd_factory, relay_to, place, processes
+):
+    server = sshd_factory()
+    server.make("a", b"x" * 3_000_000)
+    relay = relay_to(server, rate=1_000_000)
+    url = relay.url(server.url("a"))
+    holder = processes(ssh_config=str(server.ssh_config), cache_dir=str(place), timeout_s=2)
+    holder.begin(f"stage {url}")
+    wait_until(lambda: any((root_of(place) / "incoming").glob("*/.*")), "the transfer has begun")
+    # Less than the transfer takes, more than the holder takes between two signs of life.
+    with Stager(server.settings(cache_dir=str(place), timeout_s=1.5)) as stager:
+        known = Stat("file", 3_000_000, _mtime(server, "a"))
+        assert stager.lease(url, expect=known).from_cache
+
+
+def test_a_cancelled_request_stops_the_transfer_unless_others_want_the_file(
+    sshd_factory, relay_to, place
+):
+    server = sshd_factory()
+    server.make("a", b"x" * 2_000_000)
+    relay = relay_to(server)
+    url = relay.url(server.url("a"))
+    with Stager(server.settings(cache_dir=str(place))) as stager:
+        relay.stall(after_bytes=500_000)
+        one, other = stager.stage(url), stager.stage(url)
+        incoming = root_of(place) / "incoming"
+        wait_until(lambda: any(incoming.glob("*/.*")), "the transfer has begun")
+        assert one.cancel()
+        assert not other.done()
+        assert other.cancel()
+        wait_until(lambda: not left_over(place), "the transfer was given up")
+        relay.resume()
+        assert not stager.lease(url).from_cache
+
+
+def test_closing_ends_what_is_under_way(sshd_factory, relay_to, place):
+    server = sshd_factory()
+    server.make("a", b"x" * 2_000_000)
+    relay = relay_to(server)
+    stager = Stager(server.settings(cache_dir=str(place)))
+    relay.stall(after_bytes=500_000)
+    future = stager.stage(relay.url(server.url("a")))
+    wait_until(lambda: any((root_of(place) / "incoming").glob("*/.*")), "the transfer has begun")
+    stager.close()
+    with pytest.raises(TransferError, match="closed"):
+        future.result(PATIENCE_S)
+    assert not left_over(place)
+
+
+# --- fork ---------------------------------------------------------------------------------------
+
+
+def in_child(work) -> None:
+    """Run ``work`` in a forked child; fail here if it fails there."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_a_forked_child_stages_with_a_stager_of_its_own(stager, sshd, remote_directory):
+    a, b = make_files(sshd, remote_directory, "ab")
+    stager.lease(a).release()
+
+    def work() -> None:
+        assert stager.lease(a).from_cache
+        assert not stager.lease(b).from_cache
+
+    in_child(work)
+    assert stager.lease(b).from_cache
+
+
+def test_a_forked_child_does_not_hold_up_its_parents_transfer(
+    sshd_factory, relay_to, place, processes
+):
+    server = sshd_factory()
+    server.make("a", b"x" * 2_000_000)
+    relay = relay_to(server)
+    url = relay.url(server.url("a"))
+    with Stager(server.settings(cache_dir=str(place))) as stager:
+        relay.stall(after_bytes=500_000)
+        future = stager.stage(url)
+        wait_until(lambda: any((root_of(place) / "incoming").glob("*/.*")), "it has begun")
+        go_on, tell = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(tell)
+            os.read(go_on, 1)
+            os._exit(0)
+        try:
+            assert future.cancel()
+            wait_until(lambda: not left_over(place), "the parent gave up its lock")
+            relay.resume()
+            process = processes(ssh_config=str(server.ssh_config), cache_dir=str(place))
+            assert "error" not in process.ask(f"stage {url}")
+        finally:
+            os.close(tell)
+            os.waitpid(pid, 0)
+
+
+def test_a_forked_child_keeps_the_files_that_its_parent_leased(
+    small, sshd, remote_directory, place
+):
+    a, b, c, d = make_files(sshd, remote_directory, "abcd")
+    lease = small.lease(a)
+    go_on, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(tell)
+        os.read(go_on, 1)
+        os._exit(0)
+    lease.release()
+    for url in (b, c, d):
+        small.lease(url).release()
+    assert "a" in files_in(place)
+    os.close(tell)
+    os.waitpid(pid, 0)
+    for url in (b, c, d, b):
+        small.lease(url).release()
+    assert "a" not in files_in(place)
+
+
+# --- the place ----------------------------------------------------------------------------------
+
+
+def test_the_place_is_the_nodes_and_not_the_jobs(monkeypatch, tmp_path):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path))
+    root = cache_root(None)
+    assert root.parts[1] in ("tmp", "var", "private")
+    assert root.parent.name == f"pyremotedata-{os.getuid()}"
+    assert stat.S_IMODE(root.stat().st_mode) == 0o700
+
+
+def test_the_place_is_private(stager, sshd, remote_directory, place):
+    (url,) = make_files(sshd, remote_directory, "a")
+    lease = stager.lease(url)
+    assert stat.S_IMODE(root_of(place).stat().st_mode) == 0o700
+    assert root_of(place) in lease.path.parents
+
+
+def test_a_link_in_the_place_of_the_cache_is_refused(place, tmp_path):
+    place.mkdir()
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    root_of(place).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigurationError, match="not a directory of yours"):
+        cache_root(str(place))
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a directory away")
+def test_a_directory_of_somebody_else_is_refused(place):
+    root_of(place).mkdir(parents=True)
+    os.chown(root_of(place), 12345, 12345)
+    with pytest.raises(ConfigurationError, match="not a directory of yours"):
+        cache_root(str(place))
+
+
+def test_a_place_that_cannot_be_made_is_named_with_the_remedy(sshd, tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        Stager(sshd.settings(cache_dir=str(tmp_path / "file" / "cache"))) as stager,
+        pytest.raises(ConfigurationError, match="PYREMOTEDATA_CACHE_DIR"),
+    ):
+        stager.lease(sshd.url("whatever"), expect=Stat("file", 1, 1))
+
+
+def test_threads_and_processes_that_all_want_many_files_move_each_once(
+    sshd_factory, place, processes
+):
+    server = sshd_factory(log_requests=True)
+    urls = make_files(server, "many", [f"{n:03}" for n in range(60)], size=2_000)
+    settings = {"ssh_config": str(server.ssh_config), "cache_dir": str(place)}
+    crowd = [processes(**settings) for _ in range(2)]
+    for shift, process in enumerate(crowd):
+        for url in urls[30 * shift :] + urls[: 30 * shift]:
+            process.begin(f"stage {url}")
+    with Stager(server.settings(cache_dir=str(place))) as stager:
+        moved: list[bool] = []
+
+        def want_all() -> None:
+            for future in [stager.stage(url) for url in urls]:
+                with future.result(PATIENCE_S) as lease:
+                    moved.append(not lease.from_cache)
+
+        threads = [threading.Thread(target=want_all) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE_S)
+        counts = [[process.answer() for _ in urls][-1]["counts"] for process in crowd]
+        assert sum(count["files"] for count in counts) + sum(moved) == len(urls)
+        assert server.requests("open") == len(urls)
+    assert not left_over(place)
+
+
+def _mtime(server, name: str) -> int:
+    return int((server.root / name).stat().st_mtime)
