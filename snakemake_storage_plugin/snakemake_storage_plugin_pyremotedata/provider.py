@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_storage_plugins.common import Operation
 from snakemake_interface_storage_plugins.storage_provider import (
     ExampleQuery,
@@ -17,6 +16,7 @@ from snakemake_interface_storage_plugins.storage_provider import (
 from pyremotedata_core.errors import TransferError
 
 from . import query as queries
+from .failures import StorageError
 from .lookup import Lookup
 from .settings import StorageProviderSettings, connection_settings, unknown_settings
 
@@ -40,7 +40,7 @@ class StorageProvider(StorageProviderBase):
             self.settings = StorageProviderSettings()
         unknown = unknown_settings(self.settings)
         if unknown:
-            raise WorkflowError(
+            raise StorageError(
                 f"Storage provider pyremotedata has no setting {', '.join(unknown)}; see "
                 "'snakemake --help' for its settings (--storage-pyremotedata-...)."
             )

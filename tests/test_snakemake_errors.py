@@ -1,0 +1,296 @@
+"""What a user of Snakemake sees when something is wrong: one line with the remedy, exit 1."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("snakemake")
+
+from .servers import free_port
+from .snakemake_workflow import Workflow, kill_group, relayed_ssh_config, temporaries
+
+COPY = """
+    rule copy:
+        input: storage("@INPUT@")
+        output: storage("@URL@/out.txt")
+        shell: "cp {input:q} {output:q}"
+"""
+SECRET = "canary-7d0e"
+
+
+@pytest.fixture
+def workflow(sshd, remote_directory, tmp_path):
+    made = Workflow(tmp_path / "work", sshd, remote_directory)
+    made.make_remote("in.txt", b"hello\n")
+    made.env["PYREMOTEDATA_TIMEOUT"] = "10"
+    return made
+
+
+def copy(workflow, url=None):
+    """Run a copy of one remote file."""
+    workflow.write(COPY, INPUT=url or workflow.server.url(f"{workflow.remote}/in.txt"))
+    return workflow.run()
+
+
+def test_a_missing_input_is_named_with_its_rule(workflow):
+    outcome = copy(workflow, workflow.server.url(f"{workflow.remote}/nothing.txt"))
+    outcome.failed("MissingInputException in rule copy")
+    assert "nothing.txt" in outcome.text
+
+
+def test_an_unknown_host(workflow):
+    copy(workflow, "sftp://no-such-host.invalid/a.txt").failed(
+        "sftp://no-such-host.invalid/a.txt", "unknown host", "check its spelling"
+    )
+
+
+def test_a_refused_port(workflow):
+    port = free_port()
+    copy(workflow, f"sftp://127.0.0.1:{port}/a.txt").failed(
+        f"sftp://127.0.0.1:{port}/a.txt", "nothing listens", "check host and port"
+    )
+
+
+def test_an_unknown_host_key(workflow, tmp_path):
+    (tmp_path / "known_hosts").touch()
+    config = workflow.server.ssh_config.read_text()
+    config = config.replace(str(workflow.server.known_hosts), str(tmp_path / "known_hosts"))
+    (tmp_path / "ssh_config").write_text(config)
+    workflow.env["PYREMOTEDATA_SSH_CONFIG"] = str(tmp_path / "ssh_config")
+    copy(workflow).failed("in.txt: the server's host key", "not known", "accept it once with")
+
+
+def test_a_wrong_key(workflow, tmp_path):
+    key = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    workflow.env["PYREMOTEDATA_SSH_KEY"] = str(key)
+    config = tmp_path / "ssh_config"
+    text = workflow.server.ssh_config.read_text().replace(str(workflow.server.key), str(key))
+    config.write_text(text)
+    workflow.env["PYREMOTEDATA_SSH_CONFIG"] = str(config)
+    logins = workflow.server.log_text().count("Connection from")
+    copy(workflow).failed("in.txt: ", "check user name, key")
+    assert workflow.server.log_text().count("Connection from") == logins + 1
+
+
+def test_no_permission_to_write_the_output(chroot_sshd, tmp_path):
+    workflow = Workflow(tmp_path / "work", chroot_sshd, f"d{os.getpid()}-{time.monotonic_ns()}")
+    workflow.make_remote("in.txt", b"hello\n")
+    closed = workflow.remote_path("closed")
+    closed.mkdir(mode=0o755)  # owned by root, and the account is not
+    workflow.write(
+        """
+        rule copy:
+            input: storage("@URL@/in.txt")
+            output: storage("@URL@/closed/out.txt")
+            shell: "cp {input} {output}"
+        """
+    )
+    workflow.run().failed("Failed to store output in sftp://", "/closed/out.txt: the server does")
+    assert not list(closed.iterdir())
+    closed.chmod(0o777)
+    workflow.run("--rerun-incomplete").succeeded()
+    assert (closed / "out.txt").read_bytes() == b"hello\n"
+
+
+def test_no_permission_to_read_the_input(chroot_sshd, tmp_path):
+    workflow = Workflow(tmp_path / "work", chroot_sshd, f"d{os.getpid()}-{time.monotonic_ns()}")
+    closed = workflow.make_remote("in.txt", b"hello\n", mode=0o600)
+    os.chown(closed, 0, 0)
+    workflow.write(COPY, INPUT=chroot_sshd.url(f"{workflow.remote}/in.txt"))
+    workflow.run().failed("Failed to retrieve sftp://", "/in.txt: permission denied")
+    assert not workflow.local_copy("in.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        (f"sftp://me:{SECRET}@127.0.0.1/a.txt", "a password does not belong in a URL"),
+        ("ssh://127.0.0.1/a.txt", "unknown scheme"),
+        ("sftp://127.0.0.1:x/a.txt", "not a port number"),
+    ],
+)
+def test_a_query_that_cannot_be_served_is_refused_with_the_reason(workflow, url, reason):
+    workflow.write(COPY.replace("storage(", "storage.pyremotedata("), INPUT=url)
+    outcome = workflow.run().failed("is invalid", reason)
+    assert SECRET not in outcome.text
+
+
+def test_a_wrong_setting(workflow):
+    workflow.env["PYREMOTEDATA_CONNECTIONS"] = "many"
+    copy(workflow).failed("in.txt: ", "CONNECTIONS is not valid: 'many'")
+
+
+def test_an_unknown_setting_of_the_snakefile(workflow):
+    workflow.write('storage:\n    provider="pyremotedata",\n    user="me"\n')
+    workflow.run().failed("has no setting user; see 'snakemake --help'")
+
+
+def test_a_password_is_nowhere_to_be_seen(chroot_sshd, tmp_path):
+    workflow = Workflow(tmp_path / "work", chroot_sshd, f"d{os.getpid()}-{time.monotonic_ns()}")
+    workflow.make_remote("in.txt", b"hello\n")
+    workflow.env = {
+        "PYREMOTEDATA_SSH_CONFIG": str(chroot_sshd.password_ssh_config),
+        "PYREMOTEDATA_PASSWORD": chroot_sshd.password,
+    }
+    outcome = copy(workflow).succeeded()
+    assert workflow.remote_path("out.txt").read_bytes() == b"hello\n"
+    assert chroot_sshd.password not in outcome.text
+    for path in workflow.directory.rglob("*"):
+        assert not path.is_file() or chroot_sshd.password.encode() not in path.read_bytes()
+
+
+def test_a_silent_server_ends_within_the_time_limit(workflow, relay_factory, tmp_path):
+    relay = relay_factory(workflow.server.port)
+    relay.stall()
+    workflow.env["PYREMOTEDATA_SSH_CONFIG"] = str(relayed_ssh_config(workflow.server, tmp_path))
+    workflow.env["PYREMOTEDATA_TIMEOUT"] = "2"
+    outcome = copy(workflow, relay.url(workflow.server.url(f"{workflow.remote}/in.txt")))
+    outcome.failed("Failed to check existence of sftp://", "did not answer within 2 s; check host")
+    assert "MissingInput" not in outcome.text
+
+
+def test_a_connection_lost_while_retrieving_is_made_again(workflow, relay_factory, tmp_path):
+    data = os.urandom(8_000_000)
+    workflow.make_remote("big", data)
+    relay = relay_factory(workflow.server.port)
+    relay.drop_after(3_000_000, kind="reset")
+    workflow.env["PYREMOTEDATA_SSH_CONFIG"] = str(relayed_ssh_config(workflow.server, tmp_path))
+    copy(workflow, relay.url(workflow.server.url(f"{workflow.remote}/big"))).succeeded()
+    assert relay.status()["faults"] == 1
+    assert workflow.remote_path("out.txt").read_bytes() == data
+
+
+def test_a_connection_lost_while_storing_is_made_again(workflow, relay_factory, tmp_path):
+    relay = relay_factory(workflow.server.port)
+    workflow.env["PYREMOTEDATA_SSH_CONFIG"] = str(relayed_ssh_config(workflow.server, tmp_path))
+    workflow.write(
+        """
+        rule make:
+            output: storage("@OUT@")
+            shell: "head -c 8000000 /dev/zero > {output}"
+        """,
+        OUT=relay.url(workflow.server.url(f"{workflow.remote}/out")),
+    )
+    relay.drop_after(3_000_000, direction="up", kind="reset")
+    workflow.run().succeeded()
+    assert relay.status()["faults"] == 1
+    assert workflow.remote_path("out").read_bytes() == bytes(8_000_000)
+    assert not temporaries(workflow.server.root)
+
+
+def test_a_failed_input_stops_the_others_and_leaves_nothing_half_done(chroot_sshd, tmp_path):
+    workflow = Workflow(tmp_path / "work", chroot_sshd, f"d{os.getpid()}-{time.monotonic_ns()}")
+    data = os.urandom(2_000_000)
+    for n in range(20):
+        workflow.make_remote(f"in/{n}", data)
+    os.chown(workflow.make_remote("in/closed", b"x", mode=0o600), 0, 0)
+    workflow.write(
+        """
+        rule join:
+            input: storage(expand("@URL@/in/{n}", n=[*range(20), "closed"]))
+            output: "joined"
+            shell: "cat {input} > {output}"
+        """
+    )
+    workflow.run().failed("/in/closed: permission denied")
+    assert not workflow.path("joined").exists()
+    for n in range(20):
+        copied = workflow.local_copy(f"in/{n}")
+        assert not copied.exists() or copied.read_bytes() == data
+    assert not workflow.local_copy("in/closed").exists()
+    assert not temporaries(workflow.directory)
+
+
+def test_a_run_killed_while_retrieving_leaves_nothing_half_done_and_can_be_repeated(
+    workflow, relay_factory, tmp_path
+):
+    data = os.urandom(4_000_000)
+    workflow.make_remote("tree/a", data)
+    workflow.make_remote("tree/sub/b", data)
+    workflow.make_remote("file", data)
+    relay = relay_factory(workflow.server.port)
+    workflow.env["PYREMOTEDATA_SSH_CONFIG"] = str(relayed_ssh_config(workflow.server, tmp_path))
+    workflow.write(
+        """
+        storage:
+            provider="pyremotedata",
+            keep_local=True,
+        rule join:
+            input: storage("@R@/tree"), storage("@R@/file")
+            output: "joined"
+            shell: "cat {input[0]}/a {input[0]}/sub/b {input[1]} > {output}"
+        """,
+        R=relay.url(workflow.server.url(workflow.remote)),
+    )
+    relay.stall(after_bytes=6_000_000)
+    with workflow.start() as process:
+        wait_until(lambda: relay.status()["faults"])
+        assert clients(tmp_path)
+        kill_group(process)
+    wait_until(lambda: not clients(tmp_path))
+    storage = workflow.directory / ".snakemake/storage"
+    assert temporaries(storage), "it was killed too late"
+    assert not list(storage.rglob("tree"))
+    assert all(path.read_bytes() == data for path in storage.rglob("file"))
+    relay.reset()
+    relay.resume()
+    workflow.run("--unlock").succeeded()
+    workflow.run().succeeded()
+    assert workflow.path("joined").read_bytes() == data * 3
+    assert not temporaries(workflow.directory)
+
+
+def test_a_run_killed_while_storing_leaves_nothing_half_done_and_can_be_repeated(
+    workflow, relay_factory, tmp_path
+):
+    relay = relay_factory(workflow.server.port)
+    workflow.env["PYREMOTEDATA_SSH_CONFIG"] = str(relayed_ssh_config(workflow.server, tmp_path))
+    workflow.write(
+        """
+        rule make:
+            output: storage("@R@/tree"), storage("@R@/file")
+            shell: "mkdir -p {output[0]}/sub; for f in {output[0]}/a {output[0]}/sub/b {output[1]};"
+                   " do head -c 4000000 /dev/zero > $f; done"
+        """,
+        R=relay.url(workflow.server.url(workflow.remote)),
+    )
+    relay.stall(after_bytes=6_000_000, direction="up")
+    with workflow.start() as process:
+        wait_until(lambda: relay.status()["faults"])
+        assert clients(tmp_path)
+        kill_group(process)
+    wait_until(lambda: not clients(tmp_path))
+    for path in workflow.server.root.joinpath(workflow.remote).rglob("*"):
+        if path.is_file() and path.name in ("a", "b", "file"):
+            assert path.stat().st_size == 4_000_000, path
+    relay.reset()
+    relay.resume()
+    workflow.run("--unlock").succeeded()
+    workflow.run("--rerun-incomplete").succeeded()
+    for name in ("tree/a", "tree/sub/b", "file"):
+        assert workflow.remote_path(name).read_bytes() == bytes(4_000_000)
+
+
+def clients(directory):
+    """Return the processes whose command line names a file below a directory."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if os.fsencode(directory) in path.read_bytes():
+                found.append(path.parent.name)
+    return found
+
+
+def wait_until(condition, timeout_s=30.0):
+    """Wait for something that another process does."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
