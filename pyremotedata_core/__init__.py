@@ -4,6 +4,7 @@ Names are loaded on first use, so that importing the package costs next to nothi
 imported by every start of their engine.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from .remote import Remote
     from .stager import Lease, Stager
     from .url import RemoteURL
+
+if sys.platform == "win32":
+    raise ImportError("pyremotedata needs Linux or macOS; on Windows, use it within WSL")
 
 _HOME = {
     "config": ("ConnectionSettings", "Secret", "remove_config"),

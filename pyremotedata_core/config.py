@@ -203,7 +203,9 @@ def parse_bytes(text: str | int | float) -> int:
 def _read_file() -> tuple[Path, dict[str, Any]]:
     path = config_path()
     try:
-        text = path.read_text()
+        with path.open() as file:
+            text = file.read()
+            shared = os.fstat(file.fileno()).st_mode & 0o077
     except FileNotFoundError:
         if os.environ.get(ENV + "CONFIG"):
             raise ConfigurationError(f"{ENV}CONFIG: there is no file {path}") from None
@@ -221,6 +223,8 @@ def _read_file() -> tuple[Path, dict[str, Any]]:
         raise ConfigurationError(f"{path}{where}: not valid YAML") from None
     if not isinstance(values, dict):
         raise ConfigurationError(f"{path}: expected lines of the form 'setting: value'")
+    if shared and any(values.get(key) for key in _SECRETS):
+        raise ConfigurationError(f"{path} holds a secret that others may read: chmod 600 {path}")
     return path, values
 
 

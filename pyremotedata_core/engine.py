@@ -455,7 +455,7 @@ def _to_tree(value: Any) -> TreeResult:
 # --- one engine for all of a process -----------------------------------------------------------
 
 _engines: weakref.WeakSet[TransferEngine] = weakref.WeakSet()
-_shared: dict[ConnectionSettings, TransferEngine] = {}
+_shared: dict[tuple[Any, ...], TransferEngine] = {}
 _shared_lock = threading.Lock()
 
 
@@ -466,9 +466,11 @@ def shared_engine(settings: ConnectionSettings | None = None) -> TransferEngine:
     """
     settings = settings or ConnectionSettings.load()
     with _shared_lock:
-        engine = _shared.get(settings)
+        # Secrets take no part in the comparison of settings, but make another login.
+        key = (settings, settings.password, settings.key_passphrase)
+        engine = _shared.get(key)
         if engine is None or engine._closed:
-            engine = _shared[settings] = TransferEngine(settings)
+            engine = _shared[key] = TransferEngine(settings)
         return engine
 
 

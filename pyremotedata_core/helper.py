@@ -18,7 +18,6 @@ import selectors
 import signal
 import socket
 import struct
-import traceback
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -95,8 +94,11 @@ class Server:
             self._loop.run()
         except Exception as error:
             # A mistake of ours: the owner gets it as the error of all that is under way.
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            text = f"internal error: {error!r} at {os.path.basename(where.filename)}:{where.lineno}"
+            trace = error.__traceback__
+            while trace is not None and trace.tb_next is not None:
+                trace = trace.tb_next
+            where = trace.tb_frame.f_code.co_qualname if trace else "?"
+            text = f"internal error in {where}: {error!r}; please report it"
             with contextlib.suppress(OSError):
                 self._sock.setblocking(True)
                 self._sock.settimeout(1.0)

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
-import secrets
 from pathlib import Path
 from typing import NamedTuple
 
+from .names import file_name_for
 from .nodestate import private_directory, state_directory
 
 COMPACT_LINES = 4096
@@ -33,9 +32,8 @@ class Journal:
     """The uploads of this process to one server. Belongs to the loop's thread."""
 
     def __init__(self, server: str) -> None:
-        name = hashlib.sha256(server.encode("utf-8", "surrogateescape")).hexdigest()[:16]
         base = private_directory(state_directory() / "uploads")
-        self._directory = private_directory(base / name)
+        self._directory = private_directory(base / file_name_for(server))
         self._path: Path | None = None
         self._fd = -1
         self._live: dict[str, str] = {}
@@ -85,7 +83,7 @@ class Journal:
         return orphans
 
     def _open(self) -> None:
-        self._path = self._directory / secrets.token_hex(8)
+        self._path = self._directory / os.urandom(8).hex()
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
         self._fd = os.open(self._path, flags, 0o600)
         fcntl.flock(self._fd, fcntl.LOCK_EX)

@@ -8,11 +8,11 @@ name with ``.old`` is a file that is being replaced on a server that cannot do i
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import re
-import secrets
+import zlib
+from urllib.parse import quote
 
 from .errors import UnsafeName
 
@@ -21,14 +21,14 @@ _TEMPORARY = re.compile(r"\.pyremotedata-([0-9a-f]{8})-([0-9a-f]+)\.(part|old)")
 
 def host_tag() -> str:
     """Return eight hexadecimal digits that stand for this node."""
-    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+    return f"{zlib.crc32(platform.node().encode()):08x}"
 
 
 class TemporaryNames:
     """Unique temporary names for one process; cheap enough for one per small file."""
 
     def __init__(self) -> None:
-        self._prefix = f".pyremotedata-{host_tag()}-{secrets.token_hex(8)}"
+        self._prefix = f".pyremotedata-{host_tag()}-{os.urandom(8).hex()}"
         self._count = 0
 
     def next(self) -> str:
@@ -64,6 +64,11 @@ def check_component(name: str, url: str = "") -> str:
     if name in ("", ".", "..") or "/" in name or "\0" in name:
         raise UnsafeName(f"the server lists a name that leaves its directory: {name!r}", url)
     return name
+
+
+def file_name_for(server: str) -> str:
+    """Return a file name that stands for a server's URL."""
+    return quote(server, safe="@+,=:")[:200]
 
 
 def local_parent(path: str) -> str:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import stat
 from pathlib import Path
 
 from .errors import ConfigurationError
+from .names import file_name_for
 
 
 def state_directory() -> Path:
@@ -58,7 +58,7 @@ class SessionSlots:
     """The slots of one server on this node. Not thread-safe: it belongs to the loop's thread."""
 
     def __init__(self, server: str, count: int) -> None:
-        name = hashlib.sha256(server.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        name = file_name_for(server)
         self._base = str(private_directory(state_directory() / "slots") / name)
         self._count = count
         self._waiting: int | None = None

@@ -138,32 +138,35 @@ def _fast_ciphers(config: str | None, host: str) -> str:
     """
     if not _has_aes():
         return ""
-    default = _resolved_ciphers(None, "default")
-    if not default or _resolved_ciphers(config, host) != default:
+    # Side by side: the login waits for them.
+    asked = [_ask_ciphers(["-F", os.devnull], "default")]
+    asked.append(_ask_ciphers(["-F", config] if config else [], host))
+    default, chosen = [_answered_ciphers(process) for process in asked]
+    if not default or chosen != default:
         return ""
     names = default.split(",")
     first = [name for name in _GCM if name in names]
     return ",".join(first + [name for name in names if name not in first]) if first else ""
 
 
-@cache
-def _resolved_ciphers(config: str | None, host: str) -> str:
-    argv = [find_ssh(), "-G"]
-    if host == "default":
-        argv += ["-F", os.devnull]
-    elif config:
-        argv += ["-F", config]
+def _ask_ciphers(options: list[str], host: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [find_ssh(), "-G", *options, "--", host],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _answered_ciphers(process: subprocess.Popen[str]) -> str:
     try:
-        done = subprocess.run(
-            [*argv, "--", host],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            stdin=subprocess.DEVNULL,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    match = re.search(r"^ciphers (\S+)$", done.stdout, re.MULTILINE)
+        text, _ = process.communicate(timeout=10)
+    except subprocess.TimeoutExpired:  # a Match exec of the user's that hangs
+        process.kill()
+        text, _ = process.communicate()
+    match = re.search(r"^ciphers (\S+)$", text, re.MULTILINE)
     return match[1] if match else ""
 
 

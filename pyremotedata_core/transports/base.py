@@ -96,9 +96,17 @@ class BlockingSession(Protocol):
         """
 
     def write(
-        self, path: str, source: Source, overwrite: bool, on_bytes: Callable[[int], None]
+        self,
+        path: str,
+        source: Source,
+        overwrite: bool,
+        temporary: str,
+        on_bytes: Callable[[int], None],
     ) -> Stat:
-        """Upload the source and publish it under ``path``, whole or not at all, mtime set."""
+        """Upload the source and publish it under ``path``, whole or not at all, mtime set.
+
+        Until then it has the temporary path, in the same directory.
+        """
 
     def mkdir(self, path: str) -> None:
         """Make one directory; an existing directory is no error."""
