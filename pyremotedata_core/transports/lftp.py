@@ -1,0 +1,458 @@
+"""The lftp session: one operation at a time, each made of a few lftp commands.
+
+`lftp_process.py` drives the process, `lftp_site.py` asks and makes small changes,
+`lftp_text.py` reads and writes lftp's language. What lftp cannot do, or does in its own way:
+
+- It ends with success after a file that shrank, and splices when it resumes. So what the server
+  says of the open file is compared with what is expected at every opening: the first, those after
+  a lost connection, every segment's, and one more after the last byte.
+- It cannot rename over a file where the server refuses that: see `LftpSession.rename`.
+- It sets an mtime only at the end of an upload, and together with the size: see `touch`.
+- Special files do not appear in its listings, and names with a line break cannot be said to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posixpath
+import tempfile
+from collections.abc import Callable, Iterator
+
+from ..config import ConnectionSettings
+from ..errors import (
+    ConfigurationError,
+    ConnectionLost,
+    RemoteChanged,
+    RemoteFileNotFound,
+    RemotePermissionDenied,
+    ServerRefused,
+    TransferError,
+    from_oserror,
+)
+from ..model import Entry, Stat
+from ..names import TemporaryNames
+from ..nodestate import SessionSlots
+from ..url import RemoteURL
+from .base import Sink, Source
+from .lftp_process import find_lftp
+from .lftp_site import LftpSite
+from .lftp_text import Log
+
+__all__ = ["LftpSession", "find_lftp"]
+
+SEGMENTED_BYTES = 64 << 20  # a file of this size pays for the logins of further connections
+SEGMENTS = 4  # of a large download, each a connection and a session slot
+BATCH_ENTRIES = 1000
+
+OnBytes = Callable[[int], None]
+_temporary_names = TemporaryNames()
+
+
+class LftpSession:
+    """One lftp process with one login; a `BlockingSession`.
+
+    One thread calls its methods, except `kill` and `alive`.
+
+    Parameters
+    ----------
+    url : RemoteURL
+        Of the server; its path does not matter.
+    settings : ConnectionSettings
+        Already those of the server.
+    """
+
+    def __init__(self, url: RemoteURL, settings: ConnectionSettings) -> None:
+        if url.scheme != "sftp":
+            raise ConfigurationError(f"{url.scheme}:// is not served; use sftp://", str(url))
+        self._server = url.server
+        self._settings = settings
+        self._site = LftpSite(url.server, settings)
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process runs."""
+        return self._site.alive
+
+    @property
+    def last_heard(self) -> float:
+        """Monotonic time of the last sign of life."""
+        return self._site.last_heard
+
+    @property
+    def rtt_s(self) -> float:
+        """Round trip of a question, measured at login."""
+        return self._site.rtt_s
+
+    def stop_when(self, cancelled: Callable[[], bool]) -> None:
+        """Ask this several times a second while an operation waits.
+
+        When it says True the operation ends with `ConnectionLost`, and the session remains.
+        """
+        self._site.cancelled = cancelled
+
+    def connect(self) -> None:
+        """Log in.
+
+        Raises
+        ------
+        ConfigurationError
+            If lftp or ssh is not installed.
+        AuthenticationFailed, HostKeyRejected, ConnectionLost, TransferTimeout, ServerRefused
+            What ssh says of a login that failed. It has been tried once.
+        """
+        self._site.connect()
+
+    def stat(self, path: str, follow: bool = True) -> Stat:
+        """Return what the server says of a path.
+
+        The mode of a regular file is not known (None) when links are followed.
+
+        Raises
+        ------
+        RemoteFileNotFound, RemotePermissionDenied
+        """
+        path = self._site.path(path)
+        return self._site.stat(path) if follow else self._site.lstat(path)
+
+    def scandir(self, path: str) -> Iterator[list[Entry]]:
+        """Yield the entries of a directory in batches, without ``.``, ``..`` and special files.
+
+        Raises
+        ------
+        RemoteFileNotFound, RemotePermissionDenied
+        ServerRefused
+            If it is not a directory.
+        UnsafeName
+            If a name in it holds a line break, or would leave the directory.
+        """
+        entries = self._site.scandir(self._site.path(path))
+        for start in range(0, len(entries), BATCH_ENTRIES):
+            yield entries[start : start + BATCH_ENTRIES]
+
+    def read(
+        self,
+        path: str,
+        sink: Sink,
+        offset: int,
+        length: int,
+        expect: Stat,
+        on_bytes: OnBytes = lambda _: None,
+    ) -> None:
+        """Write a whole file into the sink, which is empty.
+
+        A large file comes over several connections, as many as this node's slots of the server
+        allow.
+
+        Raises
+        ------
+        RemoteChanged
+            If the file is not, or does not remain, what ``expect`` says.
+        LocalStorageFull, RemoteFileNotFound, RemotePermissionDenied
+        ServerRefused
+            If only a part of the file, or what is not a file, is asked for.
+        """
+        site, path = self._site, self._site.path(path)
+        url = site.url(path)
+        if offset or length != expect.size or expect.kind != "file":
+            raise ServerRefused("lftp reads regular files, and those whole", url)
+        try:
+            fd = sink.fd
+        except OSError as error:
+            raise from_oserror(error, sink.path) from None
+        progress = _Progress(expect.size, on_bytes)
+
+        def watch(log: Log) -> None:
+            if any(info != (expect.size, expect.mtime) for info in log.infos):
+                raise RemoteChanged("the file changed while it was read", url)
+            progress.at(log.received)
+
+        with self._segments(expect.size) as segments:
+            get = f"pget -n {segments}" if segments > 1 else "get"
+            # One more opening, and the last byte, show whether it is still what it was.
+            again = site.probe(max(0, expect.size - 1))
+            local = os.path.abspath(sink.path)
+            reply = site.run(f"{get} {{}} -o {{}} && {again}", path, local, path, watch=watch)
+        if not reply.ok:
+            raise site.error(reply, path)
+        if len(reply.log.infos) < 2 or os.fstat(fd).st_size != expect.size:
+            raise RemoteChanged("the file changed while it was read", url)
+        progress.at(expect.size)
+
+    def write(
+        self,
+        path: str,
+        source: Source,
+        overwrite: bool,
+        temporary: str,
+        on_bytes: OnBytes = lambda _: None,
+    ) -> Stat:
+        """Upload the source and publish it under ``path``, whole or not at all, mtime set.
+
+        Where the server does not keep the mtime that lftp sends together with the size (MiG), the
+        result has the one that it set itself.
+
+        Parameters
+        ----------
+        path : str
+        source : Source
+        overwrite : bool
+        temporary : str
+            A path in the same directory, ours alone; nothing remains of it.
+        on_bytes : callable
+
+        Raises
+        ------
+        RemoteFileNotFound
+            If the directory does not exist.
+        RemotePermissionDenied
+        ServerRefused
+            If a directory stands there, a file stands there and may not be overwritten, or the
+            server cannot keep the file.
+        """
+        site, path = self._site, self._site.path(path)
+        url = site.url(path)
+        temporary = site.path(temporary)
+        _check_target(site.kind(path), overwrite, url)
+        local = os.path.abspath(source.path)
+        try:
+            before = os.fstat(source.fd)
+        except OSError as error:
+            raise from_oserror(error, source.path) from None
+        progress = _Progress(source.size, on_bytes)
+        try:
+            stat = self._upload(local, temporary, source.size, url, progress)
+            if stat.size != source.size:
+                raise ServerRefused(f"the server kept {stat.size} of {source.size} bytes", url)
+            if _changed_since(before, local, source):
+                raise TransferError(f"{source.path}: changed while it was uploaded", retryable=True)
+            self._publish(temporary, path, overwrite)
+        except BaseException:
+            site.tidy("rm {}", temporary)
+            raise
+        progress.at(source.size)
+        return stat
+
+    def mkdir(self, path: str) -> None:
+        """Make one directory; an existing directory is no error.
+
+        Raises
+        ------
+        RemoteFileNotFound
+            If its parent does not exist.
+        RemotePermissionDenied
+        ServerRefused
+            If a file has that name.
+        """
+        self._site.mkdir(self._site.path(path))
+
+    def remove(self, path: str) -> None:
+        """Remove a file or link.
+
+        Raises
+        ------
+        RemoteFileNotFound, RemotePermissionDenied
+        ServerRefused
+            If it is a directory.
+        """
+        self._site.remove(self._site.path(path))
+
+    def rmdir(self, path: str) -> None:
+        """Remove an empty directory.
+
+        Raises
+        ------
+        RemoteFileNotFound, RemotePermissionDenied
+        TransferError
+            If it is not empty.
+        """
+        self._site.rmdir(self._site.path(path))
+
+    def rename(self, old: str, new: str) -> None:
+        """Rename within the server, replacing a file as safely as the server allows.
+
+        Some servers let a rename replace a file (MiG). Where it is refused because the name is
+        taken (OpenSSH; lftp cannot ask for its posix-rename), the old file is renamed aside, the
+        new one renamed in, and the old one removed, or put back if that fails. Between the two
+        renames nothing has the final name.
+
+        Raises
+        ------
+        RemoteFileNotFound, RemotePermissionDenied
+        ServerRefused
+            If a directory has the new name.
+        """
+        site = self._site
+        old, new = site.path(old), site.path(new)
+        _check_target(site.kind(new), True, site.url(new))
+        try:
+            self._publish(old, new, True)
+        except RemoteFileNotFound as error:
+            raise RemoteFileNotFound(error.message, site.url(old)) from None
+
+    def touch(self, path: str, mtime: int) -> None:
+        """Set the mtime of an existing regular file, in seconds.
+
+        lftp sets a time only at the end of an upload. So a local file of the same size and with
+        that mtime, all of it a hole, is "continued" to the remote one, of which nothing is then
+        left to send. Nothing but the time changes, unless somebody else cuts the file short in
+        the two round trips between the look at its size and the end: then zeros are sent in place
+        of what was cut off. That is noticed and reported.
+
+        Raises
+        ------
+        RemoteFileNotFound, RemotePermissionDenied
+        RemoteChanged
+            If the file was cut short meanwhile.
+        ServerRefused
+            If it is not a regular file, or the server did not keep the time.
+        """
+        site, path = self._site, self._site.path(path)
+        url = site.url(path)
+        stat = site.stat(path)
+        if stat.kind != "file":
+            raise ServerRefused("lftp sets the times of regular files only", url)
+        with tempfile.NamedTemporaryFile(prefix="pyremotedata-touch-") as hole:
+            try:
+                hole.truncate(stat.size)
+                os.utime(hole.name, (mtime, mtime))
+            except OSError as error:
+                raise from_oserror(error, hole.name) from None
+            reply = site.run("put -c {} -o {}", hole.name, path)
+        if reply.log.sent:
+            raise RemoteChanged(
+                "was cut short by somebody else while its time was set; zeros may now stand in"
+                " place of what was cut off",
+                url,
+                retryable=False,
+            )
+        if not reply.ok:
+            raise site.error(reply, path)
+        if site.stat(path).mtime != mtime:
+            raise ServerRefused("the server did not keep the time", url)
+
+    def realpath(self, path: str) -> str:
+        """Return the path with the login directory resolved; links are not."""
+        return self._site.path(path)
+
+    def kill(self) -> None:
+        """End the session at once; safe to call from another thread, more than once."""
+        self._site.kill()
+
+    # --- inside ------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _segments(self, size: int) -> Iterator[int]:
+        """Take slots for further connections if a file is large; yield how many it may use."""
+        slots: list[int] = []
+        if size >= SEGMENTED_BYTES:
+            shared = SessionSlots(self._server, self._settings.connections)
+            while len(slots) < SEGMENTS - 1 and (slot := shared.acquire()) is not None:
+                slots.append(slot)
+        try:
+            yield 1 + len(slots)
+        finally:
+            if slots:
+                # lftp keeps idle connections, and closes all of them or none: the next command
+                # logs in again, which a file of this size can afford.
+                self._site.tidy("close")
+            for slot in slots:
+                os.close(slot)
+
+    def _upload(self, local: str, temporary: str, size: int, url: str, progress: _Progress) -> Stat:
+        site = self._site
+        command = f"put {{}} -o {{}} && {site.probe(max(0, size - 1))}"
+        reply = site.run(
+            command, local, temporary, temporary, watch=lambda log: progress.at(log.sent)
+        )
+        if reply.log.reconnected:
+            # lftp goes on where the server's file ends. Whether the bytes that had arrived end
+            # there too is not for us to guess.
+            raise ConnectionLost("the connection broke during the upload", url)
+        if reply.ok and reply.log.infos:
+            return Stat("file", *reply.log.infos[-1])
+        failure = reply.log.failure
+        if failure is not None and failure.command == "get1":
+            return site.lstat(temporary)  # a directory to drop files into, not to read them
+        error = site.error(reply, temporary)
+        if isinstance(error, RemoteFileNotFound):
+            raise RemoteFileNotFound("the directory does not exist", url)
+        if isinstance(error, RemotePermissionDenied):
+            raise RemotePermissionDenied(
+                "the server does not let you write into that directory", url
+            )
+        if type(error) is TransferError:
+            raise ServerRefused(
+                f"the server cannot write ({error.message}); is its disk or your quota full?", url
+            )
+        raise error
+
+    def _publish(self, temporary: str, path: str, overwrite: bool) -> None:
+        """Rename to the final name: see `rename`."""
+        site = self._site
+        reply = site.move(temporary, path)
+        if reply.ok:
+            return
+        error = site.error(reply, path)
+        if type(error) is not TransferError:
+            raise error
+        if not overwrite:
+            _check_target(site.kind(path), overwrite, site.url(path))
+            raise error
+        aside = _beside(path)
+        if not site.move(path, aside).ok:
+            raise error
+        try:
+            reply = site.move(temporary, path)
+        except TransferError:
+            self._put_back(aside, path)
+            raise
+        if not reply.ok:
+            self._put_back(aside, path)
+            raise site.error(reply, path)
+        site.tidy("rm {}", aside)
+
+    def _put_back(self, aside: str, path: str) -> None:
+        if not self._site.tidy("mv {} {}", aside, path):
+            raise TransferError(
+                "could not be replaced, nor its old content put back, which now has the name"
+                f" {posixpath.basename(aside)}",
+                self._site.url(path),
+            )
+
+
+class _Progress:
+    """Tells how many bytes have moved since it told last."""
+
+    def __init__(self, size: int, on_bytes: OnBytes) -> None:
+        self._size = size
+        self._told = 0
+        self._on_bytes = on_bytes
+
+    def at(self, count: int) -> None:
+        """So many bytes have moved; lftp asks for some of them twice."""
+        count = min(count, self._size)
+        if count > self._told:
+            new, self._told = count - self._told, count
+            self._on_bytes(new)
+
+
+def _beside(path: str) -> str:
+    return posixpath.join(posixpath.dirname(path), _temporary_names.next())
+
+
+def _changed_since(before: os.stat_result, local: str, source: Source) -> bool:
+    """Whether the path no longer leads to the source as it was."""
+    try:
+        now = os.stat(local)
+    except OSError:
+        return True
+    same_file = (now.st_dev, now.st_ino) == (before.st_dev, before.st_ino)
+    return not same_file or now.st_size != source.size or int(now.st_mtime) != source.mtime
+
+
+def _check_target(there: str | None, overwrite: bool, url: str) -> None:
+    if there == "directory":
+        raise ServerRefused("is a directory; a file was meant", url)
+    if there is not None and not overwrite:
+        raise ServerRefused("exists already", url)

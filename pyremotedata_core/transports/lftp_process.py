@@ -1,0 +1,425 @@
+"""One lftp process, and the protocol that drives it over its standard input.
+
+Each command runs as a background job of lftp's and ends in a line with a token that nobody can
+guess: ``(command && echo TOKEN-1: ok || echo TOKEN-1: bad) &``. Why so:
+
+- lftp goes on reading its input while a job runs. So a job can be given up (``kill all``) and the
+  login survives, and lftp ends at once when its input does, that is, when this process dies in
+  whatever way. In the foreground it would first finish a transfer of hours.
+- ``cmd:fail-exit yes``, the alternative, ends the process at the first error. A new login costs
+  0.2 s on loopback and 0.45 s at 20 ms, where a question for a missing file costs 1 ms and 21 ms;
+  and servers count logins.
+
+The job's output (a listing) and the token come on one pipe, lftp's log and errors on another,
+ssh's own words on a third. lftp writes what belongs to a command before its token, so after the
+token the other two pipes hold all there is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import selectors
+import shlex
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..config import ConnectionSettings
+from ..errors import (
+    ConfigurationError,
+    ConnectionLost,
+    TransferError,
+    TransferTimeout,
+    from_oserror,
+    from_ssh_stderr,
+)
+from ..ssh import ssh_argv, ssh_environment
+from .lftp_text import Log, quote
+
+WAKE_S = 0.25  # how often a waiting caller is asked whether it still wants the answer
+INTERRUPT_TIMEOUT_S = 5.0
+SSH_TEXT_BYTES = 8192
+_PIPE_BYTES = 1 << 16
+
+# What holds for every session. Retries, resumption and back-off are the engine's business; here
+# each step is tried once, so that a refused login is not repeated behind its back.
+_OPTIONS = {
+    "cmd:interactive": "no",
+    "cmd:show-status": "no",
+    "cmd:cls-default": '""',
+    "cmd:fail-exit": "no",
+    "cmd:move-background": "no",
+    "cmd:at-exit": '"kill all"',
+    "cache:enable": "no",
+    "net:max-retries": "1",
+    "net:persist-retries": "0",
+    "net:reconnect-interval-base": "1",
+    "net:reconnect-interval-max": "1",
+    "net:idle": "1d",  # the pool closes idle sessions
+    "xfer:clobber": "yes",
+    "xfer:make-backup": "no",  # else an existing target is renamed
+    "xfer:use-temp-file": "no",
+    "xfer:auto-rename": "no",
+    "xfer:disk-full-fatal": "yes",  # else a full disk waits for ever
+    "xfer:log": "no",
+    "xfer:verify": "no",
+    "file:use-lock": "no",
+    "file:use-fallocate": "no",
+    "pget:save-status": "never",
+    "sftp:auto-confirm": "no",  # host keys are ssh's business
+    "sftp:protocol-version": "3",  # as measured; 4 and later would convert names
+    "sftp:charset": '""',  # names are bytes
+    "sftp:use-full-path": "yes",
+    # A read above the server's limit (261120 bytes on OpenSSH) hangs lftp, more than 64 packets in
+    # flight end in an error; a write above 32 KiB is not what every server takes.
+    "sftp:size-read": "128k",
+    "sftp:size-write": "32k",
+    "sftp:max-packets-in-flight": "64",
+}
+
+
+def find_lftp() -> str:
+    """Return the path of the lftp program.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is none on PATH.
+    """
+    path = shutil.which("lftp")
+    if path is None:
+        raise ConfigurationError(
+            "the program lftp is not installed; install it (Debian, Ubuntu: apt install lftp;"
+            " macOS: brew install lftp), or use the SFTP transport (PYREMOTEDATA_TRANSPORT=sftp)"
+        )
+    return path
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The outcome of a command.
+
+    Attributes
+    ----------
+    ok : bool
+        Whether lftp takes it for a success.
+    output : bytes
+    log : Log
+    paths : tuple of str
+        The paths that it was given.
+    """
+
+    ok: bool
+    output: bytes
+    log: Log
+    paths: tuple[str, ...]
+
+
+class LftpProcess:
+    """A running lftp with one site.
+
+    One thread calls `start` and `run`; `kill` may be called from any thread.
+
+    Parameters
+    ----------
+    settings : ConnectionSettings
+        Already those of the server.
+    url : str
+        The server, for messages.
+
+    Attributes
+    ----------
+    last_heard : float
+        Monotonic time of its last sign of life.
+    probe_path : str
+        A local path that a command may write to; what is written there is nobody's.
+    """
+
+    def __init__(self, settings: ConnectionSettings, url: str) -> None:
+        self.last_heard = time.monotonic()
+        self.probe_path = ""
+        self._settings = settings
+        self._url = url
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+        self._busy = False
+        self._killed = False
+        self._token = secrets.token_hex(16)
+        self._count = 0
+        self._said = b""
+        self._selector: selectors.DefaultSelector | None = None
+        self._ssh_fd = -1
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs."""
+        with self._lock:
+            return not self._killed and self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start the process and tell it the site; it logs in at its first command.
+
+        Raises
+        ------
+        ConfigurationError
+            If lftp or ssh is not installed.
+        TransferError
+            If it cannot be started.
+        """
+        settings = self._settings
+        program, argv = find_lftp(), ssh_argv(settings)
+        self._ssh_fd, ssh_end = os.pipe()
+        with tempfile.TemporaryFile() as probe:
+            try:
+                with self._lock:
+                    if self._killed:
+                        raise ConnectionLost("the connection was closed", self._url)
+                    self._process = self._popen(program, (ssh_end, probe.fileno()))
+            except OSError as error:
+                os.close(self._ssh_fd)
+                raise from_oserror(error, program) from None
+            finally:
+                os.close(ssh_end)
+            self.probe_path = f"/dev/fd/{probe.fileno()}"
+        self._selector = selectors.DefaultSelector()
+        for fd in self._fds():
+            os.set_blocking(fd, False)
+            self._selector.register(fd, selectors.EVENT_READ)
+        # lftp appends "-s -l USER HOST sftp", which the "#" makes a comment: user and host are in
+        # ssh's own arguments, and lftp's idea of them is a mere label. So no name can be taken
+        # for an option, and no other site's settings or entry in ~/.netrc matches.
+        host = settings.host or ""
+        connect = shlex.join([*argv, "-s", "--", host, "sftp"]) + f" 2>/dev/fd/{ssh_end} #"
+        lines = [f"set {name} {value}" for name, value in _OPTIONS.items()]
+        lines.append(f"set sftp:connect-program {quote(connect)}")
+        # The limit that counts is the one in `run`; lftp's own comes after it.
+        lines.append(f"set net:timeout {round(settings.timeout_s) + 5}")
+        # ssh before 8.4 asks on the terminal that lftp makes for it, even with askpass.
+        login = "--user login --env-password" if settings.password else "-u login,"
+        lines += [f"open {login} sftp://server", "debug 9"]
+        self._send("\n".join(lines))
+
+    def run(self, command: str, *paths: str, watch: Callable[[Log], None] | None = None) -> Reply:
+        """Run a command and wait for its end.
+
+        Parameters
+        ----------
+        command : str
+            With ``{}`` in place of every path.
+        paths : str
+            The paths, which are quoted.
+        watch : callable, optional
+            Called with the log whenever lftp has said something, and several times a second.
+            An exception that it raises ends the command, not the process.
+
+        Raises
+        ------
+        UnsafeName
+            If a path cannot be said to lftp.
+        ConnectionLost
+            If the process has ended.
+        TransferTimeout
+            If it was silent for the session's time limit; it has then been killed.
+        """
+        log = Log()
+        job = command.format(*map(quote, paths))
+        self._enter()
+        try:
+            # What has come since the last command is not about this one.
+            self._hear(None, Log())
+            self._said = b""
+            self._count += 1
+            mark = f"{self._token}-{self._count}:"
+            self.last_heard = time.monotonic()
+            self._send(f"({job} && echo {mark} ok || echo {mark} bad) &")
+            try:
+                output, verdict = self._until(mark.encode(), log, watch)
+            except TransferTimeout:
+                raise
+            except BaseException:
+                self._interrupt()
+                raise
+            return Reply(verdict == b"ok", output, log, paths)
+        finally:
+            self._leave()
+
+    def ssh_error(self) -> TransferError | None:
+        """Return what ssh has said since the last command began, None if it said nothing."""
+        if not self._killed:
+            self._hear(None, Log())
+        said = self._said.decode("utf-8", "replace")
+        return from_ssh_stderr(said, self._url) if said.strip() else None
+
+    def kill(self) -> None:
+        """End it and what it has started, at once. Safe from any thread, more than once."""
+        with self._lock:
+            self._killed = True
+            process = self._process
+            if process is None:
+                return
+            if process.poll() is None:
+                # Its ssh children are sessions of their own on terminals that lftp holds: they
+                # get a hangup when it dies.
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            if not self._busy:
+                self._close()
+
+    # --- inside ------------------------------------------------------------------------------
+
+    def _popen(self, program: str, fds: tuple[int, ...]) -> subprocess.Popen[bytes]:
+        environment = ssh_environment(self._settings)
+        environment.pop("LANGUAGE", None)
+        # Texts untranslated, names as bytes, times of the log in UTC, and no directory to keep
+        # history, bookmarks or a log in.
+        environment.update(LC_ALL="C", TZ="UTC0", LFTP_HOME=f"{os.devnull}/none")
+        environment.pop("LFTP_PASSWORD", None)
+        if self._settings.password:
+            environment["LFTP_PASSWORD"] = self._settings.password.reveal()
+        return subprocess.Popen(
+            [program, "--norc"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=fds,
+            env=environment,
+            cwd="/",
+            bufsize=0,
+            start_new_session=True,
+        )
+
+    def _fds(self) -> tuple[int, int, int]:
+        process = self._process
+        assert process is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        return process.stdout.fileno(), process.stderr.fileno(), self._ssh_fd
+
+    def _send(self, text: str) -> None:
+        process = self._process
+        if process is None or process.stdin is None or process.stdin.closed:
+            raise self._ended()
+        try:
+            process.stdin.write(text.encode("utf-8", "surrogateescape") + b"\n")
+        except OSError:
+            raise self._ended() from None
+
+    def _until(
+        self, mark: bytes, log: Log, watch: Callable[[Log], None] | None
+    ) -> tuple[bytes, bytes]:
+        """Collect output up to a mark; return it and the word after the mark."""
+        output = bytearray()
+        limit_s = self._settings.timeout_s
+        while True:
+            seen = len(output)
+            if self._hear(output, log):
+                self.last_heard = time.monotonic()
+            elif time.monotonic() - self.last_heard > limit_s:
+                self.kill()
+                raise TransferTimeout(
+                    f"the server said nothing for {limit_s:g} s; check the network", self._url
+                )
+            at = output.find(mark, max(0, seen - len(mark)))
+            if at >= 0 and output.endswith(b"\n"):
+                while self._hear(None, log):  # the log of this command is there: see above
+                    pass
+                if watch:
+                    watch(log)
+                return bytes(output[:at]), bytes(output[at + len(mark) :].strip())
+            if watch:
+                watch(log)
+
+    def _hear(self, output: bytearray | None, log: Log) -> bool:
+        """Read what there is; wait for something unless ``output`` is None."""
+        assert self._selector is not None
+        out_fd, log_fd, ssh_fd = self._fds()
+        heard = False
+        for key, _ in self._selector.select(0 if output is None else WAKE_S):
+            if key.fd == out_fd and output is None:
+                continue
+            data = _read(key.fd)
+            if data is None:
+                continue
+            if data:
+                heard = True
+            elif key.fd == out_fd:
+                self._hear(None, log)
+                raise self._ended()
+            else:
+                self._selector.unregister(key.fd)
+            if key.fd == out_fd and output is not None:
+                output += data
+            elif key.fd == log_fd:
+                log.feed(data)
+            elif key.fd == ssh_fd:
+                self._said = (self._said + data)[-SSH_TEXT_BYTES:]
+        return heard
+
+    def _interrupt(self) -> None:
+        """Give up the job under way; the login survives if lftp is well."""
+        if not self.alive:
+            return
+        self._count += 1
+        mark = f"{self._token}-{self._count}:"
+        deadline = time.monotonic() + INTERRUPT_TIMEOUT_S
+
+        def hurry(_: Log) -> None:
+            if time.monotonic() > deadline:
+                raise TransferTimeout("lftp does not answer", self._url)
+
+        try:
+            self._send(f"kill all\necho {mark}")
+            self._until(mark.encode(), Log(), hurry)
+        except TransferError:
+            self.kill()
+
+    def _ended(self) -> TransferError:
+        if self._killed:
+            return ConnectionLost("the connection was closed", self._url)
+        self.kill()
+        return ConnectionLost("the lftp process has ended", self._url)
+
+    def _enter(self) -> None:
+        with self._lock:
+            if self._killed or self._process is None:
+                raise ConnectionLost("the connection was closed", self._url)
+            self._busy = True
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._busy = False
+            if self._killed:
+                self._close()
+
+    def _close(self) -> None:
+        """Close the pipes and reap the process; with the lock held."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        if self._selector is not None:
+            self._selector.close()
+        os.close(self._ssh_fd)
+        # In an uninterruptible call: Popen reaps it later.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(1)
+
+
+def _read(fd: int) -> bytes | None:
+    """Return what a pipe holds, b"" at its end, None if it holds nothing now."""
+    try:
+        return os.read(fd, _PIPE_BYTES)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return b""

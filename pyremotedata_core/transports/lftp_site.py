@@ -1,0 +1,268 @@
+"""What one login through lftp can be asked, and the small changes it can make.
+
+lftp has no command that asks about one path. A regular file is opened and one byte of it read,
+and the log says its size and mtime; a directory is listed for its own entry; what cannot be read
+is looked up in the listing of the directory that holds it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import posixpath
+import time
+from collections.abc import Callable
+
+from ..config import ConnectionSettings
+from ..errors import (
+    ConnectionLost,
+    RemoteFileNotFound,
+    RemotePermissionDenied,
+    ServerRefused,
+    TransferError,
+)
+from ..model import Entry, Stat
+from ..url import encode_path
+from .lftp_process import LftpProcess, Reply
+from .lftp_text import LIST, Log, escape_glob, from_failure, from_lost, parse_listing, parse_one
+
+_SPECIAL = 4  # a file type of SFTP: neither file nor directory nor link
+
+
+class LftpSite:
+    """A login. Paths are absolute as the server knows them: see `path`.
+
+    One thread calls its methods, except `kill` and `alive`.
+
+    Parameters
+    ----------
+    server : str
+        Its URL, for messages.
+    settings : ConnectionSettings
+        Already those of the server.
+
+    Attributes
+    ----------
+    cancelled : callable
+        Asked several times a second while a command runs; when it says True the command ends
+        with `ConnectionLost`, and the login remains.
+    rtt_s : float
+        Round trip of a question, measured at login.
+    """
+
+    def __init__(self, server: str, settings: ConnectionSettings) -> None:
+        self.cancelled: Callable[[], bool] = lambda: False
+        self.rtt_s = 0.0
+        self._server = server
+        self._home: str | None = None
+        self._process = LftpProcess(settings, server)
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process runs."""
+        return self._process.alive
+
+    @property
+    def last_heard(self) -> float:
+        """Monotonic time of the last sign of life."""
+        return self._process.last_heard
+
+    def connect(self) -> None:
+        """Start lftp and log in, once.
+
+        Raises
+        ------
+        ConfigurationError
+            If lftp or ssh is not installed.
+        AuthenticationFailed, HostKeyRejected, ConnectionLost, TransferTimeout, ServerRefused
+            What ssh says of a login that failed.
+        """
+        try:
+            self._process.start()
+            self._home = self.run("cd /").log.home
+            started = time.monotonic()
+            self.run("cd /")
+            self.rtt_s = time.monotonic() - started
+        except BaseException:
+            self.kill()
+            raise
+
+    def kill(self) -> None:
+        """End it at once. Safe from any thread, more than once."""
+        self._process.kill()
+
+    # --- commands ----------------------------------------------------------------------------
+
+    def run(self, command: str, *paths: str, watch: Callable[[Log], None] | None = None) -> Reply:
+        """Run a command, ``{}`` standing for each path; a lost connection ends the login."""
+
+        def both(log: Log) -> None:
+            if self.cancelled():
+                raise ConnectionLost("cancelled", retryable=False)
+            if watch:
+                watch(log)
+
+        reply = self._process.run(command, *paths, watch=both)
+        lost = None if reply.ok else from_lost(reply.log, paths, self._server)
+        if lost is not None:
+            error = self._process.ssh_error() or lost
+            self.kill()
+            raise error
+        return reply
+
+    def tidy(self, command: str, *paths: str) -> bool:
+        """Run a command that puts things in order, cancelled or not, if it still can be run."""
+        if not self.alive:
+            return False
+        try:
+            return self._process.run(command, *paths).ok
+        except TransferError:
+            return False
+
+    def probe(self, at: int) -> str:
+        """Return the command that opens a file and reads a byte, so that the log tells of it."""
+        return f"get1 --source-region={at}-{at + 1} {{}} -o {self._process.probe_path}"
+
+    def error(self, reply: Reply, path: str) -> TransferError:
+        """Return the error of a failed command, about that path."""
+        return from_failure(reply.log.failure, reply.paths, self.url(path))
+
+    def path(self, path: str) -> str:
+        """Return a path as the server knows it, the login directory resolved.
+
+        Raises
+        ------
+        ServerRefused
+            If the server has not told the login directory.
+        """
+        if path != "/~" and not path.startswith("/~/"):
+            return path
+        if self._home is None:
+            raise ServerRefused("the server does not tell the login directory", self.url(path))
+        return posixpath.normpath(self._home + path[2:])
+
+    def url(self, path: str) -> str:
+        """Return the URL of a path, for messages."""
+        return self._server + encode_path(path)
+
+    # --- questions ---------------------------------------------------------------------------
+
+    def stat(self, path: str) -> Stat:
+        """Return what stands at the end of all links. The mode of a file is not known."""
+        reply = self.run(f"cd {{}} && {LIST}", path)
+        if reply.ok:
+            _, own = parse_listing(reply.output, reply.log.names, self.url(path))
+            return own or self._listed(path) or Stat("directory", 0, 0)
+        if reply.log.file_type == _SPECIAL:
+            return Stat("other", 0, 0)
+        if reply.log.file_type is not None:
+            reply = self.run(self.probe(0), path)
+            if reply.ok and reply.log.infos:
+                return Stat("file", *reply.log.infos[-1])
+        error = self.error(reply, path)
+        if isinstance(error, RemotePermissionDenied):
+            # It is there but not for us to open, or we cannot know.
+            stat = self._listed(path)
+            if stat is not None and stat.kind != "link":
+                return stat
+        raise error
+
+    def lstat(self, path: str) -> Stat:
+        """Return what stands there, which may be a link."""
+        if path == "/":
+            return self.stat(path)
+        reply = self._list_one(path)
+        if reply.log.file_type == _SPECIAL:
+            return Stat("other", 0, 0)
+        stat = parse_one(reply.output, self.url(path)) if reply.ok else None
+        return stat or self.stat(path)
+
+    def kind(self, path: str) -> str | None:
+        """Return what stands at the end of all links: "directory", "file" for all else, None.
+
+        The cheapest question: one round trip.
+        """
+        reply = self.run("cd {}", path)
+        if reply.ok:
+            return "directory"
+        if reply.log.file_type is not None:
+            return "file"
+        error = self.error(reply, path)
+        if isinstance(error, RemoteFileNotFound):
+            return None
+        raise error
+
+    def scandir(self, path: str) -> list[Entry]:
+        """List a directory, without special files."""
+        reply = self.run(f"cd {{}} && {LIST}", path)
+        if not reply.ok:
+            if reply.log.file_type is not None:
+                raise ServerRefused("is a file; a directory was meant", self.url(path))
+            raise self.error(reply, path)
+        return parse_listing(reply.output, reply.log.names, self.url(path))[0]
+
+    # --- changes -----------------------------------------------------------------------------
+
+    def mkdir(self, path: str) -> None:
+        """Make a directory; an existing one is no error."""
+        reply = self.run("mkdir {}", path)
+        if reply.ok:
+            return
+        error = self.error(reply, path)
+        if not isinstance(error, RemoteFileNotFound):
+            kind = self.kind(path)
+            if kind == "directory":
+                return
+            if kind is not None:
+                raise ServerRefused(
+                    "cannot make a directory: a file of that name exists", self.url(path)
+                )
+        raise error
+
+    def remove(self, path: str) -> None:
+        """Remove a file or link."""
+        reply = self.run("rm {}", path)
+        if not reply.ok:
+            error = self._really(path, self.error(reply, path))
+            if not isinstance(error, RemoteFileNotFound) and self.kind(path) == "directory":
+                raise ServerRefused("is a directory; remove it recursively", self.url(path))
+            raise error
+
+    def rmdir(self, path: str) -> None:
+        """Remove an empty directory."""
+        reply = self.run("rmdir {}", path)
+        if not reply.ok:
+            error = self._really(path, self.error(reply, path))
+            if type(error) is TransferError:
+                error = TransferError(
+                    f"cannot remove the directory ({error.message}); is it empty?", error.url
+                )
+            raise error
+
+    def move(self, old: str, new: str) -> Reply:
+        """Rename as the server does it; many refuse a name that is taken."""
+        return self.run("mv {} {}", old, new)
+
+    # --- inside ------------------------------------------------------------------------------
+
+    def _listed(self, path: str) -> Stat | None:
+        """Return what the listing of its directory says of a path, None where it cannot."""
+        if path == "/":
+            return None
+        reply = self._list_one(path)
+        if not reply.ok or reply.log.file_type == _SPECIAL:
+            return None
+        return parse_one(reply.output, self.url(path))
+
+    def _list_one(self, path: str) -> Reply:
+        directory, name = posixpath.split(path)
+        # `cls` expands patterns in the last component, and only there.
+        pattern = posixpath.join(directory, escape_glob(name))
+        return self.run(f"{LIST} -d {{}}", pattern)
+
+    def _really(self, path: str, error: TransferError) -> TransferError:
+        """Ask again where a server says "permission denied" of what is not there (MiG)."""
+        if isinstance(error, RemotePermissionDenied) and self._listed(path) is None:
+            with contextlib.suppress(TransferError):
+                if self.kind(path) is None:
+                    return RemoteFileNotFound("no such file or directory", error.url)
+        return error
