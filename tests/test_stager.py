@@ -35,9 +35,10 @@ from pyremotedata_core.stager.place import cache_root
 PATIENCE_S = 60.0
 
 # A process of its own that obeys lines: "stage URL" leases a file and answers with one line of
-# JSON, "release" gives it back, "exit" ends.
+# JSON, "release" gives it back, "begin URL" only begins, "fork" answers with the pid of a forked
+# child that does nothing, "exit" ends.
 CHILD = """
-import json, sys
+import json, os, signal, sys
 from pyremotedata_core import ConnectionSettings, TransferError
 from pyremotedata_core.stager import Stager
 stager = Stager(ConnectionSettings(**json.loads(sys.argv[1])))
@@ -54,6 +55,14 @@ for line in sys.stdin:
     elif verb == "release":
         lease.release()
         print("{}", flush=True)
+    elif verb == "begin":
+        future = stager.stage(url)
+    elif verb == "fork":
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(120)
+            signal.pause()
+        print(json.dumps({"pid": pid}), flush=True)
     else:
         break
 """
@@ -608,32 +617,25 @@ def test_a_forked_child_stages_with_a_stager_of_its_own(stager, sshd, remote_dir
     assert stager.lease(b).from_cache
 
 
-def test_a_forked_child_does_not_hold_up_its_parents_transfer(
+def test_a_forked_child_does_not_hold_the_locks_of_a_parent_that_is_killed(
     sshd_factory, relay_to, place, processes
 ):
     server = sshd_factory()
     server.make("a", b"x" * 2_000_000)
     relay = relay_to(server)
     url = relay.url(server.url("a"))
-    with Stager(server.settings(cache_dir=str(place))) as stager:
-        relay.stall(after_bytes=500_000)
-        future = stager.stage(url)
-        wait_until(lambda: any((root_of(place) / "incoming").glob("*/.*")), "it has begun")
-        go_on, tell = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            os.close(tell)
-            os.read(go_on, 1)
-            os._exit(0)
-        try:
-            assert future.cancel()
-            wait_until(lambda: not left_over(place), "the parent gave up its lock")
-            relay.resume()
-            process = processes(ssh_config=str(server.ssh_config), cache_dir=str(place))
-            assert "error" not in process.ask(f"stage {url}")
-        finally:
-            os.close(tell)
-            os.waitpid(pid, 0)
+    parent = processes(ssh_config=str(server.ssh_config), cache_dir=str(place))
+    relay.stall(after_bytes=500_000)
+    parent.begin(f"begin {url}")
+    wait_until(lambda: any((root_of(place) / "incoming").glob("*/.*")), "the transfer has begun")
+    child = parent.ask("fork")["pid"]
+    try:
+        parent.kill()
+        relay.resume()
+        with Stager(server.settings(cache_dir=str(place), timeout_s=5.0)) as stager:
+            assert not stager.lease(url).from_cache
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 def test_a_forked_child_keeps_the_files_that_its_parent_leased(
