@@ -278,9 +278,9 @@ class Remote:
 def _local_target(url: RemoteURL, destination: AnyPath) -> Path:
     text = os.fspath(destination)
     into = text.endswith(os.sep) or os.path.isdir(text)
-    name = url.name
     # The root and the login directory have no name of their own: their content goes there.
-    return Path(text) / name if into and name not in ("", "~") else Path(text)
+    named = url.path not in ("/", "/~")
+    return Path(text) / url.name if into and named else Path(text)
 
 
 def _raise_failures(result: TreeResult) -> None:

@@ -35,7 +35,7 @@ from .model import Entry, Stat, TreeResult
 from .mover import Fetch, Job, Mover, Store
 from .names import is_temporary
 from .transports.base import Done
-from .url import RemoteURL
+from .url import RemoteURL, child_path, parent_path
 
 FILES_UNDER_WAY = 512
 LISTINGS_UNDER_WAY = 8
@@ -542,11 +542,11 @@ class RemoveTree(Job):
             self._left[path] = len(result)
             for entry in result:
                 kind = "scandir" if entry.stat.kind == "directory" else "remove"
-                self._waiting.append((kind, posixpath.join(path, entry.name)))
+                self._waiting.append((kind, child_path(path, entry.name)))
         elif name == "scandir":
             self._waiting.append(("rmdir", path))
         elif path != self._url.path:
-            parent = posixpath.dirname(path)
+            parent = parent_path(path)
             self._left[parent] -= 1
             if not self._left[parent]:
                 del self._left[parent]

@@ -1,8 +1,9 @@
 """Remote URLs: parse, normalise, join, print.
 
 ``sftp://[user@]host[:port]/abs/path``, ``ftp://``, ``ftps://``. ``host`` may be an alias of the
-user's ssh_config. ``/~/x`` is relative to the login directory. ``pyremotedata+sftp://`` means
-the same. Percent-encoding is decoded once; ``?`` and ``#`` are ordinary characters of a path.
+user's ssh_config. ``/~/x`` is relative to the login directory, ``//~/x`` is below an entry of the
+root that is called ``~``. ``pyremotedata+sftp://`` means the same. Percent-encoding is decoded
+once; ``?`` and ``#`` are ordinary characters of a path.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ class RemoteURL:
     @property
     def parent(self) -> RemoteURL:
         """The directory that holds it; the root is its own parent."""
-        return replace(self, path=posixpath.dirname(self.path), trailing_slash=True)
+        return replace(self, path=parent_path(self.path), trailing_slash=True)
 
     def join(self, relative: str) -> RemoteURL:
         """Return the URL of a decoded path relative to this one; an absolute one replaces it.
@@ -139,7 +140,7 @@ class RemoteURL:
             raise UnsafeName(f"a path cannot hold a NUL character: {relative!r}", str(self))
         return replace(
             self,
-            path=normalise(posixpath.join(self.path, relative)),
+            path=_join(self.path, relative),
             trailing_slash=relative.endswith("/"),
         )
 
@@ -149,7 +150,19 @@ def normalise(path: str) -> str:
     if path.startswith("/~/") or path == "/~":
         inner = posixpath.normpath("/" + path[3:])
         return "/~" if inner == "/" else "/~" + inner
-    return posixpath.normpath("/" + path.lstrip("/"))
+    plain = posixpath.normpath("/" + path.lstrip("/"))
+    # Two slashes keep an entry called "~" apart from the login directory.
+    return "/" + plain if plain == "/~" or plain.startswith("/~/") else plain
+
+
+def child_path(directory: str, name: str) -> str:
+    """Return the path of an entry of a directory."""
+    return "//~" if (directory, name) == ("/", "~") else posixpath.join(directory, name)
+
+
+def parent_path(path: str) -> str:
+    """Return the path of the directory that holds an entry; the root is its own."""
+    return normalise(posixpath.dirname(path))
 
 
 def wire_path(path: str) -> bytes:
@@ -158,7 +171,15 @@ def wire_path(path: str) -> bytes:
         path = "."
     elif path.startswith("/~/"):
         path = path[3:]
+    elif path.startswith("//"):
+        path = path[1:]
     return path.encode("utf-8", "surrogateescape")
+
+
+def _join(base: str, relative: str) -> str:
+    path = posixpath.join(base, relative)
+    below_login = (base if not relative.startswith("/") else relative).startswith("/~")
+    return normalise(path if below_login else "/" + path)
 
 
 def _decode(text: str) -> str:
