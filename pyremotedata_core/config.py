@@ -156,10 +156,13 @@ class ConnectionSettings:
         return RemoteURL("sftp", self.host, normalise(self.directory), self.username, self.port)
 
     def for_url(self, url: RemoteURL) -> ConnectionSettings:
-        """Return the settings with what the URL says in place of user, host and port."""
+        """Return the settings with what the URL says in place of user, host and port.
+
+        What was configured for one host, secrets above all, is not used for another.
+        """
         same_host = self.host in (None, url.host)
         return replace(
-            self,
+            self if same_host else replace(self, password=None),
             username=url.user or (self.username if same_host else None),
             host=url.host,
             port=url.port or (self.port if same_host and self.host else None),
@@ -168,6 +171,8 @@ class ConnectionSettings:
     def to_plain(self) -> dict[str, Any]:
         """Return all fields as builtins, secrets revealed: for the helper's socket only."""
         plain = dict(self.__dict__)
+        for key in ("ssh_config", "ssh_key"):  # the helper works in another directory
+            plain[key] = os.path.abspath(plain[key]) if plain[key] else None
         for key in _SECRETS:
             plain[key] = plain[key].reveal() if plain[key] else None
         return plain
@@ -303,6 +308,8 @@ def _host(value: Any) -> str:
 
 def _directory(value: Any) -> str:
     text = _text(value)
+    if text == "~":
+        return "/~"
     return normalise(text if text.startswith("/") else "/~/" + text.removeprefix("~/"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,6 +58,9 @@ class Remote:
             raise ConfigurationError("give either an engine or settings: the engine has its own")
         loaded = engine.settings if engine else ConnectionSettings.load(**settings)
         self.url = RemoteURL.parse(url) if url is not None else loaded.root()
+        if settings.get("password") and self.url.host != loaded.host:
+            # Given together with the URL: meant for its host, not for the configured one.
+            loaded = replace(loaded.for_url(self.url), password=loaded.password)
         self._owns_engine = engine is None
         self.engine = engine or TransferEngine(loaded)
 
