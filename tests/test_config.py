@@ -1,0 +1,304 @@
+"""Settings: where they come from, what is refused, and what never shows."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pickle
+
+import pytest
+
+from pyremotedata_core import (
+    ConfigurationError,
+    ConnectionSettings,
+    Remote,
+    RemoteURL,
+    Secret,
+    TransferEngine,
+    remove_config,
+    shared_engine,
+)
+from pyremotedata_core.config import VARIABLES, config_path, parse_bytes
+
+CANARY = "canary-7f3a"
+
+
+@pytest.fixture
+def write_config():
+    def write(text: str):
+        path = config_path()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o600)
+        return path
+
+    return write
+
+
+# --- precedence -----------------------------------------------------------------------------
+
+
+def test_arguments_win_over_the_environment_and_that_over_the_file(write_config, monkeypatch):
+    write_config("host: from-file\nconnections: 1\ntimeout_s: 5\n")
+    monkeypatch.setenv("PYREMOTEDATA_CONNECTIONS", "2")
+    monkeypatch.setenv("PYREMOTEDATA_TIMEOUT", "6")
+    settings = ConnectionSettings.load(timeout_s=7)
+    assert (settings.host, settings.connections, settings.timeout_s) == ("from-file", 2, 7)
+
+
+def test_a_url_wins_over_the_settings():
+    settings = ConnectionSettings(username="me", host="host", port=2222)
+    assert settings.for_url(RemoteURL.parse("sftp://you@host:1/")).username == "you"
+    assert settings.for_url(RemoteURL.parse("sftp://you@host:1/")).port == 1
+    assert settings.for_url(RemoteURL.parse("sftp://host/")).username == "me"
+    assert settings.for_url(RemoteURL.parse("sftp://host/")).port == 2222
+
+
+def test_user_and_port_of_one_host_are_not_used_for_another():
+    settings = ConnectionSettings(username="me", host="host", port=2222)
+    other = settings.for_url(RemoteURL.parse("sftp://other/"))
+    assert (other.username, other.host, other.port) == (None, "other", None)
+
+
+def test_an_argument_that_is_none_is_not_given(monkeypatch):
+    monkeypatch.setenv("PYREMOTEDATA_TIMEOUT", "6")
+    assert ConnectionSettings.load(timeout_s=None).timeout_s == 6
+
+
+def test_an_empty_variable_is_not_set(monkeypatch):
+    monkeypatch.setenv("PYREMOTEDATA_TIMEOUT", "")
+    assert ConnectionSettings.load().timeout_s == ConnectionSettings().timeout_s
+
+
+def test_without_anything_the_defaults_hold():
+    assert ConnectionSettings.load(cache_dir=None) == ConnectionSettings.load()
+    settings = ConnectionSettings()
+    assert (settings.connections, settings.transport, settings.accept_new) == (4, "auto", False)
+
+
+def test_every_variable_sets_its_field(monkeypatch):
+    values = {
+        "REMOTE_USERNAME": "me",
+        "REMOTE_URI": "host",
+        "REMOTE_PORT": "2222",
+        "REMOTE_DIRECTORY": "/data",
+        "LOCAL_DIRECTORY": "/local",
+        "PASSWORD": CANARY,
+        "KEY_PASSPHRASE": CANARY,
+        "SSH_CONFIG": "/etc/x",
+        "SSH_KEY": "/k",
+        "ACCEPT_NEW": "yes",
+        "TRANSPORT": "lftp",
+        "CONNECTIONS": "7",
+        "TIMEOUT": "1.5",
+        "FSYNC": "on",
+        "CACHE_DIR": "/c",
+        "CACHE_BYTES": "2GiB",
+    }
+    for name, value in values.items():
+        monkeypatch.setenv(f"PYREMOTEDATA_{name}", value)
+    settings = ConnectionSettings.load()
+    default = ConnectionSettings()
+    for name, field in VARIABLES.items():
+        assert name in values, f"PYREMOTEDATA_{name} is not tested"
+        assert getattr(settings, field) != getattr(default, field), name
+    assert settings.cache_bytes == 2 * 2**30
+    assert settings.root() == RemoteURL.parse("sftp://me@host:2222/data")
+
+
+# --- mistakes -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("REMOTE_PORT", "0"),
+        ("REMOTE_PORT", "70000"),
+        ("REMOTE_PORT", "ssh"),
+        ("REMOTE_URI", "-oProxyCommand=x"),
+        ("REMOTE_URI", "a b"),
+        ("TRANSPORT", "scp"),
+        ("CONNECTIONS", "0"),
+        ("CONNECTIONS", "many"),
+        ("TIMEOUT", "0"),
+        ("TIMEOUT", "-1"),
+        ("TIMEOUT", "nan"),
+        ("TIMEOUT", "inf"),
+        ("FSYNC", "perhaps"),
+        ("CACHE_BYTES", "5 parsecs"),
+    ],
+)
+def test_a_wrong_variable_is_named(monkeypatch, name, value):
+    monkeypatch.setenv(f"PYREMOTEDATA_{name}", value)
+    with pytest.raises(ConfigurationError, match=f"PYREMOTEDATA_{name}") as caught:
+        ConnectionSettings.load()
+    assert repr(value) in str(caught.value)
+
+
+def test_a_wrong_key_of_the_file_is_named_with_the_file(write_config):
+    path = write_config("conections: 3\n")
+    with pytest.raises(ConfigurationError, match="conections") as caught:
+        ConnectionSettings.load()
+    assert str(path) in str(caught.value)
+
+
+def test_a_wrong_argument_is_named():
+    with pytest.raises(ConfigurationError, match="colour"):
+        ConnectionSettings.load(colour="red")
+
+
+@pytest.mark.parametrize(
+    "text", ["password: [canary-7f3a\n", "a: b: canary-7f3a\n", "- canary-7f3a\n"]
+)
+def test_a_file_that_is_no_settings_is_told_without_its_content(write_config, text):
+    path = write_config(text)
+    with pytest.raises(ConfigurationError) as caught:
+        ConnectionSettings.load()
+    assert str(path) in str(caught.value)
+    assert CANARY not in str(caught.value)
+
+
+def test_a_wrong_secret_is_told_without_the_secret(write_config):
+    write_config(f'password: ["{CANARY}"]\n')
+    with pytest.raises(ConfigurationError, match="password") as caught:
+        ConnectionSettings.load()
+    assert CANARY not in str(caught.value)
+
+
+def test_a_secret_that_others_may_read_is_refused_with_the_remedy(write_config):
+    path = write_config(f"password: {CANARY}\n")
+    assert ConnectionSettings.load().password == CANARY
+    for mode in (0o640, 0o604):
+        path.chmod(mode)
+        with pytest.raises(ConfigurationError, match=f"chmod 600 {path}") as caught:
+            ConnectionSettings.load()
+        assert CANARY not in str(caught.value)
+    write_config("host: h\n").chmod(0o644)
+    assert ConnectionSettings.load().host == "h"
+
+
+def test_a_config_file_that_was_named_must_exist(monkeypatch, tmp_path):
+    monkeypatch.setenv("PYREMOTEDATA_CONFIG", str(tmp_path / "none.yaml"))
+    with pytest.raises(ConfigurationError, match="PYREMOTEDATA_CONFIG"):
+        ConnectionSettings.load()
+
+
+def test_an_empty_file_and_empty_keys_are_no_settings(write_config):
+    write_config("")
+    assert ConnectionSettings.load(cache_dir="/c") == ConnectionSettings(cache_dir="/c")
+    write_config("host:\nport:\n")
+    assert ConnectionSettings.load(cache_dir="/c") == ConnectionSettings(cache_dir="/c")
+
+
+def test_without_a_host_the_error_names_the_variable_and_the_file():
+    with pytest.raises(ConfigurationError, match="PYREMOTEDATA_REMOTE_URI") as caught:
+        ConnectionSettings.load().root()
+    assert str(config_path()) in str(caught.value)
+
+
+def test_removing_the_configuration_says_whether_there_was_one(write_config):
+    path = write_config("host: h\n")
+    assert remove_config()
+    assert not path.exists()
+    assert not remove_config()
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("1000", 1000), (5, 5), ("10M", 10 * 2**20), ("1.5 GiB", 3 * 2**29), ("2kb", 2048)],
+)
+def test_sizes_are_read_with_their_units(text, count):
+    assert parse_bytes(text) == count
+
+
+@pytest.mark.parametrize(
+    ("written", "path"),
+    [("data", "/~/data"), ("~/data", "/~/data"), ("~", "/~"), ("/data", "/data"), (".", "/~")],
+)
+def test_a_relative_remote_directory_is_below_the_login_directory(written, path):
+    assert ConnectionSettings.load(host="h", directory=written).root().path == path
+
+
+def test_relative_local_files_are_those_of_the_caller(monkeypatch, tmp_path):
+    """The helper works in another directory than the program that set them."""
+    monkeypatch.chdir(tmp_path)
+    settings = ConnectionSettings.load(ssh_config="conf", ssh_key="key")
+    assert settings.to_plain()["ssh_config"] == str(tmp_path / "conf")
+    assert settings.to_plain()["ssh_key"] == str(tmp_path / "key")
+    settings = ConnectionSettings(ssh_config="conf")
+    assert settings.to_plain()["ssh_config"] == str(tmp_path / "conf")
+
+
+# --- secrets --------------------------------------------------------------------------------
+
+
+def test_a_secret_shows_itself_only_when_asked():
+    secret = Secret(CANARY)
+    settings = ConnectionSettings(password=secret, key_passphrase=secret)
+    for text in (
+        repr(secret),
+        str(secret),
+        f"{secret}",
+        f"{secret!r:>20}",
+        "%s" % secret,  # noqa: UP031
+        "{}".format(secret),  # noqa: UP032
+        repr(settings),
+        str(settings),
+        f"{settings}",
+        repr([secret]),
+        repr({"password": secret}),
+    ):
+        assert CANARY not in text
+    assert secret.reveal() == CANARY
+
+
+def test_a_pickle_holds_no_secret():
+    settings = ConnectionSettings(host="h", password=Secret(CANARY), key_passphrase=Secret(CANARY))
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        data = pickle.dumps(settings, protocol)
+        assert CANARY.encode() not in data
+        assert pickle.loads(data) == settings
+        assert pickle.loads(data).password is None
+        with pytest.raises(TypeError):
+            pickle.dumps(Secret(CANARY), protocol)
+    assert copy.copy(settings) == settings
+
+
+def test_errors_about_settings_hold_no_secret(monkeypatch):
+    monkeypatch.setenv("PYREMOTEDATA_PASSWORD", f"{CANARY}\nx")
+    with pytest.raises(ConfigurationError, match="PYREMOTEDATA_PASSWORD") as caught:
+        ConnectionSettings.load()
+    assert CANARY not in str(caught.value)
+    assert CANARY not in json.dumps(caught.value.to_plain())
+
+
+def test_a_password_for_one_host_is_not_given_to_another():
+    settings = ConnectionSettings(host="mine", password=Secret(CANARY))
+    assert settings.for_url(RemoteURL.parse("sftp://mine/a")).password == CANARY
+    assert settings.for_url(RemoteURL.parse("sftp://other/a")).password is None
+    anywhere = ConnectionSettings(password=Secret(CANARY))
+    assert anywhere.for_url(RemoteURL.parse("sftp://other/a")).password == CANARY
+
+
+def test_another_password_is_another_shared_engine():
+    first = shared_engine(ConnectionSettings(password=Secret("one")))
+    second = shared_engine(ConnectionSettings(password=Secret("two")))
+    assert first is not second
+    assert shared_engine(ConnectionSettings(password=Secret("one"))) is first
+    assert os.environ.get("PYREMOTEDATA_PASSWORD") is None
+
+
+def test_an_engine_shows_no_secret():
+    with TransferEngine(ConnectionSettings(password=Secret(CANARY))) as engine:
+        assert CANARY not in repr(engine)
+
+
+def test_a_password_given_with_a_url_is_for_its_host(monkeypatch):
+    monkeypatch.setenv("PYREMOTEDATA_REMOTE_URI", "mine")
+    monkeypatch.setenv("PYREMOTEDATA_REMOTE_USERNAME", "me")
+    with Remote("sftp://other/a", password=CANARY) as remote:
+        there = remote.engine.settings.for_url(remote.url)
+        assert (there.password, there.username) == (CANARY, None)
+        elsewhere = RemoteURL.parse("sftp://third/a")
+        assert remote.engine.settings.for_url(elsewhere).password is None
