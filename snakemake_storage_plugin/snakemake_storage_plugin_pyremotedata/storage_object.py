@@ -129,8 +129,8 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
 
     async def managed_retrieve(self) -> None:
         """Make the local copy, whole or not at all, once there is space for it."""
-        await self.wait_for_free_space()
         try:
+            await self.wait_for_free_space()
             await self._managed("retrieve", Operation.RETRIEVE, self._retrieve)
         except Exception:
             # An outdated copy would pass for the current one.
