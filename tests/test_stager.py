@@ -246,6 +246,14 @@ def test_a_file_that_is_not_what_it_was_known_to_be_is_an_error(stager, sshd, re
     assert not files_in(Path(stager.settings.cache_dir))
 
 
+def test_a_file_that_changed_since_the_last_look_is_looked_at_anew(stager, sshd, remote_directory):
+    url = sshd.url(f"{remote_directory}/a")
+    sshd.make(f"{remote_directory}/a", b"12345", mtime=1_600_000_000)
+    assert stager.stat(url).result().size == 5
+    sshd.make(f"{remote_directory}/a", b"123456", mtime=1_600_000_001)
+    assert stager.lease(url).path.read_bytes() == b"123456"
+
+
 def test_a_missing_file_is_not_remembered_as_missing(stager, sshd, remote_directory):
     url = sshd.url(f"{remote_directory}/late")
     with pytest.raises(RemoteFileNotFound, match="late"):
@@ -422,6 +430,14 @@ def test_a_full_cache_waits_for_a_lease_to_end(small, sshd, remote_directory, pl
     assert not waiting.done()
     leases[1].release()
     assert waiting.result(PATIENCE_S).path.stat().st_size == 10_000
+    assert files_in(place) == {"a", "c", "d"}
+
+
+def test_who_can_do_without_a_file_is_asked_for_room(small, sshd, remote_directory, place):
+    a, b, c, d = make_files(sshd, remote_directory, "abcd")
+    leases = {url: small.lease(url) for url in (a, b, c)}
+    small.when_full.add(lambda: leases.pop(b).release() if b in leases else None)
+    small.lease(d)
     assert files_in(place) == {"a", "c", "d"}
 
 

@@ -35,14 +35,15 @@ _CLOSE_S = 2.0
 
 
 class Request:
-    """Somebody's wish for a lease."""
+    """Somebody's wish for a lease; ``looks_left``: how often a changed file is asked for anew."""
 
-    __slots__ = ("background", "future", "url")
+    __slots__ = ("background", "future", "looks_left", "url")
 
-    def __init__(self, url: RemoteURL, background: bool) -> None:
+    def __init__(self, url: RemoteURL, background: bool, looks_left: int) -> None:
         self.url = url
-        self.future: Future[Lease] = Future()
         self.background = background
+        self.looks_left = looks_left
+        self.future: Future[Lease] = Future()
 
     def succeed(self, lease: Lease) -> bool:
         """Hand over the lease; False if nobody wants it any more."""
@@ -92,12 +93,18 @@ class Bringing:
     """All stagings of one `Stager`. Thread-safe."""
 
     def __init__(
-        self, stager: Stager, pins: Pins, steps: Daemons, lend: Callable[..., None]
+        self,
+        stager: Stager,
+        pins: Pins,
+        steps: Daemons,
+        lend: Callable[..., None],
+        deny: Callable[[Request, BaseException], None],
     ) -> None:
         self._stager = stager
         self._pins = pins
         self._steps = steps
         self._lend = lend
+        self._deny = deny
         self._waiters = Daemons("pyremotedata-await", WAITING_THREADS)
         self._mutex = threading.RLock()
         self._stagings: dict[str, Staging] = {}
@@ -223,6 +230,8 @@ class Bringing:
                     ended = staging.phase == "ended"
                 if ended:
                     self._give_up(staging)
+                else:
+                    self._stager.ask_for_room()
                 return
             pin = cache.find(key, name)  # an evictor that looked at it may have hidden it before
             if pin is not None:
@@ -288,9 +297,8 @@ class Bringing:
             from_cache = True
 
     def _fail(self, staging: Staging, error: BaseException) -> None:
-        requests = self._end(staging)
-        for request in requests:
-            request.fail(error)
+        for request in self._end(staging):
+            self._deny(request, error)
 
     def _left(self, future: Future[Lease], staging: Staging) -> None:
         """End a staging that nobody wants any more."""

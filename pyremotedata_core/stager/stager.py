@@ -7,13 +7,14 @@ import hashlib
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..config import ConnectionSettings
-from ..errors import TransferError, from_oserror
+from ..errors import RemoteChanged, TransferError, from_oserror
 from ..model import Stat
 from ..url import RemoteURL
 from .bringing import Bringing, Request, error_of
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 # failures are never remembered.
 STAT_LASTS_S = 2.0
 STEP_THREADS = 4
+# A file that changes while it is fetched is looked at anew so often.
+LOOKS = 2
 _REMEMBERED = 4096
 
 
@@ -54,6 +57,12 @@ class Stager:
     engine : TransferEngine, optional
         What moves the bytes. Default: the process's shared engine for these settings.
 
+    Attributes
+    ----------
+    when_full : set of callables
+        Called, on any thread, when a file waits for room in the cache: who holds leases that it
+        can do without releases them then. Must not block.
+
     Notes
     -----
     Thread-safe, fork-safe; starts threads and touches the disk with the first file.
@@ -63,6 +72,7 @@ class Stager:
         self, settings: ConnectionSettings | None = None, *, engine: TransferEngine | None = None
     ) -> None:
         self.settings = settings if settings is not None else ConnectionSettings.load()
+        self.when_full: set[Callable[[], None]] = set()
         self._given_engine = engine
         self._open_cache: NodeCache | None = None
         self._pins = Pins()
@@ -97,12 +107,10 @@ class Stager:
         ConfigurationError
             If it is not a URL that this project serves.
         """
-        request = Request(RemoteURL.parse(url), background)
+        request = Request(RemoteURL.parse(url), background, LOOKS if expect is None else 0)
         stat = expect if expect is not None else self._remembered(request.url)
         if stat is None:
-            self._ask(request.url).add_done_callback(
-                lambda answer: self._steps.submit(self._answered, request, answer)
-            )
+            self._look(request)
         # What is in the cache is leased on the caller's thread: a few calls on the local disk.
         elif not (self._open_cache and self._serve(request, stat)):
             self._steps.submit(self._join, request, stat)
@@ -150,6 +158,11 @@ class Stager:
         """
         return copy_file(lease.path, Path(path), lease.stat)
 
+    def ask_for_room(self) -> None:
+        """Have every `when_full` called: a file waits for others to be released."""
+        for give in list(self.when_full):
+            give()
+
     def counts(self) -> Counts:
         """Return what this stager has done so far."""
         with self._mutex:
@@ -196,6 +209,11 @@ class Stager:
         _pass_on(told, answer)
 
     # --- a request is served, or joins those who wait ---------------------------------------
+
+    def _look(self, request: Request) -> None:
+        self._ask(request.url).add_done_callback(
+            lambda answer: self._steps.submit(self._answered, request, answer)
+        )
 
     def _answered(self, request: Request, answer: Future[Stat]) -> None:
         error = error_of(answer)
@@ -248,6 +266,17 @@ class Stager:
         if not request.succeed(lease):
             lease.release()
 
+    def _deny(self, request: Request, error: BaseException) -> None:
+        """Answer a request with an error, unless a fresh look at the file may help."""
+        if isinstance(error, RemoteChanged):
+            with self._mutex:
+                self._known.pop(request.url, None)
+            if request.looks_left > 0:
+                request.looks_left -= 1
+                self._look(request)
+                return
+        request.fail(error)
+
     def _key(self, url: RemoteURL, stat: Stat) -> str:
         """Return what names the content: where it is from, by which account, size and mtime."""
         to = self.settings.for_url(url)
@@ -290,7 +319,7 @@ class Stager:
         self._asked: dict[RemoteURL, Future[Stat]] = {}
         self._steps = Daemons("pyremotedata-stage", STEP_THREADS)
         self._pins.begin()
-        self._bringing = Bringing(self, self._pins, self._steps, self._lend)
+        self._bringing = Bringing(self, self._pins, self._steps, self._lend, self._deny)
 
 
 def shared_stager(settings: ConnectionSettings | None = None) -> Stager:
