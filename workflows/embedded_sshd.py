@@ -222,7 +222,7 @@ class EmbeddedSshd:
         (self.directory / "sshd_config").write_text("\n".join(self._sshd_config()) + "\n")
         host_key = (self.directory / "host_key.pub").read_text()
         self.known_hosts.write_text(f"[{ADDRESS}]:{self.port} {host_key}")
-        self.ssh_config.write_text(self._ssh_config(f'IdentityFile "{self.key}"'))
+        self.ssh_config.write_text(self._ssh_config(f"IdentityFile {_quoted(self.key)}"))
 
     def _sshd_config(self) -> list[str]:
         # StrictModes would refuse keys below a shared temporary directory.
@@ -231,7 +231,7 @@ class EmbeddedSshd:
             f"Port {self.port}",
             f"ListenAddress {ADDRESS}",
             f'HostKey "{self.directory}/host_key"',
-            f'AuthorizedKeysFile "{self.directory}/authorized_keys"',
+            f"AuthorizedKeysFile {_quoted(self.directory / 'authorized_keys')}",
             "PidFile none",
             "StrictModes no",
             f"UsePAM {'yes' if _locked(self.user) else 'no'}",
@@ -266,7 +266,7 @@ class EmbeddedSshd:
                 f"    Port {self.port}",
                 f"    User {self.user}",
                 "Host *",
-                f'    UserKnownHostsFile "{self.known_hosts}"',
+                f"    UserKnownHostsFile {_quoted(self.known_hosts)}",
                 "    GlobalKnownHostsFile /dev/null",
                 "    StrictHostKeyChecking yes",
                 "    IdentitiesOnly yes",
@@ -372,6 +372,11 @@ def _parents() -> Iterable[tuple[int, int]]:
             except OSError:
                 continue  # ended meanwhile
             yield int(name), int(stat.rpartition(")")[2].split()[1])
+
+
+def _quoted(path: Path) -> str:
+    """Return a path for a line of OpenSSH's that expands ``%``."""
+    return '"' + str(path).replace("%", "%%") + '"'
 
 
 def _kill(pids: Iterable[int]) -> None:

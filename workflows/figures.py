@@ -10,7 +10,7 @@ MIB = 2**20
 _UNITS = {"byte": 1, "bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _AMOUNT = r"([\d.]+) (bytes?|KiB|MiB|GiB)"
 # A line of the storage plugin: "Retrieved sftp://...: 18.0 MiB in 0.1 s (203.4 MiB/s)".
-_TRANSFER = re.compile(rf"(?:Retrieved|Stored) \S+: {_AMOUNT} in [\d.]+ s \({_AMOUNT}/s\)")
+_TRANSFER = re.compile(rf"(?:Retrieved|Stored) .+: {_AMOUNT} in [\d.]+ s \({_AMOUNT}/s\)")
 # A line of fastq.py: "measure took 0.812 s".
 _COMPUTED = re.compile(r"\w+ took ([\d.]+) s$")
 
