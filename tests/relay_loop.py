@@ -146,7 +146,7 @@ class RelayLoop:
         if count < 0:
             return
         data = self.buffer[:count]
-        if due <= now and not flow.chunks and count and not flow.blocked:
+        if due <= now and count and not (flow.chunks or flow.blocked or self.stalled):
             data = data[self.send(flow, [data]) :]
         if data or flow.ended:
             flow.chunks.append((due, memoryview(bytes(data))))

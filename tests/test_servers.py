@@ -238,6 +238,20 @@ def test_a_stalled_relay_delivers_when_it_is_resumed(relay_factory, echo):
         assert client.recv(10) == b"two"
 
 
+def test_a_relay_stalls_after_so_many_bytes(relay_factory, echo):
+    relay = relay_factory(echo)
+    relay.stall(after_bytes=1000)
+    with connect(relay) as client:
+        assert exchange(client, b"x" * 900) == b"x" * 900
+        client.sendall(b"y" * 200)
+        client.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            client.recv(10)
+        relay.resume()
+        client.settimeout(10)
+        assert exchange(client, b"z" * 10)[:10] == b"y" * 10
+
+
 def test_a_reset_relay_breaks_every_connection(relay_factory, echo):
     relay = relay_factory(echo)
     with connect(relay) as client:
