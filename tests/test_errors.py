@@ -1,0 +1,214 @@
+"""The tree of errors, and the table from the words of others to it."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import os
+import pickle
+
+import pytest
+
+from pyremotedata_core import errors
+from pyremotedata_core.errors import (
+    AuthenticationFailed,
+    ConfigurationError,
+    ConnectionLost,
+    HostKeyRejected,
+    LocalStorageFull,
+    RemoteFileNotFound,
+    RemotePermissionDenied,
+    ServerRefused,
+    TransferError,
+    TransferTimeout,
+    from_oserror,
+    from_plain,
+    from_ssh_stderr,
+    from_status,
+)
+
+URL = "sftp://me@host:2222"
+CLASSES = [
+    cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, TransferError)
+]
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_every_error_crosses_processes_as_it_is(cls):
+    error = cls("it broke", "sftp://h/a", retryable=True)
+    for copy in (pickle.loads(pickle.dumps(error)), from_plain(error.to_plain())):
+        assert type(copy) is cls
+        assert (copy.message, copy.url, copy.retryable) == ("it broke", "sftp://h/a", True)
+        assert str(copy) == str(error) == "sftp://h/a: it broke"
+
+
+def test_errors_are_also_pythons_own():
+    assert isinstance(RemoteFileNotFound("x"), FileNotFoundError)
+    assert RemoteFileNotFound("x", "sftp://h/a").errno == errno.ENOENT
+    assert RemoteFileNotFound("x", "sftp://h/a").filename == "sftp://h/a"
+    assert isinstance(RemotePermissionDenied("x"), PermissionError)
+    assert RemotePermissionDenied("x").errno == errno.EACCES
+    assert isinstance(TransferTimeout("x"), TimeoutError)
+    assert isinstance(ConfigurationError("x"), ValueError)
+
+
+def test_an_error_is_one_printable_line():
+    error = TransferError("two\nlines\tand \x1b[31mcolour\udcff", "sftp://h/a\nb")
+    assert str(error).isprintable()
+    str(error).encode()
+    assert "\\x1b[31m" in str(error)
+
+
+def test_what_may_pass_is_retryable_and_what_will_not_is_not():
+    retryable = {cls.__name__ for cls in CLASSES if cls("x").retryable}
+    assert retryable == {"ConnectionLost", "TransferTimeout", "RemoteChanged"}
+
+
+@pytest.mark.parametrize(
+    ("code", "cls"),
+    [
+        (2, RemoteFileNotFound),
+        (3, RemotePermissionDenied),
+        (4, TransferError),
+        (7, ConnectionLost),
+        (8, ServerRefused),
+        (31, TransferError),
+    ],
+)
+def test_every_status_of_a_server_has_an_error(code, cls):
+    error = from_status(code, "said\nso", "sftp://h/a")
+    assert type(error) is cls
+    assert "said so" in str(error)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_told_with_the_remedy(number):
+    error = from_oserror(OSError(number, os.strerror(number), "/data/x"))
+    assert isinstance(error, LocalStorageFull)
+    assert "/data/x" in str(error)
+    assert "free some space" in str(error)
+
+
+def test_another_local_error_names_the_path():
+    error = from_oserror(PermissionError(errno.EACCES, "Permission denied"), "/data/x")
+    assert type(error) is TransferError
+    assert str(error) == "/data/x: Permission denied"
+
+
+@pytest.mark.parametrize(
+    ("said", "cls", "retryable", "word"),
+    [
+        ("me@host: Permission denied (publickey,password).", AuthenticationFailed, False, "key"),
+        (
+            "Received disconnect from 127.0.0.1 port 22:2: Too many authentication failures",
+            AuthenticationFailed,
+            False,
+            "not tried again",
+        ),
+        (
+            "ssh: Could not resolve hostname nowhere: Name or service not known",
+            ConnectionLost,
+            False,
+            "unknown host",
+        ),
+        (
+            "ssh: connect to host h port 1: Connection refused",
+            ConnectionLost,
+            True,
+            "check host and port",
+        ),
+        ("ssh: connect to host h port 1: Connection timed out", TransferTimeout, True, "firewall"),
+        ("ssh: connect to host h port 1: No route to host", ConnectionLost, True, "network"),
+        (
+            "kex_exchange_identification: Connection closed by remote host\n"
+            "Connection closed by 127.0.0.1 port 22",
+            ConnectionLost,
+            True,
+            "closed",
+        ),
+        ("Connection reset by 127.0.0.1 port 22", ConnectionLost, True, "closed"),
+        ("client_loop: send disconnect: Broken pipe", ConnectionLost, True, "closed"),
+        (
+            "Timeout, server host not responding.",
+            TransferTimeout,
+            True,
+            "does not answer",
+        ),
+        ("subsystem request failed on channel 0", ServerRefused, False, "sftp subsystem"),
+        (
+            "mux_client_request_session: session request failed: Session open refused by peer",
+            ServerRefused,
+            True,
+            "no further session",
+        ),
+        ("Not allowed at this time", ServerRefused, True, "no further session"),
+        (
+            "Unable to negotiate with h port 22: no matching host key type found.",
+            ConnectionLost,
+            False,
+            "in common",
+        ),
+        (
+            "kex_exchange_identification: banner line contains invalid characters",
+            ConnectionLost,
+            False,
+            "no SSH server",
+        ),
+        ("/x/conf: line 1: Bad configuration option: foo", ConfigurationError, False, "OpenSSH"),
+        ("Can't open user config file /x: No such file", ConfigurationError, False, "OpenSSH"),
+        ("something new", ConnectionLost, True, "something new"),
+        ("", ConnectionLost, True, "exit status 255"),
+    ],
+)
+def test_the_last_words_of_ssh_have_an_error_with_a_remedy(said, cls, retryable, word):
+    error = from_ssh_stderr(said, URL, 255)
+    assert type(error) is cls
+    assert error.retryable is retryable
+    assert word in str(error)
+    assert str(error).startswith(URL)
+
+
+def test_what_ssh_only_warns_of_is_not_the_cause():
+    error = from_ssh_stderr("Warning: Permanently added 'h' to the list of known hosts.\n", URL, 1)
+    assert "Permanently" not in str(error)
+
+
+def test_an_unknown_host_key_comes_with_fingerprint_and_command():
+    said = (
+        "The authenticity of host '[host]:2222' can't be established.\n"
+        "ED25519 key fingerprint is SHA256:abcdefghijklmnopqrstuvwxyz0123456789ABCDEFG.\n"
+        "This key is not known by any other names.\n"
+        "Host key verification failed.\n"
+    )
+    error = from_ssh_stderr(said, URL)
+    assert isinstance(error, HostKeyRejected)
+    assert "SHA256:abcdefghijklmnopqrstuvwxyz0123456789ABCDEFG" in str(error)
+    assert "sftp -P 2222 me@host" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("url", "command"),
+    [
+        ("sftp://h", "sftp h"),
+        ("sftp://me@uni.dk@h:1", "sftp -P 1 me@uni.dk@h"),
+        ("sftp://[::1]:1", "sftp -P 1 [::1]"),
+    ],
+)
+def test_the_command_to_accept_a_key_fits_the_url(url, command):
+    error = from_ssh_stderr("Host key verification failed.", url)
+    assert str(error).endswith(command)
+
+
+def test_a_changed_host_key_is_not_to_be_accepted_just_so():
+    said = (
+        "@@@@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @@@@\n"
+        "The fingerprint for the ED25519 key sent by the remote host is\n"
+        "SHA256:abcdefghijklmnopqrstuvwxyz0123456789ABCDEFG.\n"
+        "Offending ED25519 key in /home/me/.ssh/known_hosts:7\n"
+        "Host key verification failed.\n"
+    )
+    error = from_ssh_stderr(said, URL)
+    assert isinstance(error, HostKeyRejected)
+    assert not error.retryable
+    for part in ("SHA256:abcdef", "/home/me/.ssh/known_hosts:7", "ask its administrator"):
+        assert part in str(error)
