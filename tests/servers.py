@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from pyremotedata_core import ConnectionSettings
 from workflows.embedded_sshd import EmbeddedSshd, free_port, program, run
+from workflows.embedded_sshd import _sftp_server as sftp_server
 
-__all__ = ["ChrootSshd", "Sshd", "free_port"]
+__all__ = ["ChrootSshd", "ScriptedSshd", "Sshd", "free_port"]
 
 _REQUEST = re.compile(r"debug\d: request \d+: (?!sent )([\w@.-]+)")
 _LOGIN = re.compile(r"Accepted (?:publickey|password) for ")
 _ACCOUNT = "prdtest-"
+_HOSTILE = str(Path(__file__).with_name("hostile_server.py"))
 
 
 class Sshd(EmbeddedSshd):
@@ -109,6 +114,28 @@ class Sshd(EmbeddedSshd):
 
     def _give(self, path: Path) -> None:
         """Make the server's account the owner of a file that a test has made."""
+
+
+class ScriptedSshd(Sshd):
+    """An sshd whose SFTP server is `hostile_server`: see there for what it can do.
+
+    ``ScriptedSshd("lie", "garbage")`` breaks the protocol; ``ScriptedSshd("relay",
+    {"extensions": False})`` takes something away from OpenSSH's own server.
+    """
+
+    def __init__(self, role: str, what: str | dict[str, Any], names: Any = (), **more: Any) -> None:
+        super().__init__(external=True, **more)
+        if role == "relay":
+            self._arguments = [role, sftp_server(), json.dumps(what)]
+        else:
+            self._arguments = [role, str(what), json.dumps(list(names))]
+
+    def _subsystem(self) -> str:
+        script = self.directory / "sftp_server.sh"
+        command = [sys.executable, "-I", "-S", _HOSTILE, *self._arguments]
+        script.write_text(f"#!/bin/sh\nexec {shlex.join(command)}\n")
+        script.chmod(0o755)
+        return str(script)
 
 
 class ChrootSshd(Sshd):

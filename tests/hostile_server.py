@@ -1,0 +1,233 @@
+"""SFTP servers that misbehave, for sshd to run as its subsystem; see `ScriptedSshd`.
+
+``hostile_server.py lie WHAT [NAMES]`` serves a directory of its own making and breaks the protocol
+or the reader's trust in the way that WHAT names. ``hostile_server.py relay SERVER OPTIONS`` stands
+before OpenSSH's sftp-server and takes something away from it. Runs from this file alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import BinaryIO
+
+INIT, VERSION, OPEN, CLOSE, READ, WRITE, LSTAT, FSTAT = 1, 2, 3, 4, 5, 6, 7, 8
+OPENDIR, READDIR, REMOVE, MKDIR, REALPATH, STAT, RENAME = 11, 12, 13, 14, 16, 17, 18
+STATUS, HANDLE, DATA, NAME, ATTRS, EXTENDED = 101, 102, 103, 104, 105, 200
+OK, EOF, NO_SUCH_FILE, FAILURE = 0, 1, 2, 4
+
+FILE = bytes(range(256)) * 400  # what every file of a liar holds
+DIRECTORY_MODE, FILE_MODE = 0o040755, 0o100644
+
+
+def main(arguments: list[str]) -> None:
+    """Serve on standard input and output."""
+    if arguments[0] == "lie":
+        Liar(arguments[1], json.loads(arguments[2]) if len(arguments) > 2 else []).serve()
+    else:
+        Middleman(arguments[1], json.loads(arguments[2])).serve()
+
+
+def string(data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + data
+
+
+def packet(kind: int, body: bytes) -> bytes:
+    return struct.pack(">IB", len(body) + 1, kind) + body
+
+
+def attributes(size: int, mode: int, mtime: int = 1_500_000_000) -> bytes:
+    return struct.pack(">IQIII", 0x0D, size, mode, mtime, mtime)
+
+
+def packets(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    while len(head := stream.read(5)) == 5:
+        length, kind = struct.unpack(">IB", head)
+        yield kind, stream.read(length - 1)
+
+
+def take_string(body: bytes, at: int = 0) -> bytes:
+    (length,) = struct.unpack_from(">I", body, at)
+    return body[at + 4 : at + 4 + length]
+
+
+class Liar:
+    """A server of one directory, ``/lies``, that holds ``file.bin`` or the given names."""
+
+    def __init__(self, what: str, names: list[str]) -> None:
+        self.what = what
+        self.names = [name.encode("utf-8", "surrogateescape") for name in names] or [b"file.bin"]
+        self.listed = False
+
+    def serve(self) -> None:
+        if self.what == "mute":
+            time.sleep(3600)
+        if self.what == "banner":
+            self.send(b"Welcome to the cluster!\r\nYou have new mail.\r\n")
+        for kind, body in packets(sys.stdin.buffer):
+            if kind == INIT:
+                version = 2 if self.what == "old" else 3
+                self.send(packet(VERSION, struct.pack(">I", version)))
+            else:
+                request_id, body = struct.unpack(">I", body[:4])[0], body[4:]
+                self.misbehave(kind, request_id, body)
+
+    def misbehave(self, kind: int, request_id: int, body: bytes) -> None:
+        answer_kind, answer = self.answer(kind, body)
+        whole = packet(answer_kind, struct.pack(">I", request_id) + answer)
+        match self.what:
+            case "silent":
+                return
+            case "deaf":
+                time.sleep(3600)
+            case "quit":
+                os._exit(1)
+            case "half":
+                self.send(whole[: len(whole) // 2])
+                os._exit(0)
+            case "garbage":
+                whole = bytes(range(256)) * 64
+            case "huge":
+                whole = struct.pack(">IBI", 0x7FFFFFFF, answer_kind, request_id) + b"x" * 100_000
+            case "tiny":
+                whole = bytes(64)
+            case "wrong id":
+                whole = packet(answer_kind, struct.pack(">I", request_id + 7777) + answer)
+            case "twice":
+                whole *= 2
+            case "wrong type":
+                whole = packet(DATA, struct.pack(">I", request_id) + string(b"surprise"))
+            case "unknown type":
+                whole = packet(77, struct.pack(">I", request_id) + answer)
+            case "cut" if answer_kind in (ATTRS, NAME, HANDLE):
+                cut = struct.pack(">II", request_id, 0xFFFFFFFF)
+                whole = packet(answer_kind, cut)
+            case "chatter":
+                os.write(2, b"blah \x1b[31m\xff" * 20_000)
+        self.send(whole)
+
+    def answer(self, kind: int, body: bytes) -> tuple[int, bytes]:
+        if kind == REALPATH:
+            return NAME, struct.pack(">I", 1) + string(take_string(body)) * 2 + attributes(0, 0)
+        if kind in (STAT, LSTAT, FSTAT):
+            return self.attributes(take_string(body), kind)
+        if kind in (OPEN, OPENDIR):
+            return HANDLE, string(b"handle")
+        if kind == READDIR:
+            return self.listing()
+        if kind == READ:
+            offset, length = struct.unpack_from(">QI", body, 4 + len(take_string(body)))
+            return self.data(offset, length)
+        return self.status(OK if kind == CLOSE else FAILURE)
+
+    def attributes(self, path: bytes, kind: int) -> tuple[int, bytes]:
+        if kind != FSTAT and not path.endswith(b".bin"):
+            return ATTRS, attributes(0, DIRECTORY_MODE)
+        size = 2**63 + 5 if self.what == "giant" else len(FILE)
+        return ATTRS, attributes(size, FILE_MODE)
+
+    def listing(self) -> tuple[int, bytes]:
+        if self.listed:
+            self.listed = False
+            return self.status(EOF)
+        self.listed = True
+        count = 0xFFFFFFFF if self.what == "too many names" else len(self.names)
+        entries = [string(n) * 2 + attributes(len(FILE), FILE_MODE) for n in self.names]
+        return NAME, struct.pack(">I", count) + b"".join(entries)
+
+    def data(self, offset: int, length: int) -> tuple[int, bytes]:
+        match self.what:
+            case "too much":
+                return DATA, string(b"x" * (length + 1))
+            case "lying length":
+                return DATA, struct.pack(">I", length) + b"x"
+            case "nothing":
+                return DATA, string(b"")
+            case "short":
+                length = min(length, 1000)
+            case "early end" if offset + length >= len(FILE):
+                return self.status(EOF)
+        data = FILE[offset : offset + length]
+        return (DATA, string(data)) if data else self.status(EOF)
+
+    def status(self, code: int) -> tuple[int, bytes]:
+        return STATUS, struct.pack(">I", code) + string(b"so it is") + string(b"en")
+
+    def send(self, data: bytes) -> None:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+
+
+class Middleman:
+    """Stands between a client and OpenSSH's sftp-server.
+
+    Options
+    -------
+    extensions : bool
+        False: the server offers none.
+    read_bytes : int
+        Reads and writes of the server, at the most: longer reads are answered short.
+    end_after : str, mark : str
+        Ends the connection instead of sending the answer to the first request of this kind
+        (``rename``, ``create``, ``remove``, ``mkdir``); the file ``mark`` is then made, and
+        keeps it from doing so again.
+    """
+
+    def __init__(self, server: str, options: dict) -> None:
+        self.options = options
+        self.child = subprocess.Popen([server], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.asked: dict[bytes, str] = {}
+
+    def serve(self) -> None:
+        threading.Thread(target=self.answers, daemon=True).start()
+        assert self.child.stdin is not None
+        for kind, body in packets(sys.stdin.buffer):
+            if kind != INIT:
+                self.asked[body[:4]] = self.name(kind, body)
+            limit = self.options.get("read_bytes")
+            if kind == READ and limit:
+                (length,) = struct.unpack(">I", body[-4:])
+                body = body[:-4] + struct.pack(">I", min(length, limit))
+            self.child.stdin.write(packet(kind, body))
+            self.child.stdin.flush()
+        self.child.stdin.close()
+        self.child.wait()
+        os._exit(0)
+
+    def answers(self) -> None:
+        out = sys.stdout.buffer
+        assert self.child.stdout is not None
+        for kind, body in packets(self.child.stdout):
+            if kind == VERSION and self.options.get("extensions") is False:
+                body = body[:4]
+            if self.asked.pop(body[:4], "") == self.options.get("end_after") and self.first():
+                self.child.kill()
+                os._exit(1)
+            out.write(packet(kind, body))
+            out.flush()
+        os._exit(0)
+
+    def first(self) -> bool:
+        try:
+            os.close(os.open(self.options["mark"], os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        return True
+
+    def name(self, kind: int, body: bytes) -> str:
+        if kind == EXTENDED:
+            return "rename" if take_string(body, 4).startswith(b"posix-rename") else "extended"
+        if kind == OPEN:
+            (flags,) = struct.unpack_from(">I", body, 8 + len(take_string(body, 4)))
+            return "create" if flags & 0x08 else "open"
+        return {RENAME: "rename", REMOVE: "remove", MKDIR: "mkdir"}.get(kind, "other")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,174 @@
+"""A server with the manners of MiG (ERDA) in a child process; see `miglike_server`."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+from pyremotedata_core import ConnectionSettings, Secret
+from workflows.embedded_sshd import ADDRESS, program, run
+
+START_TIMEOUT_S = 20.0
+
+
+class MigLike:
+    """A running server; its methods are those of `Sshd`.
+
+    It lets in ``me@example.org`` by key or password, and a share link: a user of ten characters
+    whose name is the password. Needs no root.
+
+    Parameters
+    ----------
+    lock_s : float
+        How long five different wrong secrets lock a user out.
+    """
+
+    user = "me@example.org"
+
+    def __init__(self, *, lock_s: float = 300.0) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="miglike-")).resolve()
+        self.password = secrets.token_urlsafe(12) + " $'\"\\"
+        self.share = secrets.token_hex(5)
+        self.port = 0
+        self._lock_s = lock_s
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Self:
+        """Start the child process; after `halt` on the same port, with the same keys."""
+        if not self.port:
+            self._prepare()
+        script = Path(__file__).with_name("miglike_server.py")
+        self._process = subprocess.Popen(
+            [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/"
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(self._settings()).encode() + b"\n")
+        self._process.stdin.flush()
+        ready, _, _ = select.select([self._process.stdout], [], [], START_TIMEOUT_S)
+        self.port = int(self._process.stdout.readline()) if ready else 0
+        assert self.port, "the server does not start"
+        self._write_ssh_config()
+        return self
+
+    def halt(self) -> None:
+        """Kill the server with its sessions."""
+        process, self._process = self._process, None
+        if process is not None and process.stdin is not None and process.stdout is not None:
+            process.kill()
+            process.wait()
+            process.stdin.close()
+            process.stdout.close()
+
+    def stop(self) -> None:
+        """End the server and remove its directory. May be called twice."""
+        self.halt()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def root(self) -> Path:
+        """What the user sees as ``/``."""
+        return self.directory / "root"
+
+    @property
+    def ssh_config(self) -> Path:
+        """A file for ``ssh -F``."""
+        return self.directory / "ssh_config"
+
+    @property
+    def key(self) -> Path:
+        """The private key that the server accepts."""
+        return self.directory / "user_key"
+
+    def remote_path(self, relative: str = "") -> str:
+        """Return the server's path of a file below the root."""
+        return f"/{relative}"
+
+    def url(self, relative: str = "", user: str | None = None) -> str:
+        """Return the URL of a file below the root."""
+        path = quote(os.fsencode(self.remote_path(relative)), safe="/~!$&'()*+,;=:@-._")
+        return f"sftp://{quote(user or self.user)}@{ADDRESS}:{self.port}{path}"
+
+    def settings(self, **more: Any) -> ConnectionSettings:
+        """Return settings that log in with the key."""
+        values = {"ssh_config": str(self.ssh_config), "ssh_key": str(self.key)}
+        return ConnectionSettings(**{**values, **more})
+
+    def password_settings(self, password: str | None = None, **more: Any) -> ConnectionSettings:
+        """Return settings that log in with a password, the user's own by default."""
+        secret = Secret(self.password if password is None else password)
+        values = {"ssh_config": str(self.ssh_config), "password": secret}
+        return ConnectionSettings(**{**values, **more})
+
+    def make(self, relative: str, data: bytes = b"", *, mtime: int | None = None) -> Path:
+        """Write a file (and the directories above it) on the server; return its local path."""
+        path = self.root / relative
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        if mtime is not None:
+            os.utime(path, (mtime, mtime))
+        return path
+
+    def make_directory(self, relative: str) -> Path:
+        """Make a directory (and those above it) on the server; return its local path."""
+        path = self.root / relative
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def log_text(self) -> str:
+        """Return its log: a line for every login (user, kind, outcome) and session."""
+        log = self.directory / "log"
+        return log.read_text() if log.exists() else ""
+
+    def _prepare(self) -> None:
+        self.root.mkdir()
+        for name, kind in (("host_key", "rsa"), ("user_key", "ed25519")):
+            path = str(self.directory / name)
+            form = ["-m", "PEM"] if kind == "rsa" else []
+            run([program("ssh-keygen"), "-q", "-t", kind, *form, "-N", "", "-C", "", "-f", path])
+
+    def _settings(self) -> dict[str, Any]:
+        key = (self.directory / "user_key.pub").read_text().split()[1]
+        me = {"root": str(self.root), "password": self.password, "keys": [key]}
+        share = {"root": str(self.root), "password": self.share}
+        return {
+            "port": self.port,
+            "host_key": str(self.directory / "host_key"),
+            "log": str(self.directory / "log"),
+            "lock_s": self._lock_s,
+            "users": {self.user: me, self.share: share},
+        }
+
+    def _write_ssh_config(self) -> None:
+        known_hosts = self.directory / "known_hosts"
+        host_key = (self.directory / "host_key.pub").read_text()
+        known_hosts.write_text(f"[{ADDRESS}]:{self.port} {host_key}")
+        self.ssh_config.write_text(
+            "Host *\n"
+            f'    UserKnownHostsFile "{known_hosts}"\n'
+            "    GlobalKnownHostsFile /dev/null\n"
+            "    StrictHostKeyChecking yes\n"
+            "    IdentityAgent none\n"
+            "    IdentityFile none\n"
+        )
