@@ -14,6 +14,10 @@ _TRANSFER = re.compile(rf"(?:Retrieved|Stored) .+: {_AMOUNT} in [\d.]+ s \({_AMO
 # A line of fastq.py: "measure took 0.812 s".
 _COMPUTED = re.compile(r"\w+ took ([\d.]+) s$")
 
+_FOOTNOTE = (
+    "MiB/s: while a transfer was under way; Dask's seconds of that are summed over its workers."
+)
+
 Span = tuple[float, float]
 
 
@@ -28,9 +32,9 @@ class Figures:
     seconds
         From the start of the program to its end.
     transfer_s
-        How long at least one transfer was under way.
+        Seconds with a transfer under way.
     hidden
-        The share of that during which tasks computed, 0 to 1.
+        The share of them behind computing, 0 to 1.
     """
 
     name: str
@@ -54,6 +58,14 @@ def from_snakemake(lines: Iterable[tuple[float, str]], seconds: float) -> Figure
     return Figures("Snakemake", files, round(moved), seconds, *hidden_share(transfers, computing))
 
 
+def from_dask(total: dict[str, float], seconds: float) -> Figures:
+    """Read the sum over all workers of what `dask_plugin.stats` counts."""
+    transfer_s = total["waited_s"] + total["hidden_s"]
+    hidden = total["hidden_s"] / transfer_s if transfer_s else 0.0
+    files, moved = int(total["files"]), int(total["archive_bytes"])
+    return Figures("Dask", files, moved, seconds, transfer_s, hidden)
+
+
 def hidden_share(transfers: list[Span], computing: list[Span]) -> tuple[float, float]:
     """Return the seconds with a transfer under way, and the share of them with computing too."""
     busy, working = _union(transfers), _union(computing)
@@ -75,7 +87,7 @@ def table(figures: list[Figures]) -> str:
             f"{one.name:<12}{one.files:>6}{one.moved_bytes / MIB:>8.0f}{one.seconds:>9.1f}"
             f"{rate:>8.0f}  {one.hidden:.0%} of {one.transfer_s:.1f} s of transfer"
         )
-    return "\n".join([*lines, "", "MiB/s: while a transfer was under way."])
+    return "\n".join([*lines, "", _FOOTNOTE])
 
 
 def _union(spans: Iterable[Span]) -> list[Span]:
