@@ -1,1 +1,40 @@
-"""Remote inputs for Dask tasks."""
+"""Remote inputs for Dask tasks: local by the time the task runs.
+
+A task takes a `RemoteFile` and opens it as a path. `StagingPlugin`, registered on the client,
+fetches the files of the next tasks while earlier ones compute, once per node::
+
+    from dask_plugin import RemoteFile, StagingPlugin, glob
+
+    client.register_plugin(StagingPlugin())
+    futures = client.map(count_reads, glob("sftp://archive/run7/*.fastq.gz"))
+
+Names are loaded on first use: a handle needs neither dask nor distributed.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .finding import glob
+    from .localpaths import local
+    from .plugin import StagingPlugin
+    from .remotefile import RemoteFile
+    from .report import stats
+
+_HOME = {
+    "RemoteFile": "remotefile",
+    "StagingPlugin": "plugin",
+    "glob": "finding",
+    "local": "localpaths",
+    "stats": "report",
+}
+
+__all__ = ["RemoteFile", "StagingPlugin", "glob", "local", "stats"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,146 @@
+"""Where a handle is opened: on which worker, for which task, by which stager.
+
+In a task on a worker with the plugin, the worker's `WorkerStaging` has the file and keeps it until
+the task ends. Anywhere else the process's own stager brings it, and the handle keeps it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from pyremotedata_core import Lease, RemoteChanged, Stager, Stat
+from pyremotedata_core.stager import shared_stager
+
+if TYPE_CHECKING:
+    from .remotefile import RemoteFile
+    from .staging import WorkerStaging
+
+# One for each worker of this process that has the plugin; more than one in clusters of threads.
+_stagings: weakref.WeakKeyDictionary[Any, WorkerStaging] = weakref.WeakKeyDictionary()
+
+
+def enlist(worker: Any, staging: WorkerStaging) -> None:
+    """Have the handles that are opened on a worker served by its staging."""
+    _stagings[worker] = staging
+
+
+def dismiss(worker: Any) -> None:
+    """Undo `enlist`."""
+    _stagings.pop(worker, None)
+
+
+def staging_of(worker: Any) -> WorkerStaging | None:
+    """Return the staging of a worker."""
+    return _stagings.get(worker)
+
+
+def announce(handle: RemoteFile) -> None:
+    """Tell the workers of this process that a handle has come out of a pickle."""
+    for staging in list(_stagings.values()):
+        staging.arrived(handle)
+
+
+def open_here(handle: RemoteFile) -> Lease:
+    """Return the lease with which the code that runs now uses a file; wait for the file."""
+    worker, staging, key = _here()
+    if staging is not None and key is not None:
+        return staging.claim(key, [handle])[0]
+    if handle._lease is None:
+        lease = _bring([handle], [handle.expected], worker, staging)[0]
+        object.__setattr__(handle, "_lease", lease)
+    assert handle._lease is not None
+    return handle._lease
+
+
+def hold_here(handles: Sequence[RemoteFile]) -> list[Lease]:
+    """Return leases that no task's end releases; wait for the files, fetched all at once."""
+    worker, staging, key = _here()
+    expected = [handle.expected for handle in handles]
+    if staging is not None and key is not None:  # what was fetched ahead is used, and counted
+        expected = [lease.stat for lease in staging.claim(key, handles)]
+    return _bring(handles, expected, worker, staging)
+
+
+def check(handle: RemoteFile, stat: Stat) -> None:
+    """Compare what a file is with what its handle says.
+
+    Raises
+    ------
+    RemoteChanged
+    """
+    for name, known, found in (
+        ("size", handle.size, stat.size),
+        ("mtime", handle.mtime, stat.mtime),
+    ):
+        if known is not None and known != found:
+            raise RemoteChanged(
+                f"its {name} is {found}, not {known} as the handle says", handle.url
+            )
+
+
+def _bring(
+    handles: Sequence[RemoteFile],
+    expected: Sequence[Stat | None],
+    worker: Any,
+    staging: WorkerStaging | None,
+) -> list[Lease]:
+    stager = _stager(staging)
+    futures = [
+        stager.stage(handle.url, expect=stat)
+        for handle, stat in zip(handles, expected, strict=True)
+    ]
+    try:
+        _forbid_blocking(worker, futures)
+        leases = [future.result() for future in futures]
+        for handle, lease in zip(handles, leases, strict=True):
+            check(handle, lease.stat)
+        return leases
+    except BaseException:
+        for future in futures:
+            if not future.cancel():
+                future.add_done_callback(release_result)
+        raise
+
+
+def release_result(future: Future[Lease]) -> None:
+    """Release the lease that a future ends with, if it does."""
+    if not future.cancelled() and future.exception() is None:
+        future.result().release()
+
+
+def _stager(staging: WorkerStaging | None) -> Stager:
+    if staging is None:  # a thread that a task has started: the plugin's settings serve it, too
+        staging = next(iter(list(_stagings.values())), None)
+    return staging.stager if staging is not None else shared_stager()
+
+
+def _here() -> tuple[Any, WorkerStaging | None, Any]:
+    """Return the worker, its staging and the task's key, None for what is not there."""
+    module = sys.modules.get("distributed.worker")
+    if module is None:
+        return None, None, None
+    try:
+        worker = module.get_worker()
+    except ValueError:
+        return None, None, None
+    return worker, _stagings.get(worker), getattr(module.thread_state, "key", None)
+
+
+def _forbid_blocking(worker: Any, futures: Sequence[Future[Lease]]) -> None:
+    """Refuse to wait on a worker's event loop, where coroutine tasks run."""
+    if worker is None or all(future.done() for future in futures):
+        return
+    loop = None
+    with suppress(RuntimeError):  # none runs in this thread
+        loop = asyncio.get_running_loop()
+    if loop is not None and loop is worker.loop.asyncio_loop:
+        raise RuntimeError(
+            "a coroutine task must not wait for a file on the worker's event loop: decorate it"
+            " with dask_plugin.local, or use await asyncio.to_thread(os.fspath, file)"
+        )

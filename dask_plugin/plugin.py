@@ -1,0 +1,168 @@
+"""StagingPlugin: the worker plugin that has the files of tasks fetched ahead."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import fields
+from itertools import chain
+from typing import Any
+
+from distributed.core import Status
+from distributed.diagnostics.plugin import WorkerPlugin
+
+from pyremotedata_core import ConfigurationError, ConnectionSettings
+from pyremotedata_core.config import parse_bytes
+from pyremotedata_core.stager import Stager, shared_stager
+
+from . import current
+from .remotefile import RemoteFile
+from .staging import WorkerStaging
+from .walk import handles_in
+
+_log = logging.getLogger(__name__)
+
+_SECRETS = ("password", "key_passphrase")
+# A task in these states runs, or will: it keeps its files. "cancelled" and "resumed" tasks have
+# lost their client, but their thread still runs.
+_ALIVE = {
+    "waiting",
+    "ready",
+    "constrained",
+    "executing",
+    "long-running",
+    "cancelled",
+    "resumed",
+    "flight",
+}
+_WORKING = {Status.running, Status.paused, Status.closing_gracefully, Status.init}
+_RUNNING = {"executing", "long-running", "cancelled", "resumed"}
+# At the most this share of the cache's budget is for files that no task has opened yet.
+_AHEAD_SHARE = 4
+SETTLE_S = 0.01
+RETIRE_S = 1.0
+
+
+class StagingPlugin(WorkerPlugin):
+    """Have the remote files of tasks fetched to the node while earlier tasks compute.
+
+    Register it once: ``client.register_plugin(StagingPlugin())``. It serves the workers that are
+    there and those that come. Without it handles work, too, but nothing is fetched ahead.
+
+    Parameters
+    ----------
+    ahead_files : int
+        How many files a worker fetches, and keeps, for tasks that have not opened them yet.
+    ahead_bytes : int or str
+        How many bytes that may be, such as ``"2 GiB"``; never more than a quarter of the
+        cache's budget.
+    **settings
+        Fields of `pyremotedata_core.ConnectionSettings` that are to hold on the workers, such
+        as ``cache_dir``, ``cache_bytes``, ``connections``, ``ssh_config``. What is not given is
+        read on each worker, from its environment and config file. Secrets always are: they
+        must not pass through the scheduler.
+
+    Raises
+    ------
+    ConfigurationError
+        If a setting is unknown, or a secret.
+
+    Notes
+    -----
+    A worker is sent about one task more than it has threads, so the look-ahead is one file deep
+    or so. ``dask.config.set({"distributed.scheduler.worker-saturation": 2.0})`` before the
+    scheduler starts makes it deeper, which helps where tasks are short.
+    """
+
+    name = "pyremotedata-staging"
+
+    def __init__(
+        self, *, ahead_files: int = 64, ahead_bytes: int | str = "2 GiB", **settings: Any
+    ) -> None:
+        known = {field.name for field in fields(ConnectionSettings)}
+        for key in settings:
+            if key in _SECRETS:
+                raise ConfigurationError(
+                    f"{key} must not pass through the scheduler: set"
+                    f" PYREMOTEDATA_{key.upper()} or the config file on the workers"
+                )
+            if key not in known:
+                raise ConfigurationError(f"unknown setting {key!r}")
+        self.ahead_files = ahead_files
+        try:
+            self.ahead_bytes = parse_bytes(ahead_bytes)
+        except (ValueError, KeyError):
+            raise ConfigurationError(f"ahead_bytes is not valid: {ahead_bytes!r}") from None
+        self.settings = settings
+        self._worker: Any = None
+        self._staging: WorkerStaging | None = None
+        self._settling = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_worker": None, "_staging": None}
+
+    def setup(self, worker: Any) -> None:
+        """Take up work on a worker. Settings are read with the first file, and fail there."""
+        self._worker = worker
+        self._staging = WorkerStaging(self._make_stager, self.ahead_files, self.ahead_bytes)
+        current.enlist(worker, self._staging)
+        for task in worker.state.tasks.values():
+            if task.state in ("waiting", "ready", "constrained"):
+                handles = chain(handles_in(task.run_spec), self._handles_before(task))
+                self._want(self._staging, task, list(handles))
+
+    def teardown(self, worker: Any) -> None:
+        """Give everything back."""
+        staging, self._staging = self._staging, None
+        if staging is not None:
+            current.dismiss(worker)
+            self._retire(worker, staging)
+
+    def transition(self, key: Any, start: str, finish: str, **_: Any) -> None:  # noqa: ARG002
+        """Follow a task; called by the worker on its event loop."""
+        staging = self._staging
+        if staging is None:
+            return
+        try:
+            task = self._worker.state.tasks.get(key)
+            if task is None or task.state not in _ALIVE:
+                staging.end(key)
+            elif finish == "waiting":
+                self._want(staging, task, handles_in(task.run_spec))
+            elif finish == "ready" and task.dependencies:
+                self._want(staging, task, self._handles_before(task))
+            if staging.has_arrivals and not self._settling:
+                self._settling = True
+                self._worker.loop.call_later(SETTLE_S, self._settle, staging)
+        except Exception:  # dask would swallow it
+            _log.exception("cannot follow the task %r", key)
+
+    def _want(self, staging: WorkerStaging, task: Any, handles: list[RemoteFile]) -> None:
+        if handles:
+            staging.want(task.key, task.priority, handles)
+
+    def _handles_before(self, task: Any) -> list[RemoteFile]:
+        """Return the handles in the results that a task depends on, as far as in memory."""
+        memory = getattr(self._worker.data, "fast", self._worker.data)
+        values = [memory[one.key] for one in task.dependencies if one.key in memory]
+        return handles_in(values)
+
+    def _settle(self, staging: WorkerStaging) -> None:
+        from distributed.scheduler import Scheduler
+
+        self._settling = False
+        if not Scheduler._instances:  # where there is one, whole graphs are unpickled
+            staging.settle()
+
+    def _retire(self, worker: Any, staging: WorkerStaging) -> None:
+        """Let tasks that run keep their files until they end."""
+        tasks = worker.state.tasks
+
+        def runs(key: Any) -> bool:
+            return key in tasks and tasks[key].state in _RUNNING
+
+        closing = worker.status not in _WORKING
+        if not staging.close(keep=(lambda _: False) if closing else runs):
+            worker.loop.call_later(RETIRE_S, self._retire, worker, staging)
+
+    def _make_stager(self) -> Stager:
+        return shared_stager(ConnectionSettings.load(**self.settings))

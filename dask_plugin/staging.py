@@ -1,0 +1,352 @@
+"""WorkerStaging: the files of one worker's tasks, fetched ahead, handed out, given back.
+
+A task's `Wish` for a file begins when the task arrives at the worker. One thread takes the wishes
+by task priority and has the stager fetch them in the background, within bounds of files and
+bytes. When the task opens the file, its own thread asks the stager anew, in the foreground: it
+gets what is there, joins a transfer on its way, or starts one; so a failed prefetch is nothing
+but lost time. What a task has opened stays until the task ends, what was fetched for it, too.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import math
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from concurrent.futures import Future
+from time import monotonic
+from typing import Any, NamedTuple
+
+from pyremotedata_core import Lease, LocalStorageFull, RemoteChanged, Stager, Stat
+
+from .current import check, release_result
+from .remotefile import RemoteFile
+
+_log = logging.getLogger(__name__)
+
+QUESTIONS_AT_ONCE = 16
+# Handles whose task is not known, found while unpickling: so many are fetched ahead at a time.
+LOOSE_FILES = 16
+_ARRIVALS = 256
+
+
+class Counts(NamedTuple):
+    """What the files of a worker's tasks have cost so far.
+
+    Attributes
+    ----------
+    files, archive_bytes : int
+        Fetched from the archive by this worker.
+    cache_files, cache_bytes : int
+        Opened by tasks without that: they were on the node.
+    waited_s : float
+        That tasks have waited for their files.
+    hidden_s : float
+        That the fetching of their files took while they did not wait.
+    """
+
+    files: int = 0
+    archive_bytes: int = 0
+    cache_files: int = 0
+    cache_bytes: int = 0
+    waited_s: float = 0.0
+    hidden_s: float = 0.0
+
+
+class Wish:
+    """One task's wish for one file."""
+
+    __slots__ = ("ahead", "began", "demand", "handle", "lease", "moved", "over", "stat", "took_s")
+
+    def __init__(self, handle: RemoteFile) -> None:
+        self.handle = handle
+        self.stat = handle.expected
+        self.ahead: Future[Lease] | None = None  # the prefetch
+        self.demand: Future[Lease] | None = None  # what the task itself waits for
+        self.lease: Lease | None = None  # what the task uses
+        self.began = 0.0
+        self.took_s = 0.0  # the prefetch, once it has ended well
+        self.moved = False
+        self.over = False
+
+
+class WorkerStaging:
+    """The files of one worker's tasks.
+
+    Parameters
+    ----------
+    make_stager : callable
+        Called on first use.
+    ahead_files, ahead_bytes : int
+        What may be fetched, and kept, for tasks that have not opened it yet.
+
+    Notes
+    -----
+    Thread-safe. `want`, `end`, `arrived` and `settle` never block: they are for the event loop.
+    """
+
+    def __init__(
+        self, make_stager: Callable[[], Stager], ahead_files: int, ahead_bytes: int
+    ) -> None:
+        self._make_stager = make_stager
+        self._stager: Stager | None = None
+        self._ahead_files = ahead_files
+        self._ahead_bytes = ahead_bytes
+        self._changed = threading.Condition()
+        self._tasks: dict[Hashable, dict[RemoteFile, Wish]] = {}
+        self._queue: list[tuple[tuple[float, ...], int, Wish]] = []
+        self._number = itertools.count()
+        self._asking = 0
+        self._held: dict[Wish, int] = {}  # wishes fetched ahead and not opened yet: their bytes
+        self._arrivals: deque[RemoteFile] = deque(maxlen=_ARRIVALS)
+        self._loose: OrderedDict[RemoteFile, None] = OrderedDict()
+        self._paused = False
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        self._counts: dict[str, Any] = Counts()._asdict()
+
+    # --- on the event loop ------------------------------------------------------------------
+
+    def want(
+        self, key: Hashable, priority: Sequence[float] | None, handles: Iterable[RemoteFile]
+    ) -> None:
+        """Fetch files ahead for a task that has come."""
+        with self._changed:
+            if self._closed:
+                return
+            wishes = self._tasks.setdefault(key, {})
+            for handle in handles:
+                if handle not in wishes:
+                    wish = wishes[handle] = Wish(handle)
+                    entry = (tuple(priority or ()), next(self._number), wish)
+                    heapq.heappush(self._queue, entry)
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._fetch_ahead, name="pyremotedata-ahead", daemon=True
+                )
+                self._thread.start()
+            self._changed.notify()
+
+    def end(self, key: Hashable) -> None:
+        """Give back the files of a task that has ended, or has left."""
+        with self._changed:
+            wishes = self._tasks.pop(key, {})
+            for wish in wishes.values():
+                wish.over = True
+                self._let_go(wish)
+                lease, wish.lease = wish.lease, None
+                if lease is not None:
+                    lease.release()
+                if wish.demand is not None:
+                    wish.demand.add_done_callback(release_result)
+            if wishes:
+                self._paused = False
+                self._changed.notify()
+
+    def arrived(self, handle: RemoteFile) -> None:
+        """Note a handle that came out of a pickle; on any thread."""
+        self._arrivals.append(handle)
+
+    def settle(self) -> None:
+        """Fetch ahead what has arrived and belongs to no task that is known."""
+        with self._changed:
+            known = {handle for wishes in self._tasks.values() for handle in wishes}
+            fresh = [handle for handle in dict.fromkeys(self._arrivals) if handle not in known]
+            self._arrivals.clear()
+            for handle in fresh[:LOOSE_FILES]:
+                self._loose[handle] = None
+                self.want(("loose", handle), (math.inf,), [handle])
+            while len(self._loose) > LOOSE_FILES:
+                handle, _ = self._loose.popitem(last=False)
+                self.end(("loose", handle))
+
+    @property
+    def has_arrivals(self) -> bool:
+        """Whether there is something to settle."""
+        return bool(self._arrivals)
+
+    # --- on a task's thread -----------------------------------------------------------------
+
+    def claim(self, key: Hashable, handles: Sequence[RemoteFile]) -> list[Lease]:
+        """Return the leases on files that a task opens; wait for them.
+
+        All files that are known to be the task's are fetched at once from now on.
+
+        Raises
+        ------
+        TransferError
+        """
+        with self._changed:
+            wishes = self._tasks.setdefault(key, {})
+            for handle in handles:
+                wishes.setdefault(handle, Wish(handle))
+            claimed = [wishes[handle] for handle in handles]
+            starting = [wish for wish in wishes.values() if wish.demand is None]
+        for wish in starting:
+            self._demand(wish)
+        return [wish.lease or self._wait(wish) for wish in claimed]
+
+    def _demand(self, wish: Wish) -> None:
+        demand = self.stager.stage(wish.handle.url, expect=wish.stat)
+        wish.demand = demand
+        demand.add_done_callback(lambda done: self._note_moved(wish, done))
+
+    def _wait(self, wish: Wish) -> Lease:
+        assert wish.demand is not None
+        began = monotonic()
+        try:
+            try:
+                lease = wish.demand.result()
+            except RemoteChanged:
+                if wish.handle.expected is not None:
+                    raise
+                wish.stat = None  # what the prefetch found; the task may have the file of now
+                self._demand(wish)
+                lease = wish.demand.result()
+            check(wish.handle, lease.stat)
+        except BaseException:
+            wish.demand = None  # an error is not remembered: who opens the file again asks again
+            raise
+        finally:
+            self._count(waited_s=monotonic() - began)
+        with self._changed:
+            wish.lease, wish.demand = lease, None
+            if lease.from_cache and not wish.moved:
+                self._count(cache_files=1, cache_bytes=lease.stat.size)
+            self._count(hidden_s=max(0.0, wish.took_s - (monotonic() - began)))
+            self._let_go(wish)
+            self._loose.pop(wish.handle, None)
+            self._changed.notify()
+        self.end(("loose", wish.handle))
+        return lease
+
+    @property
+    def stager(self) -> Stager:
+        """The stager that this worker's process uses; made when first used."""
+        if self._stager is None:
+            self._stager = self._make_stager()
+            self._stager.when_full.add(self._make_room)
+        return self._stager
+
+    # --- on the thread that fetches ahead ---------------------------------------------------
+
+    def _fetch_ahead(self) -> None:
+        while True:
+            with self._changed:
+                while not self._closed and not self._may_go_on():
+                    self._changed.wait()
+                if self._closed:
+                    return
+                priority, number, wish = heapq.heappop(self._queue)
+                if wish.over or wish.demand is not None or wish.lease is not None:
+                    continue
+                if wish.stat is None:
+                    self._asking += 1
+                else:
+                    self._held[wish] = wish.stat.size
+            try:
+                if wish.stat is None:
+                    self._ask(priority, number, wish)
+                else:
+                    self._fetch(wish, wish.stat)
+            except Exception as error:  # wrong settings, a closed engine: the task will say it
+                _log.debug("not fetched ahead: %s: %s", wish.handle, error)
+                with self._changed:
+                    self._held.pop(wish, None)
+
+    def _may_go_on(self) -> bool:
+        """Whether the bounds allow what is next in the queue."""
+        if not self._queue or self._paused:
+            return False
+        wish = self._queue[0][2]
+        if wish.over or wish.demand is not None or wish.lease is not None:
+            return True
+        if wish.stat is None:
+            return self._asking < QUESTIONS_AT_ONCE
+        if not self._held:
+            return True
+        held_bytes = sum(self._held.values())
+        return (
+            len(self._held) < self._ahead_files and held_bytes + wish.stat.size <= self._ahead_bytes
+        )
+
+    def _ask(self, priority: tuple[float, ...], number: int, wish: Wish) -> None:
+        def answered(answer: Future[Stat]) -> None:
+            with self._changed:
+                self._asking -= 1
+                if answer.exception() is None:
+                    wish.stat = answer.result()
+                    heapq.heappush(self._queue, (priority, number, wish))
+                self._changed.notify()
+
+        self.stager.stat(wish.handle.url).add_done_callback(answered)
+
+    def _fetch(self, wish: Wish, stat: Stat) -> None:
+        wish.began = monotonic()
+        wish.ahead = self.stager.stage(wish.handle.url, expect=stat, background=True)
+
+        def came(done: Future[Lease]) -> None:
+            error = done.exception()
+            with self._changed:
+                if error is None:
+                    wish.took_s = monotonic() - wish.began
+                    self._note_moved(wish, done)
+                else:
+                    # Until a task ends there will be no room for the others either.
+                    self._paused = self._paused or isinstance(error, LocalStorageFull)
+                    _log.debug("not fetched ahead: %s: %s", wish.handle, error)
+                if error is not None or wish.ahead is None:
+                    self._held.pop(wish, None)
+                self._changed.notify()
+
+        wish.ahead.add_done_callback(came)
+
+    # --- keeping house ----------------------------------------------------------------------
+
+    def _let_go(self, wish: Wish) -> None:
+        """Release what was fetched ahead; what is on its way comes nevertheless, for others."""
+        ahead, wish.ahead = wish.ahead, None
+        if ahead is not None:
+            ahead.add_done_callback(release_result)
+            if ahead.done():  # else it counts until then
+                self._held.pop(wish, None)
+
+    def _make_room(self) -> None:
+        """Give back what no task has opened: one waits for room in the cache."""
+        with self._changed:
+            for wish in list(self._held):
+                self._let_go(wish)
+            self._paused = True
+
+    def _note_moved(self, wish: Wish, done: Future[Lease]) -> None:
+        if done.exception() is None and not done.result().from_cache:
+            wish.moved = True
+            self._count(files=1, archive_bytes=done.result().stat.size)
+
+    def _count(self, **more: float) -> None:
+        with self._changed:
+            for name, number in more.items():
+                self._counts[name] += number
+
+    def counts(self) -> Counts:
+        """Return what the files of this worker's tasks have cost so far."""
+        with self._changed:
+            return Counts(**self._counts)
+
+    def close(self, keep: Callable[[Any], bool] = lambda _: False) -> bool:
+        """Stop fetching ahead and give back all but the files of tasks to ``keep``.
+
+        Returns whether everything has been given back; may be called again.
+        """
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            keys = [key for key in self._tasks if not keep(key)]
+        for key in keys:
+            self.end(key)
+        if self._stager is not None:
+            self._stager.when_full.discard(self._make_room)
+        return not self._tasks
