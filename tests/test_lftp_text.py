@@ -69,6 +69,11 @@ def test_a_listing_gives_kind_size_mtime_mode_and_the_name_as_it_is():
     ]
 
 
+def test_a_name_with_a_tilde_is_listed_as_it_is():
+    entries, _ = parse_listing(b"-rw-r--r--        6 5 ./~a\n", 1, URL)
+    assert entries[0].name == "~a"
+
+
 def test_a_time_after_2038_that_lftp_takes_for_negative_is_put_right():
     entries, _ = parse_listing(b"-rw-r--r--        6 -2147483648 a\n", 1, URL)
     assert entries[0].stat.mtime == 1 << 31

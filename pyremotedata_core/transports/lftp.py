@@ -44,7 +44,12 @@ __all__ = ["LftpSession", "find_lftp"]
 SEGMENTED_BYTES = 64 << 20  # a file of this size pays for the logins of further connections
 SEGMENTS = 4  # of a large download, each a connection and a session slot
 BATCH_ENTRIES = 1000
+# Requests in flight. ssh carries 2 MiB in a round trip: 24 reads of 128 KiB fill that as well as 64
+# do, and are sooner over when a download is given up; writes have 32 KiB each.
+READS_AHEAD = 24
+WRITES_AHEAD = 64
 
+_AHEAD = "sftp:max-packets-in-flight"
 OnBytes = Callable[[int], None]
 _temporary_names = TemporaryNames()
 
@@ -168,7 +173,8 @@ class LftpSession:
             progress.at(log.received)
 
         with self._segments(expect.size) as segments:
-            get = f"pget -n {segments}" if segments > 1 else "get"
+            get = f"set {_AHEAD} {READS_AHEAD} && "
+            get += f"pget -n {segments}" if segments > 1 else "get"
             # One more opening, and the last byte, show whether it is still what it was.
             again = site.probe(max(0, expect.size - 1))
             local = os.path.abspath(sink.path)
@@ -220,12 +226,17 @@ class LftpSession:
         except OSError as error:
             raise from_oserror(error, source.path) from None
         progress = _Progress(source.size, on_bytes)
-        try:
-            stat = self._upload(local, temporary, source.size, url, progress)
-            if stat.size != source.size:
-                raise ServerRefused(f"the server kept {stat.size} of {source.size} bytes", url)
+
+        def watch(log: Log) -> None:
+            # A file that grows leaves lftp waiting for ever.
             if _changed_since(before, local, source):
                 raise TransferError(f"{source.path}: changed while it was uploaded", retryable=True)
+            progress.at(log.sent)
+
+        try:
+            stat = self._upload(local, temporary, source.size, url, watch)
+            if stat.size != source.size:
+                raise ServerRefused(f"the server kept {stat.size} of {source.size} bytes", url)
             self._publish(temporary, path, overwrite)
         except BaseException:
             site.tidy("rm {}", temporary)
@@ -359,12 +370,13 @@ class LftpSession:
             for slot in slots:
                 os.close(slot)
 
-    def _upload(self, local: str, temporary: str, size: int, url: str, progress: _Progress) -> Stat:
+    def _upload(
+        self, local: str, temporary: str, size: int, url: str, watch: Callable[[Log], None]
+    ) -> Stat:
         site = self._site
-        command = f"put {{}} -o {{}} && {site.probe(max(0, size - 1))}"
-        reply = site.run(
-            command, local, temporary, temporary, watch=lambda log: progress.at(log.sent)
-        )
+        command = f"set {_AHEAD} {WRITES_AHEAD} && put {{}} -o {{}}"
+        command += f" && {site.probe(max(0, size - 1))}"
+        reply = site.run(command, local, temporary, temporary, watch=watch)
         if reply.log.reconnected:
             # lftp goes on where the server's file ends. Whether the bytes that had arrived end
             # there too is not for us to guess.

@@ -1,8 +1,8 @@
 """What one login through lftp can be asked, and the small changes it can make.
 
-lftp has no command that asks about one path. A regular file is opened and one byte of it read,
-and the log says its size and mtime; a directory is listed for its own entry; what cannot be read
-is looked up in the listing of the directory that holds it.
+lftp has no command that asks about one path. A regular file is opened as if to be read, and the
+log says its size and mtime; a directory is listed for its own entry; what cannot be read is looked
+up in the listing of the directory that holds it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ..url import encode_path
 from .lftp_process import LftpProcess, Reply
 from .lftp_text import LIST, Log, escape_glob, from_failure, from_lost, parse_listing, parse_one
 
+_FAR = 1 << 43  # an offset that few files reach and every file system can seek to
 _SPECIAL = 4  # a file type of SFTP: neither file nor directory nor link
 
 
@@ -119,7 +120,7 @@ class LftpSite:
             return False
 
     def probe(self, at: int) -> str:
-        """Return the command that opens a file and reads a byte, so that the log tells of it."""
+        """Return the command that opens a file to read a byte, so that the log tells of it."""
         return f"get1 --source-region={at}-{at + 1} {{}} -o {self._process.probe_path}"
 
     def error(self, reply: Reply, path: str) -> TransferError:
@@ -155,8 +156,10 @@ class LftpSite:
         if reply.log.file_type == _SPECIAL:
             return Stat("other", 0, 0)
         if reply.log.file_type is not None:
-            reply = self.run(self.probe(0), path)
-            if reply.ok and reply.log.infos:
+            # Beyond its end there is nothing to read, so nothing is sent; how lftp takes that
+            # does not matter.
+            reply = self.run(self.probe(_FAR), path)
+            if reply.log.infos:
                 return Stat("file", *reply.log.infos[-1])
         error = self.error(reply, path)
         if isinstance(error, RemotePermissionDenied):

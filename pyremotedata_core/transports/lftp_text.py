@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from ..errors import (
     ConnectionLost,
     LocalStorageFull,
+    RemoteChanged,
     RemoteFileNotFound,
     RemotePermissionDenied,
     TransferError,
@@ -93,6 +94,8 @@ def _parse_entry(line: bytes, url: str) -> tuple[str, Stat]:
     if match is None:
         raise _unreadable(url, line)
     form, permissions, size, mtime, name = match.groups()
+    if name.startswith(b"./~"):
+        name = name[2:]  # so written by lftp, which would take "~" for a home
     stat = Stat(_KINDS[form], int(size), wire_time(int(mtime)), _mode(permissions))
     return name.decode("utf-8", "surrogateescape"), stat
 
@@ -273,6 +276,8 @@ def from_failure(failure: Failure | None, paths: tuple[str, ...], url: str) -> T
     if not text.startswith(_ACCESS):
         if _FULL.search(text):
             return LocalStorageFull(f"{text}; free some space and run again", url)
+        if text == "file size decreased during transfer":
+            return RemoteChanged("the file changed while it was read", url)
         return TransferError(f"lftp says: {text}", url)
     text = text.removeprefix(_ACCESS)
     if failure.code is not None:

@@ -1,0 +1,125 @@
+"""What the tests of the lftp session share: sessions, transfers, processes to look for."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pyremotedata_core import ConnectionSettings, RemoteURL, Stat, TransferError
+from pyremotedata_core.local import LocalSource, Part
+from pyremotedata_core.names import TemporaryNames
+from pyremotedata_core.transports.lftp import LftpSession
+from workflows.embedded_sshd import descendants
+
+_names = TemporaryNames()
+_sessions: list[LftpSession] = []
+
+
+def end_sessions() -> None:
+    """Kill every session that was made here."""
+    while _sessions:
+        _sessions.pop().kill()
+
+
+def connected(server, **more) -> LftpSession:
+    """Log in to a server."""
+    url = RemoteURL.parse(server.url())
+    session = LftpSession(url, server.settings(**{"timeout_s": 20.0, **more}).for_url(url))
+    _sessions.append(session)
+    session.connect()
+    return session
+
+
+def through(sshd, port: int, **more) -> LftpSession:
+    """Return a session to a server by another port, not connected yet."""
+    url = RemoteURL.parse(f"sftp://{sshd.user}@127.0.0.1:{port}/")
+    config = sshd.directory / f"ssh_config_{port}"
+    hosts = sshd.directory / f"known_hosts_{port}"
+    hosts.write_text(sshd.known_hosts.read_text().replace(f":{sshd.port} ", f":{port} "))
+    config.write_text(sshd.ssh_config.read_text().replace(str(sshd.known_hosts), str(hosts)))
+    values = {"ssh_config": str(config), "timeout_s": 20.0, **more}
+    session = LftpSession(url, ConnectionSettings(**values).for_url(url))
+    _sessions.append(session)
+    return session
+
+
+def relayed(sshd, relay, **more) -> LftpSession:
+    """Log in through a relay."""
+    session = through(sshd, relay.port, **more)
+    session.connect()
+    return session
+
+
+def fetch(session: LftpSession, remote, local, expect: Stat | None = None, on_bytes=None) -> Stat:
+    """Download as the engine does: into a temporary file that is published."""
+    expect = expect or session.stat(str(remote))
+    part = Part(str(local))
+    try:
+        session.read(str(remote), part, 0, expect.size, expect, on_bytes or (lambda _: None))
+        part.publish(expect, fsync=False)
+    finally:
+        part.discard()
+    return expect
+
+
+def store(session: LftpSession, local, remote, overwrite=True, on_bytes=None) -> Stat:
+    source = LocalSource(str(local))
+    temporary = os.path.join(os.path.dirname(remote), _names.next())
+    try:
+        return session.write(
+            str(remote), source, overwrite, temporary, on_bytes or (lambda _: None)
+        )
+    finally:
+        source.close()
+
+
+def listed(session: LftpSession, path) -> dict[str, Stat]:
+    return {entry.name: entry.stat for batch in session.scandir(str(path)) for entry in batch}
+
+
+def children() -> list[int]:
+    """Return the living lftp and ssh processes below this one."""
+    found = []
+    for pid in descendants(os.getpid()):
+        with suppress(OSError):
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if command and os.path.basename(command[0]) in (b"lftp", b"ssh"):
+                found.append(pid)
+    return found
+
+
+def wait_for(condition, timeout_s=10.0):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+@contextmanager
+def in_background(function, *args):
+    """Run a call in a thread; the caller gets what came of it from ``outcome``."""
+    outcome: list = []
+
+    def run() -> None:
+        try:
+            outcome.append(function(*args))
+        except TransferError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield outcome
+    finally:
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -1,0 +1,369 @@
+"""The lftp session when things go wrong: sources that change, failed logins, sudden ends."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyremotedata_core import (
+    AuthenticationFailed,
+    ConfigurationError,
+    ConnectionLost,
+    ConnectionSettings,
+    HostKeyRejected,
+    RemoteChanged,
+    RemoteURL,
+    Stat,
+    TransferError,
+    TransferTimeout,
+)
+from pyremotedata_core.names import is_temporary
+from pyremotedata_core.transports.lftp import LftpSession, find_lftp
+from workflows.embedded_sshd import descendants
+
+from .lftp_sessions import (
+    children,
+    connected,
+    end_sessions,
+    fetch,
+    in_background,
+    relayed,
+    runs,
+    store,
+    through,
+    wait_for,
+)
+from .servers import free_port
+
+pytestmark = pytest.mark.skipif(shutil.which("lftp") is None, reason="lftp is not installed")
+
+
+@pytest.fixture(autouse=True)
+def _sessions_end_with_their_test() -> Iterator[None]:
+    yield
+    end_sessions()
+
+
+@pytest.fixture
+def session(sshd) -> LftpSession:
+    return connected(sshd)
+
+
+@pytest.fixture
+def there(sshd, remote_directory) -> Path:
+    """A directory on the server, which is on this machine."""
+    return sshd.root / remote_directory
+
+
+# --- sources that change ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("expect", [Stat("file", 3, 8), Stat("file", 4, 9), Stat("file", 2, 9)])
+def test_a_file_that_is_not_what_was_expected_is_refused(session, there, tmp_path, expect):
+    (there / "f").write_bytes(b"abc")
+    os.utime(there / "f", (9, 9))
+    with pytest.raises(RemoteChanged):
+        fetch(session, there / "f", tmp_path / "in", expect)
+    assert os.listdir(tmp_path) == []
+    fetch(session, there / "f", tmp_path / "in", Stat("file", 3, 9))
+
+
+@pytest.mark.parametrize("change", ["replaced", "truncated", "grown", "rewritten"])
+def test_a_file_that_changes_while_it_is_read_is_not_kept(
+    sshd, relay_factory, there, tmp_path, change
+):
+    size = 4 << 20
+    (there / "f").write_bytes(os.urandom(size))
+    os.utime(there / "f", (1000, 1000))
+    relay = relay_factory(sshd.port, rate=4 << 20)
+    session = relayed(sshd, relay)
+    changed = []
+
+    def alter(_count: int) -> None:
+        if changed:
+            return
+        changed.append(True)
+        if change == "replaced":
+            (there / "new").write_bytes(os.urandom(size))
+            (there / "new").rename(there / "f")
+        elif change == "truncated":
+            os.truncate(there / "f", size // 2)
+        elif change == "grown":
+            with (there / "f").open("ab") as file:
+                file.write(b"more")
+        else:
+            with (there / "f").open("r+b") as file:
+                file.write(os.urandom(size))
+
+    with pytest.raises(RemoteChanged):
+        fetch(session, there / "f", tmp_path / "in", on_bytes=alter)
+    assert os.listdir(tmp_path) == []
+    assert session.alive
+    fetch(session, there / "f", tmp_path / "in")
+    assert (tmp_path / "in").read_bytes() == (there / "f").read_bytes()
+
+
+def test_a_download_goes_on_after_a_broken_connection(sshd, relay_factory, there, tmp_path):
+    data = os.urandom(8 << 20)
+    (there / "f").write_bytes(data)
+    relay = relay_factory(sshd.port)
+    session = relayed(sshd, relay)
+    relay.drop_after(3 << 20)
+    fetch(session, there / "f", tmp_path / "in")
+    assert (tmp_path / "in").read_bytes() == data
+    assert relay.status()["faults"] == 1
+
+
+def test_a_download_does_not_go_on_with_another_file(sshd, relay_factory, there, tmp_path):
+    size = 8 << 20
+    (there / "f").write_bytes(os.urandom(size))
+    os.utime(there / "f", (1000, 1000))
+    (there / "new").write_bytes(os.urandom(size))
+    relay = relay_factory(sshd.port, rate=8 << 20)
+    session = relayed(sshd, relay)
+    done = []
+
+    def replace(_count: int) -> None:
+        if not done:
+            done.append(True)
+            (there / "new").rename(there / "f")
+            relay.reset()
+
+    with pytest.raises(RemoteChanged):
+        fetch(session, there / "f", tmp_path / "in", on_bytes=replace)
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_upload_whose_connection_broke_is_not_published(sshd, relay_factory, there, tmp_path):
+    (tmp_path / "out").write_bytes(os.urandom(8 << 20))
+    relay = relay_factory(sshd.port)
+    session = relayed(sshd, relay)
+    relay.drop_after(3 << 20, direction="up")
+    with pytest.raises(ConnectionLost):
+        store(session, tmp_path / "out", there / "f")
+    assert not (there / "f").exists()
+    assert not session.alive or os.listdir(there) == []
+
+
+# --- logins that fail ---------------------------------------------------------------------------
+
+
+def test_a_wrong_key_is_refused_after_one_attempt(sshd_factory, tmp_path):
+    server = sshd_factory()
+    key = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+    config = tmp_path / "config"
+    config.write_text(server.ssh_config.read_text().replace(str(server.key), str(key)))
+    with pytest.raises(AuthenticationFailed):
+        connected(server, ssh_config=str(config))
+    assert server.log_text().count("Connection from") == 1
+    assert children() == []
+
+
+def test_an_unknown_host_key_is_refused_with_its_fingerprint(sshd, tmp_path):
+    config = tmp_path / "config"
+    hosts = tmp_path / "hosts"
+    hosts.touch()
+    text = sshd.ssh_config.read_text().replace(str(sshd.known_hosts), str(hosts))
+    config.write_text(text.replace("StrictHostKeyChecking yes", "StrictHostKeyChecking ask"))
+    with pytest.raises(HostKeyRejected, match="SHA256:"):
+        connected(sshd, ssh_config=str(config))
+    assert hosts.read_text() == ""
+
+
+def test_a_refused_port_and_an_unknown_host_are_named(sshd):
+    with pytest.raises(ConnectionLost, match="refused"):
+        through(sshd, free_port()).connect()
+    url = RemoteURL.parse("sftp://no-such-host.invalid/")
+    with pytest.raises(ConnectionLost, match="unknown host"):
+        LftpSession(url, ConnectionSettings().for_url(url)).connect()
+    assert children() == []
+
+
+def test_a_server_that_serves_no_sftp_ends_the_login(sshd_factory):
+    server = sshd_factory(lines=["ForceCommand /bin/false"])
+    with pytest.raises(TransferError):
+        connected(server)
+    assert children() == []
+
+
+def test_a_missing_lftp_says_how_to_get_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigurationError, match="apt install lftp"):
+        find_lftp()
+
+
+def test_a_host_that_looks_like_an_option_is_a_host(tmp_path):
+    url = RemoteURL("sftp", f"-oProxyCommand=touch {tmp_path}/ran", "/")
+    with pytest.raises(TransferError):
+        LftpSession(url, ConnectionSettings(timeout_s=10).for_url(url)).connect()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_password_is_used_and_seen_nowhere(chroot_sshd, tmp_path):
+    name = f"secret-{secrets.token_hex(4)}"
+    chroot_sshd.make(name, b"abc")
+    session = connected(chroot_sshd, **vars(chroot_sshd.password_settings()) | {"timeout_s": 20.0})
+    assert session.stat(chroot_sshd.remote_path(name)).size == 3
+    assert len(children()) == 2
+    everything = b"".join(
+        path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()
+    )
+    assert b"lftp" in everything
+    assert chroot_sshd.password.encode() not in everything
+    error = None
+    try:
+        session.stat("/none")
+    except TransferError as caught:
+        error = caught
+    assert chroot_sshd.password not in f"{error!r}{session!r}{vars(session)!r}"
+
+
+# --- ends ---------------------------------------------------------------------------------------
+
+
+def test_a_silent_server_ends_in_a_timeout_and_leaves_no_process(
+    sshd, relay_factory, there, tmp_path
+):
+    (there / "f").write_bytes(os.urandom(8 << 20))
+    relay = relay_factory(sshd.port)
+    session = relayed(sshd, relay, timeout_s=2.0)
+    expect = session.stat(f"{there}/f")
+    relay.stall(after_bytes=1 << 20)
+    with pytest.raises(TransferTimeout):
+        fetch(session, there / "f", tmp_path / "in", expect)
+    assert not session.alive
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(TransferTimeout):
+        through(sshd, relay.port, timeout_s=2.0).connect()
+    wait_for(lambda: children() == [])
+
+
+def test_a_killed_lftp_is_noticed_at_once(sshd, relay_factory, there, tmp_path):
+    (tmp_path / "out").write_bytes(os.urandom(16 << 20))
+    relay = relay_factory(sshd.port, rate=1 << 20)
+    session = relayed(sshd, relay, timeout_s=3600.0)
+    moved: list[int] = []
+    with in_background(store, session, tmp_path / "out", f"{there}/f", True, moved.append) as end:
+        wait_for(lambda: moved)
+        (pid,) = (p for p in children() if b"lftp" in Path(f"/proc/{p}/cmdline").read_bytes())
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: end)
+    assert isinstance(end[0], ConnectionLost)
+    assert not session.alive
+    assert all(is_temporary(name) for name in os.listdir(there))
+    wait_for(lambda: children() == [])
+
+
+def test_a_killed_ssh_is_noticed_at_once(sshd, relay_factory, there, tmp_path):
+    (tmp_path / "out").write_bytes(os.urandom(16 << 20))
+    relay = relay_factory(sshd.port, rate=1 << 20)
+    session = relayed(sshd, relay, timeout_s=3600.0)
+    moved: list[int] = []
+    with in_background(store, session, tmp_path / "out", f"{there}/f", True, moved.append) as end:
+        wait_for(lambda: moved)
+        for pid in children():
+            if b"lftp" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)
+        relay.set(rate=0)
+        wait_for(lambda: end)
+    assert isinstance(end[0], ConnectionLost)
+    assert not (there / "f").exists()
+    session.kill()
+
+
+def test_kill_from_another_thread_ends_a_transfer(sshd, relay_factory, there, tmp_path):
+    (tmp_path / "out").write_bytes(os.urandom(16 << 20))
+    relay = relay_factory(sshd.port, rate=1 << 20)
+    session = relayed(sshd, relay, timeout_s=3600.0)
+    moved: list[int] = []
+    with in_background(store, session, tmp_path / "out", f"{there}/f", True, moved.append) as end:
+        wait_for(lambda: moved)
+        session.kill()
+        session.kill()
+        wait_for(lambda: end)
+    assert isinstance(end[0], ConnectionLost)
+    assert not (there / "f").exists()
+    wait_for(lambda: children() == [])
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_a_cancelled_transfer_ends_soon_leaves_nothing_and_keeps_the_login(
+    sshd, relay_factory, there, tmp_path, direction
+):
+    (tmp_path / "out").write_bytes(os.urandom(16 << 20))
+    (there / "in").write_bytes(os.urandom(16 << 20))
+    relay = relay_factory(sshd.port, rate=1 << 20)
+    session = relayed(sshd, relay, timeout_s=3600.0)
+    cancelled = threading.Event()
+    session.stop_when(cancelled.is_set)
+    moved: list[int] = []
+    if direction == "up":
+        call = (store, session, tmp_path / "out", f"{there}/f", True, moved.append)
+    else:
+        call = (fetch, session, there / "in", tmp_path / "f", None, moved.append)
+    with in_background(*call) as end:
+        wait_for(lambda: moved)
+        cancelled.set()
+        relay.set(rate=0)
+        wait_for(lambda: end)
+    assert isinstance(end[0], ConnectionLost)
+    assert not end[0].retryable
+    assert os.listdir(there) == ["in"]
+    assert os.listdir(tmp_path) == ["out"]
+    cancelled.clear()
+    before = sshd.logins()
+    assert session.stat(f"{there}/in").size == 16 << 20
+    assert sshd.logins() == before
+
+
+def test_a_server_that_dies_ends_the_session(sshd_factory, tmp_path):
+    server = sshd_factory()
+    server.make("f", b"abc")
+    session = connected(server)
+    server.halt()
+    with pytest.raises(ConnectionLost):
+        session.stat(f"{server.root}/f")
+    assert not session.alive
+    wait_for(lambda: children() == [])
+
+
+def test_lftp_ends_when_its_parent_is_killed_in_mid_transfer(sshd, relay_factory, there, tmp_path):
+    (there / "f").write_bytes(os.urandom(16 << 20))
+    relay = relay_factory(sshd.port, rate=1 << 20)
+    session = through(sshd, relay.port)
+    script = f"""
+import sys
+from pyremotedata_core import ConnectionSettings, RemoteURL
+from pyremotedata_core.local import Part
+from pyremotedata_core.transports.lftp import LftpSession
+url = RemoteURL.parse({f"sftp://{sshd.user}@127.0.0.1:{relay.port}/"!r})
+settings = ConnectionSettings(ssh_config={session._settings.ssh_config!r}).for_url(url)
+session = LftpSession(url, settings)
+session.connect()
+path = {str(there / "f")!r}
+expect = session.stat(path)
+print(session._site._process._process.pid, flush=True)
+session.read(path, Part({str(tmp_path / "in")!r}), 0, expect.size, expect,
+             lambda n: print("moved", flush=True))
+"""
+    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    pid = int(child.stdout.readline())
+    assert child.stdout.readline() == "moved\n"
+    below = [pid, *descendants(pid)]
+    assert len(below) >= 2
+    child.kill()
+    child.wait()
+    child.stdout.close()
+    wait_for(lambda: not any(runs(pid) for pid in below))
+    assert all(is_temporary(name) for name in os.listdir(tmp_path))
