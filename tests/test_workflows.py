@@ -13,7 +13,7 @@ import pytest
 
 from workflows import fastq
 from workflows.embedded_sshd import ServerUnavailable, program
-from workflows.figures import from_snakemake, hidden_share
+from workflows.figures import behind, from_dask, from_snakemake
 
 from .servers import processes_with
 
@@ -108,12 +108,12 @@ def test_thinning_keeps_the_first_of_every_so_many(tmp_path):
     [
         ([], [(0, 1)], (0, 0)),
         ([(0, 2)], [], (2, 0)),
-        ([(0, 2), (1, 3)], [(2, 5)], (3, 1 / 3)),
-        ([(0, 1), (2, 3)], [(0, 0.5), (0.25, 1), (2, 2.5)], (2, 0.75)),
+        ([(0, 2), (1, 3)], [(2, 5)], (3, 1)),
+        ([(0, 1), (2, 3)], [(0, 0.5), (0.25, 1), (2, 2.5)], (2, 1.5)),
     ],
 )
-def test_the_hidden_share_is_of_the_time_with_a_transfer(transfers, computing, expected):
-    assert hidden_share(transfers, computing) == pytest.approx(expected)
+def test_seconds_that_overlap_count_once(transfers, computing, expected):
+    assert behind(transfers, computing) == pytest.approx(expected)
 
 
 def test_figures_are_read_from_the_plugins_lines_and_the_tools():
@@ -121,9 +121,17 @@ def test_figures_are_read_from_the_plugins_lines_and_the_tools():
         (10.0, "Retrieved sftp://u@h:1/a: 10.0 MiB in 1.0 s (10.0 MiB/s)"),
         (10.0, "measure took 0.5 s"),
         (12.0, "Stored sftp://u@h:1/b: 512 bytes in 0.1 s (5.0 KiB/s)"),
+        (13.0, "Retrieved sftp://u@h:1/c d: 20.0 MiB fetched ahead"),
         (13.0, "Finished jobid: 1"),
     ]
     figures = from_snakemake(lines, 20.0)
-    assert (figures.files, figures.moved_bytes) == (2, 10 * 2**20 + 512)
-    assert figures.transfer_s == pytest.approx(1.1)
-    assert figures.hidden == pytest.approx(0.5 / 1.1)
+    assert (figures.files, figures.moved_bytes) == (3, 30 * 2**20 + 512)
+    assert figures.transfer_s == pytest.approx(3.3, rel=1e-3)
+    assert figures.hidden == pytest.approx(2.7 / 3.3, rel=1e-3)
+
+
+def test_figures_are_read_from_the_workers_counts():
+    total = {"files": 2, "archive_bytes": 10, "waited_s": 1.0, "hidden_s": 3.0}
+    figures = from_dask(total, 20.0)
+    assert (figures.files, figures.moved_bytes) == (2, 10)
+    assert (figures.transfer_s, figures.hidden) == (4.0, 0.75)

@@ -11,6 +11,8 @@ _UNITS = {"byte": 1, "bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _AMOUNT = r"([\d.]+) (bytes?|KiB|MiB|GiB)"
 # A line of the storage plugin: "Retrieved sftp://...: 18.0 MiB in 0.1 s (203.4 MiB/s)".
 _TRANSFER = re.compile(rf"(?:Retrieved|Stored) .+: {_AMOUNT} in [\d.]+ s \({_AMOUNT}/s\)")
+# ... or, of one that was there when its job came: "Retrieved sftp://...: 18.0 MiB fetched ahead".
+_AHEAD = re.compile(rf"Retrieved .+: {_AMOUNT} fetched ahead")
 # A line of fastq.py: "measure took 0.812 s".
 _COMPUTED = re.compile(r"\w+ took ([\d.]+) s$")
 
@@ -47,15 +49,21 @@ class Figures:
 
 def from_snakemake(lines: Iterable[tuple[float, str]], seconds: float) -> Figures:
     """Read the output of a run: lines with the times, in seconds, at which they came."""
-    files, moved, transfers, computing = 0, 0.0, [], []
+    files, seen, ahead, transfers, computing = 0, 0.0, 0.0, [], []
     for time_s, line in lines:
         if found := _TRANSFER.search(line):
             amount, rate = _bytes(found[1], found[2]), _bytes(found[3], found[4])
-            files, moved = files + 1, moved + amount
+            files, seen = files + 1, seen + amount
             transfers.append((time_s - amount / max(rate, 1.0), time_s))
+        elif found := _AHEAD.search(line):
+            files, ahead = files + 1, ahead + _bytes(found[1], found[2])
         elif found := _COMPUTED.search(line):
             computing.append((time_s - float(found[1]), time_s))
-    return Figures("Snakemake", files, round(moved), seconds, *hidden_share(transfers, computing))
+    busy_s, hidden_s = behind(transfers, computing)
+    # When the files fetched ahead moved is not told: they are taken to be as fast as the others.
+    ahead_s = ahead * busy_s / seen if seen else 0.0
+    hidden = (hidden_s + ahead_s) / (busy_s + ahead_s) if busy_s else 0.0
+    return Figures("Snakemake", files, round(seen + ahead), seconds, busy_s + ahead_s, hidden)
 
 
 def from_dask(total: dict[str, float], seconds: float) -> Figures:
@@ -66,8 +74,8 @@ def from_dask(total: dict[str, float], seconds: float) -> Figures:
     return Figures("Dask", files, moved, seconds, transfer_s, hidden)
 
 
-def hidden_share(transfers: list[Span], computing: list[Span]) -> tuple[float, float]:
-    """Return the seconds with a transfer under way, and the share of them with computing too."""
+def behind(transfers: list[Span], computing: list[Span]) -> tuple[float, float]:
+    """Return the seconds with a transfer under way, and those of them with computing too."""
     busy, working = _union(transfers), _union(computing)
     total = sum(end - start for start, end in busy)
     both = sum(
@@ -75,7 +83,7 @@ def hidden_share(transfers: list[Span], computing: list[Span]) -> tuple[float, f
         for start, end in busy
         for since, until in working
     )
-    return total, both / total if total else 0.0
+    return total, both
 
 
 def table(figures: list[Figures]) -> str:
