@@ -30,7 +30,7 @@ from .local import LocalSource, Part, check_target, make_directory
 from .loop import Loop
 from .model import Entry, Stat
 from .names import TemporaryNames, is_temporary, local_parent
-from .pool import MakeSession, Pool
+from .pool import MakeSession, Pool, PoolSession
 from .ssh import SshChild
 from .transports.base import Done, Operation
 from .transports.sftp import SftpSession
@@ -236,14 +236,24 @@ class Mover:
             from .transports.lftp import LftpSession
             from .transports.threaded import ThreadedSession
 
-            def lftp(on_open: Callable[[], None], on_lost: Callable[[TransferError], None]) -> Any:
+            def lftp(
+                on_open: Callable[[], None],
+                on_lost: Callable[[TransferError], None],
+                _leader: PoolSession | None,
+            ) -> Any:
                 session = LftpSession(url, settings)
                 return ThreadedSession(session, self.loop.call_soon_threadsafe, on_open, on_lost)
 
             return lftp
 
-        def sftp(on_open: Callable[[], None], on_lost: Callable[[TransferError], None]) -> Any:
-            carrier = SshChild(settings)
+        def sftp(
+            on_open: Callable[[], None],
+            on_lost: Callable[[TransferError], None],
+            leader: SftpSession | None,
+        ) -> Any:
+            shared = leader.carrier if leader else None
+            assert shared is None or isinstance(shared, SshChild)
+            carrier = SshChild(settings, shared)
             return SftpSession(self.loop, carrier, settings, url.server, on_open, on_lost)
 
         return sftp

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from typing import Any, Protocol
 
 from .config import ConnectionSettings
@@ -47,13 +48,28 @@ class PoolSession(Protocol):
     max_operations: int
     rtt_s: float
     last_heard: float
+    followers: int
 
+    @property
+    def can_share(self) -> bool: ...
     def has_room(self, operation: Operation) -> bool: ...
     def submit(self, operation: Operation) -> None: ...
     def close(self) -> None: ...
 
 
-MakeSession = Callable[[Callable[[], None], Callable[[TransferError], None]], PoolSession]
+MakeSession = Callable[
+    [Callable[[], None], Callable[[TransferError], None], Any | None], PoolSession
+]
+
+
+def windows_worth_having(expected_bytes: int, rtt_s: float) -> int:
+    """Decide how many sessions the known work is worth, from the round trip alone.
+
+    A session moves at most its channel's window in a round trip, and opening another on the same
+    connection costs some four round trips.
+    """
+    alone_s = expected_bytes * rtt_s / CHANNEL_BYTES
+    return 1 + int(alone_s / (10 * rtt_s + 0.02))
 
 
 def more_sessions(
@@ -67,7 +83,7 @@ def more_sessions(
     connect_s: float,
     last_gain: float | None,
 ) -> int:
-    """Decide how many further sessions are worth their price.
+    """Decide how many further connections are worth their price.
 
     Parameters
     ----------
@@ -110,7 +126,8 @@ class Pool:
     settings : ConnectionSettings
         Already those of the server.
     make_session : callable
-        ``make_session(on_open, on_lost)`` begins a login.
+        ``make_session(on_open, on_lost, leader)`` begins a login, or a session on the
+        connection of the leader.
     on_first_open : callable
         Called once, when the server has let us in.
     """
@@ -131,6 +148,8 @@ class Pool:
         self._slots = SessionSlots(url, settings.connections)
         self._sessions: dict[PoolSession, int] = {}  # to the descriptor of its slot
         self._born: dict[PoolSession, float] = {}
+        self._leader: dict[PoolSession, PoolSession] = {}  # of those that share a connection
+        self._can_share = True
         self._draining: set[PoolSession] = set()
         # Questions before transfers before what may come later.
         self._queues: tuple[deque[Operation], ...] = (deque(), deque(), deque())
@@ -208,6 +227,8 @@ class Pool:
         if any(self._queues):
             if not self._sessions and self._reopen is None:
                 self._open_first()
+            elif self._can_share:
+                self._open_windows()
             if self._sampler is None:
                 self._start_sample()
 
@@ -312,6 +333,20 @@ class Pool:
                 return
             self._schedule_open(random.uniform(0.05, 0.25))  # noqa: S311
 
+    def _open_windows(self) -> None:
+        """Open sessions on the connection that is there, if the work that is known is worth it."""
+        if len(self._sessions) >= self._limit or self._draining:
+            return
+        leader = next((s for s in self._sessions if s.opened and s not in self._leader), None)
+        if leader is None or not leader.rtt_s:
+            return
+        queued = sum(operation.load_bytes for operation in islice(self._queues[1], 1000))
+        wanted = windows_worth_having(max(self.expected_bytes, queued), leader.rtt_s)
+        for _ in range(min(wanted, self._limit) - len(self._sessions)):
+            if not leader.can_share or not self._open(leader):
+                self._can_share = leader.can_share
+                return
+
     def _schedule_open(self, delay_s: float) -> None:
         def open_again() -> None:
             self._reopen = None
@@ -319,7 +354,7 @@ class Pool:
 
         self._reopen = self._loop.call_later(delay_s, open_again)
 
-    def _open(self) -> bool:
+    def _open(self, leader: PoolSession | None = None) -> bool:
         slot = self._slots.acquire()
         if slot is None:
             return False
@@ -334,7 +369,7 @@ class Pool:
                 self._lost(holder[0], error)
 
         try:
-            session = self._make_session(on_open, on_lost)
+            session = self._make_session(on_open, on_lost, leader)
         except TransferError as error:
             os.close(slot)
             self._loop.call_soon(partial(self._fail_queued, error))
@@ -345,12 +380,16 @@ class Pool:
             self._loop.call_soon(partial(self._fail_queued, lost))
             return True
         holder.append(session)
+        if leader is not None:
+            self._leader[session] = leader
+            leader.followers += 1
         self._sessions[session] = slot
         self._born[session] = started
         return True
 
-    def _opened(self, _session: PoolSession, took_s: float) -> None:
-        self._connect_s = took_s
+    def _opened(self, session: PoolSession, took_s: float) -> None:
+        if session not in self._leader:
+            self._connect_s = took_s
         if not self._ever_opened:
             self._loop.call_soon(self._on_first_open)
         self._ever_opened = True
@@ -374,6 +413,7 @@ class Pool:
             return
         if any(other.opened for other in self._sessions):
             # It works with fewer.
+            self._can_share = False
             self._limit = max(1, len(self._sessions))
             self._limit_until = time.monotonic() + 30.0
             self._grown_at = None
@@ -407,6 +447,9 @@ class Pool:
         if slot is not None:
             os.close(slot)
         self._born.pop(session, None)
+        leader = self._leader.pop(session, None)
+        if leader is not None:
+            leader.followers -= 1
         self._draining.discard(session)
 
     def _retire(self, session: PoolSession) -> None:
@@ -422,14 +465,15 @@ class Pool:
         for session in list(self._sessions):
             if not session.opened:
                 continue
-            if session.load:
+            if session.load or session.followers:
                 continue
             quiet_s = now - max(session.last_heard, self._born[session])
             unused = not any(self._queues) and (others_wait or quiet_s > IDLE_S)
             if unused or session in self._draining:
                 self._retire(session)
         if others_wait and self._sessions and not self._draining:
-            oldest = min(self._sessions, key=self._born.__getitem__)
+            free = [s for s in self._sessions if not s.followers]
+            oldest = min(free, key=self._born.__getitem__)
             if len(self._sessions) > 1 or now - self._born[oldest] > 2.0:
                 self._draining.add(oldest)
         if self._sessions:

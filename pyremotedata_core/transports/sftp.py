@@ -41,6 +41,10 @@ class Carrier(Protocol):
     socket: socket.socket
     stderr_fd: int
 
+    @property
+    def can_share(self) -> bool:
+        """Whether further sessions may use its connection."""
+
     def kill(self) -> int | None:
         """End it; return its exit status if it had ended by itself."""
 
@@ -94,7 +98,7 @@ class SftpSession:
         self.load = 0
         self.load_bytes = 0
         self.max_operations = 64
-        self._carrier = carrier
+        self.carrier = carrier
         self._on_open = on_open
         self._on_lost = on_lost
         self._operations: set[Operation] = set()
@@ -114,11 +118,17 @@ class SftpSession:
         self._writers: deque[Transfer] = deque()
         self.read_window = 0
         self.write_window = 0
+        self.followers = 0  # sessions that use this one's connection
         self._socket_fd = carrier.socket.fileno()
         loop.register(self._socket_fd, selectors.EVENT_READ, self._ready)
         loop.register(carrier.stderr_fd, selectors.EVENT_READ, self._hear_stderr)
         self._watchdog = loop.call_later(settings.timeout_s, self._watch)
         self._send(struct.pack(">IBI", 5, wire.INIT, 3))
+
+    @property
+    def can_share(self) -> bool:
+        """Whether further sessions may use this one's connection."""
+        return self.carrier.can_share
 
     # --- what the pool uses --------------------------------------------------------------
 
@@ -209,7 +219,7 @@ class SftpSession:
             self._receive()
 
     def _receive(self) -> None:
-        view, sock = self._view, self._carrier.socket
+        view, sock = self._view, self.carrier.socket
         drained = False
         # One bufferful a turn: other sessions and timers want their turn too.
         for _ in range(8):
@@ -314,14 +324,14 @@ class SftpSession:
 
     def _hear_stderr(self, _events: int) -> None:
         try:
-            data = os.read(self._carrier.stderr_fd, 4096)
+            data = os.read(self.carrier.stderr_fd, 4096)
         except BlockingIOError:
             return
         except OSError:
             data = b""
         self._said = (self._said + data)[-8192:]
         if not data:
-            self.loop.unregister(self._carrier.stderr_fd)
+            self.loop.unregister(self.carrier.stderr_fd)
             if self._why_lost is not None:
                 self._conclude()
 
@@ -344,7 +354,7 @@ class SftpSession:
         while out and not blocked:
             batch = [out[i] for i in range(min(len(out), 128))]
             try:
-                sent = self._carrier.socket.sendmsg(batch)
+                sent = self.carrier.socket.sendmsg(batch)
             except BlockingIOError:
                 blocked = True
                 break
@@ -411,8 +421,8 @@ class SftpSession:
         self.alive = False
         self._watchdog.cancel()
         self.loop.unregister(self._socket_fd)
-        self.loop.unregister(self._carrier.stderr_fd)
-        status = self._carrier.kill()
+        self.loop.unregister(self.carrier.stderr_fd)
+        status = self.carrier.kill()
         if refine and not self._said.strip():
             error = from_ssh_stderr("", self.url, status)
         self._pending.clear()

@@ -70,6 +70,8 @@ class ThreadedSession:
 
     slots = 1
     max_operations = 1
+    can_share = False  # every process has a connection of its own
+    followers = 0
 
     def __init__(
         self,
