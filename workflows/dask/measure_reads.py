@@ -33,7 +33,8 @@ def main(arguments: list[str]) -> int:
     chosen = parser.parse_args(arguments)
 
     with Remote(chosen.reads) as remote:
-        names = sorted(name for name in remote.ls() if name.endswith(".fastq.gz"))
+        names = [name for name in remote.ls() if name.endswith(".fastq.gz")]
+        urls = [str(remote.locate(name)) for name in names]
     with (
         LocalCluster(
             n_workers=chosen.workers,
@@ -44,7 +45,7 @@ def main(arguments: list[str]) -> int:
         Client(cluster, timeout=START_TIMEOUT_S) as client,
     ):
         client.register_plugin(StagingPlugin())
-        measures = measure_all(client, chosen.reads.rstrip("/"), names)
+        measures = measure_all(client, urls)
         staged = stats(client)
     fastq.write_table(measures, chosen.table)
     if chosen.report:
@@ -52,10 +53,10 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def measure_all(client: Client, reads: str, names: list[str]) -> list[fastq.Measures]:
+def measure_all(client: Client, urls: list[str]) -> list[fastq.Measures]:
     """Measure one file per task."""
     measure = dask.delayed(fastq.measure)
-    tasks = [measure(RemoteFile(f"{reads}/{name}"), fastq.sample_name(name)) for name in names]
+    tasks = [measure(RemoteFile(url), fastq.sample_name(url)) for url in urls]
     return client.gather(client.compute(tasks))
 
 
