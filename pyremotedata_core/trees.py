@@ -255,7 +255,10 @@ class FetchTree(_Many):
     def _prepare(self, relative: str, entries: list[Entry]) -> None:
         """Make the local directory; with ``delete``, remove what the remote one does not hold."""
         local = self._local(relative)
-        if self._delete and os.path.lexists(local) and not os.path.isdir(local):
+        # A link in the tree is replaced: what it leads to is not ours to clear. The tree's own
+        # root may well be one.
+        real = os.path.isdir(local) and not os.path.islink(local)
+        if self._delete and relative and os.path.lexists(local) and not real:
             _remove_local(local)
         make_directory(local)
         if not self._delete:
@@ -307,7 +310,10 @@ class FetchTree(_Many):
     # --- links: followed to files within the tree ---------------------------------------------
 
     def _follow(self, path: str) -> None:
-        if self._real_root is None:
+        if not self._mover.segments(self._url):
+            self._skip(str(self._remote(path)), "is a link, and lftp cannot tell where it leads")
+            self._listed()
+        elif self._real_root is None:
             self._mover.realpath(self._url, partial(self._got_root, path))
         else:
             self._mover.realpath(self._remote(path), partial(self._got_target, path))
