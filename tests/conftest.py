@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from pyremotedata_core import TransferEngine
 from workflows.embedded_sshd import descendants
 
+from .miglike import MigLike
 from .relay import Relay
-from .servers import ChrootSshd, Sshd, processes_with
+from .servers import ChrootSshd, ScriptedSshd, Sshd, processes_with
+from .sites import SITES, Site, temporaries
 
 _OWN_CHILDREN_OF_PYTHON = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 LEAK_TIMEOUT_S = 5.0
@@ -56,8 +59,7 @@ def sshd() -> Iterator[Sshd]:
 @pytest.fixture
 def remote_directory(sshd: Sshd, request: pytest.FixtureRequest) -> str:
     """A new directory on `sshd`, relative to its root."""
-    stem = "".join(c if c.isalnum() else "_" for c in request.node.name)[:40]
-    relative = f"{stem}-{time.monotonic_ns()}"
+    relative = _place_for(request)
     sshd.make_directory(relative)
     return relative
 
@@ -89,6 +91,39 @@ def chroot_sshd() -> Iterator[ChrootSshd]:
         server.stop()
 
 
+@pytest.fixture(scope="session")
+def plain_sshd() -> Iterator[Sshd]:
+    """A server that offers no extensions, for the whole run."""
+    with ScriptedSshd("relay", {"extensions": False}) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def miglike() -> Iterator[MigLike]:
+    """A server with the manners of MiG (ERDA), for the whole run: do not log in wrongly."""
+    with MigLike() as server:
+        yield server
+
+
+@pytest.fixture(scope="module", params=SITES)
+def _site(request: pytest.FixtureRequest) -> Iterator[Site]:
+    transport, kind = request.param.split("-")
+    fixture = {"openssh": "sshd", "plain": "plain_sshd", "chrooted": "chroot_sshd"}.get(kind, kind)
+    server = request.getfixturevalue(fixture)
+    with TransferEngine(server.settings(transport=transport, timeout_s=30.0)) as engine:
+        yield Site(transport, kind, server, engine)
+
+
+@pytest.fixture
+def site(_site: Site, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
+    """A transport at a server, and a new directory there; no temporary file may remain."""
+    _site.place = _place_for(request)
+    _site.make_directory("")
+    yield _site
+    assert not temporaries(_site.path())
+    assert not temporaries(tmp_path)
+
+
 @pytest.fixture
 def relay_factory() -> Iterator[Callable[..., Relay]]:
     """Start relays to a port: ``relay_factory(server.port, one_way_ms=10)``."""
@@ -113,6 +148,11 @@ def _nothing_left_running() -> Iterator[None]:
     while (left := _children()) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not left, f"processes left running: {left}"
+
+
+def _place_for(request: pytest.FixtureRequest) -> str:
+    stem = "".join(c if c.isascii() and c.isalnum() else "_" for c in request.node.name)[:40]
+    return f"{stem}-{time.monotonic_ns()}"
 
 
 def _children() -> dict[int, str]:

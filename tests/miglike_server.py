@@ -167,8 +167,8 @@ class Files(paramiko.SFTPServerInterface):
 
     def real(self, path: str) -> str:
         """Return the local path of a name that is allowed."""
-        text = unicodedata.normalize("NFC", path.encode("utf-8", "surrogateescape").decode())
-        full = os.path.normpath(os.path.join(self.root, text.lstrip("/")))
+        full = os.path.normpath(os.path.join(self.root, path.lstrip("/")))
+        text = unicodedata.normalize("NFC", path)
         inside = full == self.root or full.startswith(self.root + "/")
         resolved = os.path.realpath(full)
         stays = resolved == self.root or resolved.startswith(self.root + "/")

@@ -1,0 +1,110 @@
+"""What the contract suite runs on: a transport, a server, and an engine that connects both."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import unicodedata
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pyremotedata_core import RemoteURL, Stat, TransferEngine
+from pyremotedata_core.names import is_temporary
+
+WAIT_S = 60.0
+
+TRANSPORTS = ["sftp"]
+if shutil.which("lftp") and importlib.util.find_spec("pyremotedata_core.transports.lftp"):
+    TRANSPORTS.append("lftp")
+SERVERS = ["openssh", "plain", "chrooted", "miglike"]
+SITES = [f"{transport}-{server}" for transport in TRANSPORTS for server in SERVERS]
+
+_MIG_REFUSES = set('"\\*?#[]{}|<>^`')
+
+
+@dataclass
+class Site:
+    """One of the combinations. Every test works in ``place``, a new directory of the server."""
+
+    transport: str
+    kind: str
+    server: Any
+    engine: TransferEngine
+    place: str = ""
+    gone: list[str] = field(default_factory=list)
+
+    @property
+    def miglike(self) -> bool:
+        return self.kind == "miglike"
+
+    @property
+    def lftp(self) -> bool:
+        return self.transport == "lftp"
+
+    def url(self, relative: str = "") -> str:
+        """Return the URL of a file in the test's place."""
+        url = self.server.url(f"{self.place}/{relative}" if relative else self.place)
+        return str(RemoteURL.parse(url))
+
+    def path(self, relative: str = "") -> Path:
+        """Return where that file really is."""
+        return self.server.root / self.place / relative
+
+    def make(self, relative: str, data: bytes = b"", **options: Any) -> Path:
+        """Write a file on the server."""
+        return self.server.make(f"{self.place}/{relative}", data, **options)
+
+    def make_directory(self, relative: str) -> Path:
+        """Make a directory on the server."""
+        return self.server.make_directory(f"{self.place}/{relative}")
+
+    def stat(self, relative: str = "", **options: Any) -> Stat:
+        return self.engine.stat(self.url(relative), **options).result(WAIT_S)
+
+    def fetch(self, relative: str, path: Path, **options: Any) -> Stat:
+        return self.engine.fetch(self.url(relative), path, **options).result(WAIT_S)
+
+    def store(self, path: Path, relative: str, **options: Any) -> Stat:
+        return self.engine.store(path, self.url(relative), **options).result(WAIT_S)
+
+    def names(self, relative: str = "") -> list[str]:
+        """Return what the engine lists, sorted."""
+        entries = self.engine.scandir(self.url(relative)).result(WAIT_S)
+        return sorted(entry.name for entry in entries)
+
+    def takes(self, name: str) -> bool:
+        """Whether server and transport can carry a file of that name."""
+        if self.lftp and "\n" in name:
+            return False
+        return not self.miglike or all(map(_mig_takes, unicodedata.normalize("NFC", name)))
+
+
+def tree(root: Path) -> dict[str, bytes | None]:
+    """Return all below a directory: content by relative path, None for a directory."""
+    found: dict[str, bytes | None] = {}
+    for folder, directories, files in os.walk(root):
+        for name in directories:
+            found[os.path.relpath(os.path.join(folder, name), root)] = None
+        for name in files:
+            path = os.path.join(folder, name)
+            with open(path, "rb") as file:
+                found[os.path.relpath(path, root)] = file.read()
+    return found
+
+
+def temporaries(root: Path) -> list[str]:
+    """Return our own temporary files below a directory."""
+    return [
+        os.path.join(folder, name)
+        for folder, _, files in os.walk(root)
+        for name in files
+        if is_temporary(name)
+    ]
+
+
+def _mig_takes(character: str) -> bool:
+    if ord(character) < 32 or "\udc80" <= character <= "\udcff" or character in _MIG_REFUSES:
+        return False
+    return character.isascii() or unicodedata.category(character) in ("Lu", "Ll", "Lt")
