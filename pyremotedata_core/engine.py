@@ -143,6 +143,20 @@ class TransferEngine:
         args = (_plain(url), _absolute(path), plain(expect), background, on_progress is not None)
         return self._request("fetch", args, _to_stat, on_progress)
 
+    def read(self, url: AnyURL, offset: int, length: int, expect: Stat) -> Future[bytes]:
+        """Read part of a file into memory; keep ``length`` to a few MiB.
+
+        Parameters
+        ----------
+        url : str or RemoteURL
+        offset, length : int
+            Bytes; the part must lie within the file.
+        expect : Stat
+            What the file is known to be; if it is no longer that, the result is `RemoteChanged`.
+        """
+        args = (_plain(url), offset, length, plain(expect))
+        return self._request("read", args, bytes)
+
     def store(
         self,
         path: AnyPath,

@@ -276,6 +276,18 @@ def _fetch(
     )
 
 
+def _read(
+    mover: Mover,
+    done: Any,
+    _count: Count,
+    url: PlainURL,
+    offset: int,
+    length: int,
+    expect: tuple[Any, ...],
+) -> Job:
+    return mover.read(_url(url), offset, length, Stat(*expect), done)
+
+
 def _store(
     mover: Mover,
     done: Any,
@@ -327,6 +339,7 @@ _METHODS: dict[str, Callable[..., Job]] = {
     "rename": _rename,
     "mkdir": _mkdir,
     "remove": _remove,
+    "read": _read,
     "fetch": _fetch,
     "store": _store,
     "fetch_many": _fetch_many,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import time
@@ -43,6 +44,17 @@ class Part:
         if self._fd < 0:
             self._make()
         return self._fd
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Write bytes at an offset.
+
+        Raises
+        ------
+        OSError
+        """
+        fd, done = self.fd, 0
+        while done < len(data):
+            done += os.pwrite(fd, data[done:], offset + done)
 
     def publish(self, stat: Stat, fsync: bool) -> None:
         """Give it the mtime of its source and its final name.
@@ -157,6 +169,27 @@ def check_target(final: str, size: int) -> None:
             f"{final} needs {size} bytes, but {local_parent(final)} has {free_bytes} free;"
             " free some space and run again"
         )
+
+
+class Memory:
+    """Bytes [offset, offset + length) of a file, kept in memory; a `Sink`."""
+
+    __slots__ = ("_offset", "data", "path")
+
+    def __init__(self, offset: int, length: int) -> None:
+        self.path = "memory"
+        self.data = bytearray(length)
+        self._offset = offset
+
+    @property
+    def fd(self) -> int:
+        """There is none."""
+        raise OSError(errno.ENOTSUP, "this transport reads whole files only")
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Keep bytes."""
+        start = offset - self._offset
+        self.data[start : start + len(data)] = data
 
 
 class LocalSource:

@@ -26,7 +26,7 @@ from .errors import (
     TransferTimeout,
 )
 from .journal import Journal, Orphan
-from .local import LocalSource, Part, check_target, make_directory
+from .local import LocalSource, Memory, Part, check_target, make_directory
 from .loop import Loop
 from .model import Entry, Stat
 from .names import TemporaryNames, is_temporary, local_parent
@@ -177,6 +177,10 @@ class Mover:
         """Upload a regular file; the result is the new file's `Stat`."""
         return Store(self, path, url, done, overwrite, parents, on_bytes)
 
+    def read(self, url: RemoteURL, offset: int, length: int, expect: Stat, done: Done) -> Job:
+        """Read bytes [offset, offset + length) of a file that is still what ``expect`` says."""
+        return Read(self, url, offset, length, expect, done)
+
     # --- what jobs use -------------------------------------------------------------------------
 
     def pool(self, url: RemoteURL) -> Pool:
@@ -318,6 +322,26 @@ class _Question(Job):
     ) -> None:
         super().__init__(mover, url, done)
         self._submit(name, args, self._end)
+
+
+class Read(Job):
+    """Reads part of a file into memory."""
+
+    def __init__(
+        self, mover: Mover, url: RemoteURL, offset: int, length: int, expect: Stat, done: Done
+    ) -> None:
+        super().__init__(mover, url, done)
+        memory = Memory(offset, length)
+
+        def moved(_: Any, error: TransferError | None) -> None:
+            self._end(None if error else memory.data, error)
+
+        if mover.segments(url):
+            args = (url.path, memory, offset, length, expect)
+            self._submit("read", args, moved, load_bytes=length or 1)
+        else:
+            refused = ServerRefused("the lftp transport reads whole files only", str(url))
+            mover.loop.call_soon(partial(self._end, None, refused))
 
 
 class _FileJob(Job):

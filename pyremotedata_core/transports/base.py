@@ -28,12 +28,20 @@ class Source:
     mtime: int
 
 
-@dataclass(slots=True, eq=False)
-class Sink:
-    """A local temporary file that a download fills: its path and an open descriptor."""
+class Sink(Protocol):
+    """What a download fills: a local temporary file, or memory.
+
+    A transport that drives another program needs the file: `fd` makes it, `path` names it.
+    """
 
     path: str
-    fd: int
+
+    @property
+    def fd(self) -> int:
+        """An open descriptor of the file."""
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Keep bytes that stand at an offset of the source; raises OSError."""
 
 
 @dataclass(slots=True, eq=False)

@@ -410,9 +410,7 @@ class _Download:
         if self._error or self._operation.cancelled:
             return
         try:
-            fd, done = self._sink.fd, 0
-            while done < len(data):
-                done += os.pwrite(fd, data[done:], offset + done)
+            self._sink.write(data, offset)
         except OSError as error:
             self._fail(from_oserror(error, self._sink.path))
             return
