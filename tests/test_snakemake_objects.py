@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import logging
 import os
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -14,9 +18,11 @@ pytest.importorskip("snakemake")
 
 from snakemake.io import IOCache
 from snakemake_interface_common.exceptions import WorkflowError
-from snakemake_interface_storage_plugins.exceptions import FileOrDirectoryNotFoundError
 from snakemake_storage_plugin_pyremotedata import StorageProvider, StorageProviderSettings
+from snakemake_storage_plugin_pyremotedata.failures import FileOrDirectoryNotFoundError
 from snakemake_storage_plugin_pyremotedata.memory import NEGATIVE_S
+from snakemake_storage_plugin_pyremotedata.prefetch import fits
+from snakemake_storage_plugin_pyremotedata.workspace import Workspace
 
 from .snakemake_workflow import relayed_ssh_config, temporaries
 
@@ -49,6 +55,7 @@ class Bench:
 def bench(sshd, remote_directory, tmp_path):
     made = Bench(sshd, remote_directory, tmp_path / "local")
     yield made
+    made.provider.prefetch.close()
     made.provider.engine().close()
 
 
@@ -58,6 +65,7 @@ def counted(sshd_factory, tmp_path):
     server.make_directory("d")
     made = Bench(server, "d", tmp_path / "local")
     yield made
+    made.provider.prefetch.close()
     made.provider.engine().close()
 
 
@@ -67,6 +75,7 @@ def relayed(sshd, remote_directory, tmp_path, relay_factory):
     config = relayed_ssh_config(sshd, tmp_path)
     made = Bench(sshd, remote_directory, tmp_path / "local", config, relay, timeout="4")
     yield made
+    made.provider.prefetch.close()
     made.provider.engine().close()
 
 
@@ -333,3 +342,113 @@ def test_a_limit_of_requests_holds_for_questions_that_reach_the_server(bench, tm
     asyncio.run(limited.object("a").managed_retrieve())
     assert len(entered) == 2
     limited.provider.engine().close()
+
+
+def ahead_of(bench, *names):
+    """Let a provider learn that it retrieves, and what is wanted next."""
+
+    async def learn():
+        await bench.object("first").managed_retrieve()
+        for name in names:
+            await bench.object(name).managed_size()
+
+    bench.make("first", b"first")
+    asyncio.run(learn())
+    return bench.provider.prefetch
+
+
+def wait_for_prefetch(prefetch):
+    concurrent.futures.wait([ahead.future for ahead in prefetch._ahead.values()], timeout=30)
+
+
+def test_what_was_fetched_ahead_is_retrieved_without_the_server(counted):
+    data = os.urandom(100_000)
+    counted.make("a", data, mtime=1_700_000_000)
+    wait_for_prefetch(ahead_of(counted, "a"))
+    file = counted.object("a")
+    assert not file.local_path().exists()
+    requests = counted.server.requests()
+    asyncio.run(file.managed_retrieve())
+    assert counted.server.requests() == requests
+    assert file.local_path().read_bytes() == data
+    assert file.local_path().stat().st_mtime == 1_700_000_000
+    # Its place is in the workspace no more, and a second retrieval asks the server.
+    asyncio.run(file.managed_retrieve())
+    assert counted.server.requests("open") == 3
+
+
+def test_nothing_is_fetched_ahead_before_something_is_retrieved(counted):
+    counted.make("a", b"x")
+    asyncio.run(counted.object("a").managed_size())
+    assert not counted.provider.prefetch.holds(counted.object("a").url)
+
+
+def test_a_file_that_changed_after_it_was_fetched_ahead_is_fetched_again(bench):
+    bench.make("a", b"old", mtime=1_600_000_000)
+    wait_for_prefetch(ahead_of(bench, "a"))
+    bench.make("a", b"newer", mtime=1_700_000_000)
+    file = bench.object("a")
+    bench.provider.lookup.memory.forget(file.url)
+    asyncio.run(file.managed_retrieve())
+    assert file.local_path().read_bytes() == b"newer"
+
+
+def test_a_failure_ahead_does_not_fail_the_job_that_can_be_served(bench):
+    path = bench.make("a", b"x", mtime=1_700_000_000)
+    file = bench.object("a")
+    prefetch = ahead_of(bench)
+    assert file.size() == 1
+    path.rename(path.with_name("away"))
+    asyncio.run(file.managed_size())
+    wait_for_prefetch(prefetch)
+    assert prefetch.holds(file.url)
+    path.with_name("away").rename(path)
+    asyncio.run(file.managed_retrieve())
+    assert file.local_path().read_bytes() == b"x"
+
+
+def test_files_ahead_make_way_and_leave_nothing(bench):
+    bench.make("a", b"x" * 1000)
+    prefetch = ahead_of(bench, "a")
+    wait_for_prefetch(prefetch)
+    assert temporaries(bench.local)
+    assert prefetch.give_way()
+    assert not prefetch.holds(bench.object("a").url)
+    assert [path for path in bench.local.rglob("*") if path.is_file()] == [
+        bench.object("first").local_path()
+    ]
+    prefetch.close()
+    assert not temporaries(bench.local)
+
+
+def test_a_workspace_of_a_killed_process_is_removed_and_of_a_living_one_is_not(bench):
+    code = (
+        "import sys, os, pathlib\n"
+        "from snakemake_storage_plugin_pyremotedata.workspace import Workspace\n"
+        "w = Workspace(pathlib.Path(sys.argv[1])); (w.path / 'x').write_text('x')\n"
+        "print(w.path, flush=True); sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", code, str(bench.local)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        made = Path(other.stdout.readline().strip())
+        Workspace(bench.local).close()
+        assert (made / "x").exists()
+        other.kill()
+    Workspace(bench.local).close()
+    assert not made.exists()
+
+
+@pytest.mark.parametrize(
+    ("size", "held", "budget", "free", "answer"),
+    [
+        (10, 0, 10, 1000, True),
+        (10, 1, 10, 1000, False),
+        (10, 0, 100, 39, False),
+        (10, 0, 100, 40, True),
+        (10, 30, 100, 120, False),
+    ],
+)
+def test_files_ahead_keep_within_their_budget_and_leave_space(size, held, budget, free, answer):
+    assert fits(size, held, budget, free) is answer

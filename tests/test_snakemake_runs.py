@@ -167,6 +167,48 @@ def test_questions_do_not_grow_with_the_rounds_of_scheduling(counted):
     assert kinds.get("opendir", 0) <= 3, kinds
 
 
+AHEAD = """
+    storage:
+        provider="pyremotedata",
+        keep_local=False,
+        prefetch="@PREFETCH@",
+    rule all:
+        input: expand("out/{n}", n=range(24))
+    rule one:
+        input: storage("@URL@/in/{n}")
+        output: "out/{n}"
+        shell: "sleep 0.3; cp {input} {output}"
+"""
+
+
+def make_inputs_for_ahead(counted):
+    data = {f"{n}": os.urandom(100_000) for n in range(24)}
+    for name, content in data.items():
+        counted.make_remote(f"in/{name}", content)
+    return data
+
+
+def test_inputs_are_fetched_while_other_jobs_compute(counted):
+    data = make_inputs_for_ahead(counted)
+    counted.write(AHEAD, PREFETCH="1G")
+    text = counted.run().succeeded().text
+    for name, content in data.items():
+        assert counted.path(f"out/{name}").read_bytes() == content
+    # Every round knows what comes next; only the first one finds nothing there.
+    assert text.count("fetched ahead") >= 12, text
+    assert re.search(r"Storage pyremotedata: 24 files \(2.29 MiB\) retrieved, \d+ of them", text)
+    assert counted.server.requests("open") == 24
+    assert not temporaries(counted.directory)
+
+
+def test_nothing_is_fetched_ahead_when_that_is_switched_off(counted):
+    make_inputs_for_ahead(counted)
+    counted.write(AHEAD, PREFETCH="0")
+    text = counted.run().succeeded().text
+    assert "fetched ahead" not in text
+    assert "Storage pyremotedata: 24 files (2.29 MiB) retrieved; " in text
+
+
 def test_a_registered_provider_takes_its_settings_from_the_snakefile(workflow):
     workflow.make_remote("in.txt", b"hello\n")
     workflow.env.clear()

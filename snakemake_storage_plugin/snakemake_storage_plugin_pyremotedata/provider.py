@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +15,22 @@ from snakemake_interface_storage_plugins.storage_provider import (
     StorageQueryValidationResult,
 )
 
-from pyremotedata_core.errors import TransferError
+from pyremotedata_core.errors import ConfigurationError, TransferError
 
 from . import query as queries
 from .failures import StorageError
 from .lookup import Lookup
-from .settings import StorageProviderSettings, connection_settings, unknown_settings
+from .prefetch import Prefetch
+from .settings import (
+    StorageProviderSettings,
+    connection_settings,
+    prefetch_bytes,
+    unknown_settings,
+)
 
 # Snakemake looks for this name in the module of the provider.
 from .storage_object import StorageObject as StorageObject
+from .tally import Tally
 
 if TYPE_CHECKING:
     from pyremotedata_core.engine import TransferEngine
@@ -44,7 +53,13 @@ class StorageProvider(StorageProviderBase):
                 f"Storage provider pyremotedata has no setting {', '.join(unknown)}; see "
                 "'snakemake --help' for its settings (--storage-pyremotedata-...)."
             )
+        try:
+            ahead_bytes = prefetch_bytes(self.settings)
+        except ConfigurationError as error:
+            raise StorageError(error.message) from error
         self.lookup = Lookup(self.engine)
+        self.prefetch = Prefetch(self.engine, self.local_prefix, ahead_bytes)
+        self.tally = Tally()
         self._lock = threading.Lock()
         self._engine: TransferEngine | None = None
 
@@ -64,7 +79,22 @@ class StorageProvider(StorageProviderBase):
                 from pyremotedata_core.engine import shared_engine
 
                 self._engine = shared_engine(connection_settings(self.settings))
+                if self.keep_local:
+                    # Snakemake cleans nothing up then, which is when we tell otherwise.
+                    atexit.register(self._tell_at_exit)
             return self._engine
+
+    def tell(self) -> None:
+        """Log what was moved, if anything was since it was last told."""
+        news = self.tally.news()
+        if news:
+            self.logger.info(f"Storage {self.local_prefix.name}: {news}.")
+
+    def _tell_at_exit(self) -> None:
+        # Snakemake's loggers are closed by now.
+        news = self.tally.news()
+        if news:
+            print(f"Storage {self.local_prefix.name}: {news}.", file=sys.stderr)
 
     @classmethod
     def example_queries(cls) -> list[ExampleQuery]:

@@ -11,11 +11,13 @@ from typing import Any, Optional
 
 from snakemake_interface_storage_plugins.settings import StorageProviderSettingsBase
 
-from pyremotedata_core.config import ConnectionSettings
+from pyremotedata_core.config import ConnectionSettings, parse_bytes
 from pyremotedata_core.errors import ConfigurationError
 
 # What `storage: provider="pyremotedata", ...` takes for Snakemake itself.
 _SNAKEMAKES_OWN = {"keep_local", "retrieve"}
+_NOT_THE_CORES = {"max_requests_per_second", "prefetch"}
+PREFETCH_BYTES = 2 * 2**30
 _CORE_NAMES = {"timeout": "timeout_s"}
 
 
@@ -71,12 +73,36 @@ class StorageProviderSettings(StorageProviderSettingsBase):
     timeout: Optional[str] = _setting(
         "Give up when nothing has moved for so many seconds (default 60).", "SECONDS"
     )
+    prefetch: Optional[str] = _setting(
+        "Bytes of inputs that may be fetched ahead of their jobs, while others run (default 2G, "
+        "0: none).",
+        "BYTES",
+    )
 
 
 def unknown_settings(settings: Any) -> list[str]:
     """Return the names that a Snakefile gave to ``storage:`` and that mean nothing here."""
     known = {f.name for f in fields(settings)} | _SNAKEMAKES_OWN
     return sorted(set(vars(settings)) - known)
+
+
+def prefetch_bytes(settings: Any) -> int:
+    """Return how many bytes may be fetched ahead.
+
+    Raises
+    ------
+    ConfigurationError
+        If the setting is no number of bytes.
+    """
+    value = getattr(settings, "prefetch", None)
+    if value is None:
+        return PREFETCH_BYTES
+    try:
+        return max(0, parse_bytes(value))
+    except (ValueError, KeyError):
+        raise ConfigurationError(
+            f"pyremotedata settings: prefetch is not valid: {value!r}"
+        ) from None
 
 
 def connection_settings(settings: Any) -> ConnectionSettings:
@@ -90,7 +116,7 @@ def connection_settings(settings: Any) -> ConnectionSettings:
     given = {}
     for own in fields(StorageProviderSettings):
         value = getattr(settings, own.name, None)
-        if own.name != "max_requests_per_second" and value is not None:
+        if own.name not in _NOT_THE_CORES and value is not None:
             given[_CORE_NAMES.get(own.name, own.name)] = value
     try:
         return ConnectionSettings.load(**given)

@@ -15,9 +15,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from humanfriendly import format_size  # type: ignore[import-untyped]
 from snakemake_interface_common.exceptions import WorkflowError
-from snakemake_interface_storage_plugins.common import Operation
+from snakemake_interface_storage_plugins.common import Operation, get_disk_free
 from snakemake_interface_storage_plugins.io import IOCacheStorageInterface, Mtime
 from snakemake_interface_storage_plugins.storage_object import (
     StorageObjectGlob,
@@ -32,6 +31,7 @@ from pyremotedata_core.url import RemoteURL
 
 from . import query as queries
 from .failures import explain
+from .tally import rate_text, size_text
 from .trees import fetch_directory, raise_failure, tree_bytes, walk
 from .waiting import Wait, blocking, on_loop, run_now
 
@@ -63,7 +63,11 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
         return self.cache_key(queries.local_suffix(queries.from_url(url.parent)))
 
     def cleanup(self) -> None:
-        """Leave nothing local behind; Snakemake removes the local copy itself."""
+        """Leave nothing local behind; Snakemake removes the local copy itself.
+
+        It is called for each file at the end of a run, so the first call tells what was moved.
+        """
+        self.provider.tell()
 
     # --- questions
 
@@ -88,8 +92,15 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
         return self._now("get size of", self._size)
 
     async def managed_size(self) -> int:
-        """Return the size in bytes, 0 for a directory."""
-        return await self._managed("get size of", Operation.SIZE, self._size)
+        """Return the size in bytes, 0 for a directory.
+
+        Snakemake asks for the sizes of the inputs of the jobs that it may run next.
+        """
+        size = await self._managed("get size of", Operation.SIZE, self._size)
+        known = self.provider.lookup.memory.recall(self.url)
+        if self.retrieve and known is not None and known.stat is not None:
+            self.provider.prefetch.want(self.url, known.stat, self.local_path())
+        return size
 
     def local_footprint(self) -> int:
         """Return the bytes that the local copy takes, for a directory those of all its files."""
@@ -130,12 +141,30 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
     async def managed_retrieve(self) -> None:
         """Make the local copy, whole or not at all, once there is space for it."""
         try:
-            await self.wait_for_free_space()
-            await self._managed("retrieve", Operation.RETRIEVE, self._retrieve)
-        except Exception:
+            with self.provider.tally.waiting():
+                await self.wait_for_free_space()
+                await self._managed("retrieve", Operation.RETRIEVE, self._retrieve)
+        except Exception as error:
             # An outdated copy would pass for the current one.
             remove_local(self.local_path())
-            raise
+            raise self._explained("retrieve", error) from error
+        self.provider.prefetch.begin()
+
+    async def wait_for_free_space(self) -> None:
+        """Wait until the local copy fits on the disk; what was fetched ahead makes way."""
+        prefetch = self.provider.prefetch
+        if prefetch.holds(self.url):
+            return
+        known = self.provider.lookup.memory.recall(self.url)
+        free = get_disk_free(self.local_path())
+        if known is not None and known.stat is not None and known.stat.size > free:
+            prefetch.give_way()
+        try:
+            await super().wait_for_free_space()
+        except WorkflowError:
+            if not prefetch.give_way():
+                raise
+            await super().wait_for_free_space()
 
     def store_object(self) -> None:
         """Upload the local file or directory; each file appears whole or not at all."""
@@ -143,7 +172,8 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
 
     async def managed_store(self) -> None:
         """Upload the local file or directory; each file appears whole or not at all."""
-        await self._managed("store output in", Operation.STORE, self._store)
+        with self.provider.tally.waiting():
+            await self._managed("store output in", Operation.STORE, self._store)
 
     def remove(self) -> None:
         """Remove the remote file or directory; a missing one is no error."""
@@ -207,20 +237,29 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
         path = self.local_path()
         path.parent.mkdir(parents=True, exist_ok=True)
         stat = await self._found(wait)
+        files, ahead = 1, False
         if stat.kind == "directory":
-            result = await fetch_directory(self.provider.engine(), self.url, path, wait)
-            for name, reason in result.skipped:
-                self.provider.logger.warning(f"Left out of {self.print_query}: {name} {reason}")
-            moved = result.bytes
-            mtime = await self._mtime(wait)
-            os.utime(path, (mtime, mtime))
+            files, moved = await self._retrieve_directory(path, wait)
         elif stat.kind == "file":
             if path.is_dir():
                 remove_local(path)
-            moved = (await self._fetch_file(path, stat, wait)).size
+            there = await self.provider.prefetch.take(self.url, stat, path, wait)
+            ahead = bool(there)
+            got = stat if there is not None else await self._fetch_file(path, stat, wait)
+            moved = got.size
         else:
             raise TransferError("it is neither a file nor a directory", str(self.url))
-        self._log("Retrieved", moved, time.monotonic() - started)
+        self.provider.tally.retrieved(files, moved, ahead)
+        how = "fetched ahead" if ahead else time.monotonic() - started
+        self._log("Retrieved", moved, how)
+
+    async def _retrieve_directory(self, path: Path, wait: Wait) -> tuple[int, int]:
+        result = await fetch_directory(self.provider.engine(), self.url, path, wait)
+        for name, reason in result.skipped:
+            self.provider.logger.warning(f"Left out of {self.print_query}: {name} {reason}")
+        mtime = await self._mtime(wait)
+        os.utime(path, (mtime, mtime))
+        return result.files, result.bytes
 
     async def _fetch_file(self, path: Path, stat: Stat, wait: Wait) -> Stat:
         engine, memory = self.provider.engine(), self.provider.lookup.memory
@@ -242,16 +281,17 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
         path, memory = self.local_path(), self.provider.lookup.memory
         if path.is_dir():
             try:
-                moved = await self._store_directory(path, wait)
+                files, moved = await self._store_directory(path, wait)
             finally:
                 memory.forget(self.url)
         else:
             stat = await wait(self.provider.engine().store(path, self.url))
             memory.remember(self.url, stat, time.monotonic())
-            moved = stat.size
+            files, moved = 1, stat.size
+        self.provider.tally.stored(files, moved)
         self._log("Stored", moved, time.monotonic() - started)
 
-    async def _store_directory(self, path: Path, wait: Wait) -> int:
+    async def _store_directory(self, path: Path, wait: Wait) -> tuple[int, int]:
         # The time stamp goes first: it tells a directory of ours, so that an upload that was
         # broken off can be removed.
         stamp = path / TIMESTAMP
@@ -268,7 +308,7 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
             # The local copy may be removed after this, so nothing of it may be left behind.
             name, reason = result.skipped[0]
             raise TransferError(f"cannot upload all of it: {name} {reason}")
-        return result.bytes
+        return result.files, result.bytes
 
     async def _remove(self, wait: Wait) -> None:
         url, lookup, engine = self.url, self.provider.lookup, self.provider.engine()
@@ -327,12 +367,10 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
     def _explained(self, action: str, error: Exception) -> WorkflowError:
         return explain(action, self.print_query, self.local_path(), error)
 
-    def _log(self, done: str, moved_bytes: int, seconds: float) -> None:
-        rate = format_size(round(moved_bytes / max(seconds, 1e-3)), binary=True)
-        self.provider.logger.info(
-            f"{done} {self.print_query}: {format_size(moved_bytes, binary=True)} in "
-            f"{seconds:.1f} s ({rate}/s)"
-        )
+    def _log(self, done: str, moved_bytes: int, how: float | str) -> None:
+        if isinstance(how, float):
+            how = f"in {how:.1f} s ({rate_text(moved_bytes, how)})"
+        self.provider.logger.info(f"{done} {self.print_query}: {size_text(moved_bytes)} {how}")
 
 
 def remove_local(path: Path) -> None:

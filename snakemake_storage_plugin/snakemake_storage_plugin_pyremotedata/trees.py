@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,16 +17,15 @@ from pyremotedata_core.errors import (
     from_plain,
 )
 from pyremotedata_core.model import Stat, TreeResult
-from pyremotedata_core.names import TemporaryNames, host_tag, is_temporary, temporary_host
 from pyremotedata_core.url import RemoteURL
 
 from .waiting import Wait
+from .workspace import Workspace, temporary_path
 
 if TYPE_CHECKING:
     from pyremotedata_core.engine import TransferEngine
 
 LISTINGS_AT_ONCE = 32
-_names = TemporaryNames()
 
 
 async def walk(
@@ -97,13 +93,19 @@ async def fetch_directory(
     TransferError
         After which nothing new stands under the final name.
     """
-    with _incoming(path) as part:
-        result = await wait(engine.fetch_tree(url, part))
-        raise_failure(result)
+    try:
+        workspace = Workspace(path.parent)
         try:
+            part = workspace.path / "tree"
+            result = await wait(engine.fetch_tree(url, part))
+            raise_failure(result)
             _replace(part, path)
-        except OSError as error:
-            raise from_oserror(error, path) from None
+        finally:
+            workspace.close()
+    except OSError as error:
+        if isinstance(error, TransferError):
+            raise
+        raise from_oserror(error, path) from None
     return result
 
 
@@ -117,49 +119,12 @@ def raise_failure(result: TreeResult) -> None:
         raise error
 
 
-@contextlib.contextmanager
-def _incoming(final: Path) -> Iterator[Path]:
-    """Make a temporary directory beside the final one; it is gone afterwards.
-
-    It is locked while its writer lives, so that others can tell what a killed one has left.
-    """
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(final.parent)
-        part = final.parent / _names.next()
-        part.mkdir()
-        lock = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise from_oserror(error, final.parent) from None
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield part
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        os.close(lock)
-
-
 def _replace(part: Path, final: Path) -> None:
     if final.is_dir() and not final.is_symlink():
-        old = final.parent / _names.next()
+        old = temporary_path(final.parent)
         final.rename(old)
         part.rename(final)
         shutil.rmtree(old)
     else:
         final.unlink(missing_ok=True)
         part.rename(final)
-
-
-def _sweep(parent: Path) -> None:
-    """Remove temporary directories of writers on this node that are dead."""
-    for name in os.listdir(parent):
-        if not is_temporary(name) or temporary_host(name) != host_tag():
-            continue
-        with contextlib.suppress(OSError):
-            lock = os.open(parent / name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(parent / name, ignore_errors=True)
-            finally:
-                os.close(lock)

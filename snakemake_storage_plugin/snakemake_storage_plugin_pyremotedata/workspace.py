@@ -1,0 +1,66 @@
+"""Temporary directories beside the local copies: locked while in use, swept if orphaned."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from pathlib import Path
+
+from pyremotedata_core.names import TemporaryNames, host_tag, is_temporary, temporary_host
+
+_names = TemporaryNames()
+
+
+class Workspace:
+    """A new temporary directory; `close` removes it.
+
+    The kernel frees its lock when its process dies, however it dies, so that the next one made
+    in the same place can remove what a killed process has left.
+
+    Parameters
+    ----------
+    parent : Path
+        Where it stands; made if missing.
+
+    Raises
+    ------
+    OSError
+    """
+
+    def __init__(self, parent: Path) -> None:
+        parent.mkdir(parents=True, exist_ok=True)
+        sweep(parent)
+        self.path = temporary_path(parent)
+        self.path.mkdir()
+        self._owner = os.getpid()
+        self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def close(self) -> None:
+        """Remove it with all that is in it; more than once, or in a forked child, is nothing."""
+        if self._lock >= 0 and os.getpid() == self._owner:
+            shutil.rmtree(self.path, ignore_errors=True)
+            os.close(self._lock)
+            self._lock = -1
+
+
+def temporary_path(parent: Path) -> Path:
+    """Return a path that no process has used."""
+    return parent / _names.next()
+
+
+def sweep(parent: Path) -> None:
+    """Remove the workspaces of dead processes of this node."""
+    for name in os.listdir(parent):
+        if not is_temporary(name) or temporary_host(name) != host_tag():
+            continue
+        with contextlib.suppress(OSError):
+            lock = os.open(parent / name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(parent / name, ignore_errors=True)
+            finally:
+                os.close(lock)
