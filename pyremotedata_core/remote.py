@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from .config import ConnectionSettings
 from .engine import AnyPath, TransferEngine
@@ -19,6 +20,7 @@ from .errors import (
 )
 from .model import Entry, Stat, TreeResult
 from .progress import Progress, shown
+from .stream import RemoteReader, Streamed, stream_files
 from .url import RemoteURL, looks_like_url
 
 T = TypeVar("T")
@@ -257,6 +259,57 @@ class Remote:
             result = _wait(future)
         _raise_failures(result)
         return result
+
+    def open(self, path: str | RemoteURL, mode: str = "rb") -> IO[Any]:
+        """Open a file for reading without downloading it: seekable, read ahead.
+
+        Parameters
+        ----------
+        path : str or RemoteURL
+        mode : {"rb", "r", "rt"}
+            Text is UTF-8.
+
+        Raises
+        ------
+        ConfigurationError
+            For any other mode; upload with `put`.
+        """
+        if mode not in ("rb", "r", "rt"):
+            raise ConfigurationError(f"a remote file is opened with 'rb' or 'r', not {mode!r}")
+        url = self.locate(path)
+        reader: Any = RemoteReader(self.engine, url, _wait(self.engine.stat(url)))
+        return reader if mode == "rb" else io.TextIOWrapper(reader, encoding="utf-8")
+
+    def stream(
+        self,
+        paths: Iterable[str | RemoteURL],
+        *,
+        ahead_files: int = 64,
+        ahead_bytes: int = 1 << 30,
+        clear: bool = False,
+        directory: AnyPath | None = None,
+    ) -> Iterator[Streamed]:
+        """Yield (local, remote) of files in order, fetched ahead of their use.
+
+        Parameters
+        ----------
+        paths : iterable of str or RemoteURL
+            Taken as they are needed: it may be endless.
+        ahead_files, ahead_bytes : int
+            How much may be on its way or waiting on disk.
+        clear : bool
+            Remove each file when the next one is asked for.
+        directory : path-like, optional
+            Where they go. Default: a temporary directory, which goes with the end of the stream.
+        """
+        return stream_files(
+            self.engine,
+            map(self.locate, paths),
+            Path(directory) if directory is not None else None,
+            ahead_files=ahead_files,
+            ahead_bytes=ahead_bytes,
+            clear=clear,
+        )
 
     # --- changing --------------------------------------------------------------------------
 

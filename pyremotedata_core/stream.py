@@ -1,0 +1,275 @@
+"""Remote files as streams: one file read ahead, or many files fetched ahead of their use.
+
+Memory and disk that are used ahead of the reader have bounds that the caller sets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import tempfile
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .engine import TransferEngine
+from .errors import ServerRefused
+from .model import Stat
+from .url import RemoteURL
+
+BLOCK_BYTES = 1 << 20
+READ_AHEAD_BYTES = 16 << 20
+
+
+class RemoteReader(io.BufferedIOBase):
+    """A remote file opened for reading: seekable, read ahead, in bounded memory.
+
+    Sequential reading makes it ask for more and more blocks ahead, up to ``read_ahead_bytes``;
+    after a seek it begins with one block. Memory is bounded by twice that.
+
+    Parameters
+    ----------
+    engine : TransferEngine
+    url : RemoteURL
+    stat : Stat
+        Of the file; a file that is no longer that raises `RemoteChanged`.
+    read_ahead_bytes : int
+
+    Notes
+    -----
+    Not thread-safe. Each block is a request of its own, so a lost connection costs nothing but
+    the time to repeat it.
+    """
+
+    def __init__(
+        self,
+        engine: TransferEngine,
+        url: RemoteURL,
+        stat: Stat,
+        read_ahead_bytes: int = READ_AHEAD_BYTES,
+    ) -> None:
+        if stat.kind != "file":
+            raise ServerRefused(f"is a {stat.kind}; a file was meant", str(url))
+        self.name = str(url)
+        self.stat = stat
+        self._engine = engine
+        self._url = url
+        self._at = 0
+        self._most_ahead = max(1, read_ahead_bytes // BLOCK_BYTES)
+        self._ahead = 1
+        self._expected = 0  # where a sequential reader reads next
+        self._blocks: OrderedDict[int, Future[bytes]] = OrderedDict()
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position in bytes."""
+        self._check_open()
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Change the position; beyond the end is allowed, and reads nothing there."""
+        self._check_open()
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.stat.size}
+        if whence not in base:
+            raise ValueError(f"whence is 0, 1 or 2, not {whence!r}")
+        position = base[whence] + offset
+        if position < 0:
+            raise ValueError(f"negative position {position}")
+        self._at = position
+        return position
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read so many bytes, fewer only at the end; all of the rest with None or -1."""
+        left = max(0, self.stat.size - self._at)
+        wanted = left if size is None or size < 0 else min(size, left)
+        pieces = []
+        while wanted:
+            piece = self.read1(wanted)
+            pieces.append(piece)
+            wanted -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def read1(self, size: int | None = -1) -> bytes:
+        """Read at least one byte, and no more than one block holds."""
+        self._check_open()
+        if self._at >= self.stat.size or size == 0:
+            return b""
+        number, start = divmod(self._at, BLOCK_BYTES)
+        data = self._block(number)
+        stop = len(data) if size is None or size < 0 else min(len(data), start + size)
+        piece = data[start:stop]
+        self._at += len(piece)
+        self._expected = self._at
+        return piece
+
+    def readinto(self, buffer: Any) -> int:
+        """Read into a buffer; return the number of bytes."""
+        view = memoryview(buffer).cast("B")
+        data = self.read(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        """Give up what is on its way."""
+        for future in self._blocks.values():
+            future.cancel()
+        self._blocks.clear()
+        super().close()
+
+    def _block(self, number: int) -> bytes:
+        if self._at != self._expected:
+            self._ahead = 1  # a jump
+        elif number not in self._blocks or number + self._ahead not in self._blocks:
+            self._ahead = min(2 * self._ahead, self._most_ahead)
+        last = (self.stat.size - 1) // BLOCK_BYTES
+        for wanted in range(number, min(number + self._ahead, last) + 1):
+            if wanted not in self._blocks:
+                offset = wanted * BLOCK_BYTES
+                length = min(BLOCK_BYTES, self.stat.size - offset)
+                self._blocks[wanted] = self._engine.read(self._url, offset, length, self.stat)
+        self._blocks.move_to_end(number)
+        while len(self._blocks) > 2 * self._most_ahead:
+            _, dropped = self._blocks.popitem(last=False)  # the one that rested longest
+            dropped.cancel()
+        future = self._blocks[number]
+        try:
+            return future.result()
+        except BaseException:
+            self._blocks.pop(number, None)  # the next read asks anew
+            raise
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError("read of a closed file")
+
+
+class Streamed(NamedTuple):
+    """One file of a stream: where it is now, and where it came from."""
+
+    local: Path
+    remote: RemoteURL
+
+
+def stream_files(
+    engine: TransferEngine,
+    urls: Iterable[RemoteURL],
+    directory: Path | None = None,
+    *,
+    ahead_files: int = 64,
+    ahead_bytes: int = 1 << 30,
+    clear: bool = False,
+) -> Iterator[Streamed]:
+    """Fetch files ahead of their use, and yield them in order.
+
+    Parameters
+    ----------
+    engine : TransferEngine
+    urls : iterable of RemoteURL
+    directory : Path, optional
+        Where they go, under a number and their name. Default: a temporary directory, which goes
+        with the end of the stream.
+    ahead_files, ahead_bytes : int
+        What may be on its way or waiting on disk, the file in use not counted. A single file
+        that is larger than ``ahead_bytes`` comes alone.
+    clear : bool
+        Remove each file when the next one is asked for.
+
+    Raises
+    ------
+    TransferError
+        When the turn of a file comes that could not be fetched.
+    """
+    with tempfile.TemporaryDirectory(prefix="pyremotedata-") as own:
+        place = directory or Path(own)
+        ahead = _Ahead(engine, iter(urls), place, max(1, ahead_files), ahead_bytes)
+        try:
+            while (item := ahead.next()) is not None:
+                yield item
+                if clear:
+                    _remove(item.local)
+        finally:
+            ahead.close(remove=clear)
+
+
+class _Ahead:
+    """Files on their way: first their stats are asked for, then they are fetched, in order."""
+
+    def __init__(
+        self,
+        engine: TransferEngine,
+        urls: Iterator[RemoteURL],
+        directory: Path,
+        files: int,
+        most_bytes: int,
+    ) -> None:
+        self._engine, self._urls, self._directory = engine, urls, directory
+        self._files, self._most_bytes = files, most_bytes
+        self._asked: deque[tuple[RemoteURL, Future[Stat]]] = deque()
+        self._moving: deque[tuple[Streamed, int, Future[Stat]]] = deque()
+        self._bytes = 0
+        self._count = 0
+
+    def next(self) -> Streamed | None:
+        """Return the next file when it is there, None after the last."""
+        self._ask()
+        if not self._moving and not self._begin(wait=True):
+            return None
+        while self._begin(wait=False):
+            pass
+        item, size, future = self._moving[0]
+        future.result()
+        self._moving.popleft()
+        self._bytes -= size
+        self._ask()
+        while self._begin(wait=False):
+            pass
+        return item
+
+    def close(self, *, remove: bool) -> None:
+        """Give up what is on its way."""
+        for _, asked in self._asked:
+            asked.cancel()
+        for item, _, future in self._moving:
+            if not future.cancel() and remove:
+                _remove(item.local)
+
+    def _ask(self) -> None:
+        while len(self._asked) + len(self._moving) < self._files:
+            url = next(self._urls, None)
+            if url is None:
+                return
+            self._asked.append((url, self._engine.stat(url)))
+
+    def _begin(self, *, wait: bool) -> bool:
+        """Begin to fetch the next file, if its stat is known and there is room for it."""
+        if not self._asked or not (wait or self._asked[0][1].done()):
+            return False
+        url, asked = self._asked[0]
+        if not wait and asked.exception() is not None:
+            return False  # its turn will come
+        stat = asked.result()
+        if self._moving and self._bytes + stat.size > self._most_bytes:
+            return False
+        self._asked.popleft()
+        self._count += 1
+        local = self._directory / f"{self._count:08d}" / url.name
+        self._bytes += stat.size
+        future = self._engine.fetch(url, local, expect=stat)
+        self._moving.append((Streamed(local, url), stat.size, future))
+        return True
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        path.parent.rmdir()

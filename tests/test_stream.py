@@ -1,0 +1,123 @@
+"""Reading a remote file without downloading it, and streams of files."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+
+from pyremotedata_core import ConfigurationError, Remote, RemoteChanged, RemoteFileNotFound
+from pyremotedata_core.stream import BLOCK_BYTES
+
+
+@pytest.fixture
+def remote(sshd):
+    with Remote(sshd.url(), ssh_config=str(sshd.ssh_config)) as remote:
+        yield remote
+
+
+def test_sequential_reading_gives_the_bytes(sshd, remote):
+    data = os.urandom(5 * BLOCK_BYTES + 17)
+    sshd.make("stream/seq.bin", data)
+    with remote.open("stream/seq.bin") as file:
+        pieces = list(iter(lambda: file.read(100_001), b""))
+    assert b"".join(pieces) == data
+
+
+def test_any_seek_and_read_gives_what_a_local_file_gives(sshd, remote):
+    path = sshd.make("stream/seek.bin", os.urandom(40 * BLOCK_BYTES + 3))
+    chance = random.Random(7)
+    with remote.open("stream/seek.bin") as file, path.open("rb") as local:
+        for _ in range(60):
+            whence = chance.choice((os.SEEK_SET, os.SEEK_END))
+            offset = chance.randrange(41 * BLOCK_BYTES) * (-1 if whence == os.SEEK_END else 1)
+            offset = max(offset, -(40 * BLOCK_BYTES))
+            size = chance.choice((0, 1, 4096, BLOCK_BYTES, 3 * BLOCK_BYTES))
+            assert file.seek(offset, whence) == local.seek(offset, whence)
+            assert file.read(size) == local.read(size)
+            assert file.tell() == local.tell()
+
+
+def test_readinto_and_text_read_as_files_do(sshd, remote):
+    sshd.make("stream/text.csv", "ø,å\n1,2\n".encode())
+    with remote.open("stream/text.csv", "r") as file:
+        assert list(file) == ["ø,å\n", "1,2\n"]
+    buffer = bytearray(4)
+    with remote.open("stream/text.csv") as file:
+        assert file.readinto(buffer) == 4
+    assert bytes(buffer) == "ø,å\n".encode()[:4]
+
+
+def test_a_file_that_changes_while_it_is_open_is_an_error(sshd, remote):
+    path = sshd.make("stream/changing.bin", os.urandom(30 * BLOCK_BYTES), mtime=1_000_000)
+    with remote.open("stream/changing.bin") as file:
+        assert len(file.read(10)) == 10
+        path.write_bytes(os.urandom(30 * BLOCK_BYTES))
+        file.seek(25 * BLOCK_BYTES)
+        with pytest.raises(RemoteChanged):
+            file.read(10)
+
+
+def test_a_missing_file_and_a_wrong_mode_are_errors_at_once(remote):
+    with pytest.raises(RemoteFileNotFound):
+        remote.open("stream/none.bin")
+    with pytest.raises(ConfigurationError):
+        remote.open("stream/none.bin", "w")
+
+
+def make_many(sshd, count):
+    names = [f"stream/many/{number}.bin" for number in range(count)]
+    return names, [sshd.make(name, os.urandom(2000 + number)) for number, name in enumerate(names)]
+
+
+def test_a_stream_yields_every_file_in_order(sshd, remote):
+    names, sources = make_many(sshd, 150)
+    count = 0
+    for (local, url), name, source in zip(
+        remote.stream(names, ahead_files=20), names, sources, strict=True
+    ):
+        assert local.read_bytes() == source.read_bytes()
+        assert url == remote.locate(name)
+        count += 1
+    assert count == 150
+    assert not local.exists(), "the temporary directory goes with the stream"
+
+
+def test_a_stream_that_clears_keeps_no_more_than_it_may_hold_ahead(sshd, remote, tmp_path):
+    names, _ = make_many(sshd, 60)
+    most = 0
+    for _ in remote.stream(names, ahead_files=5, clear=True, directory=tmp_path):
+        most = max(most, sum(path.is_file() for path in tmp_path.rglob("*.bin")))
+    assert most <= 6, "five ahead and the one in use"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stream_stops_fetching_when_its_bytes_are_reached(sshd, remote, tmp_path):
+    names, _ = make_many(sshd, 30)
+    stream = remote.stream(names, ahead_bytes=5000, directory=tmp_path)
+    next(stream)
+    assert sum(path.is_file() for path in tmp_path.rglob("*")) <= 4
+    stream.close()
+
+
+def test_a_missing_file_fails_in_its_turn(sshd, remote):
+    names, sources = make_many(sshd, 3)
+    names.insert(2, "stream/many/none.bin")
+    stream = remote.stream(names)
+    assert next(stream).local.read_bytes() == sources[0].read_bytes()
+    assert next(stream).local.read_bytes() == sources[1].read_bytes()
+    with pytest.raises(RemoteFileNotFound, match=r"none\.bin"):
+        next(stream)
+
+
+def test_an_endless_list_of_paths_can_be_streamed(sshd, remote):
+    names, _ = make_many(sshd, 3)
+
+    def endless():
+        while True:
+            yield from names
+
+    stream = remote.stream(endless(), ahead_files=4, clear=True)
+    assert len([next(stream) for _ in range(20)]) == 20
+    stream.close()
