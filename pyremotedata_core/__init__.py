@@ -27,6 +27,8 @@ if TYPE_CHECKING:
         TransferTimeout,
         UnsafeName,
     )
+    from .handler import IOHandler
+    from .iterator import RemotePathIterator
     from .model import Entry, Stat, TreeResult
     from .remote import Remote
     from .stager import Lease, Stager
@@ -52,6 +54,8 @@ _HOME = {
         "TransferTimeout",
         "UnsafeName",
     ),
+    "handler": ("IOHandler",),
+    "iterator": ("RemotePathIterator",),
     "model": ("Entry", "Stat", "TreeResult"),
     "remote": ("Remote",),
     "stager": ("Lease", "Stager"),
@@ -66,11 +70,13 @@ __all__ = [
     "ConnectionSettings",
     "Entry",
     "HostKeyRejected",
+    "IOHandler",
     "Lease",
     "LocalStorageFull",
     "Remote",
     "RemoteChanged",
     "RemoteFileNotFound",
+    "RemotePathIterator",
     "RemotePermissionDenied",
     "RemoteURL",
     "Secret",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -22,7 +23,7 @@ from .engine import TransferEngine
 from .errors import ConfigurationError, RemoteFileNotFound, TransferError, from_plain
 from .model import Entry, Stat, TreeResult, one_line
 from .progress import Progress, shown
-from .remote import Remote, _local_target, _wait
+from .remote import Remote, local_target, wait_for
 from .url import RemoteURL, looks_like_url
 
 
@@ -121,6 +122,12 @@ def _parser() -> argparse.ArgumentParser:
     sync.add_argument("source", metavar="A", help="a URL or a local directory")
     sync.add_argument("destination", metavar="B", help="a local directory or a URL")
 
+    cat = verb("cat", _cat, "Write files to standard output.")
+    cat.add_argument("paths", nargs="+", metavar="URL")
+
+    du = verb("du", _du, "Say how many bytes files and directories hold.")
+    du.add_argument("paths", nargs="*", default=[""], metavar="URL")
+
     mkdir = verb("mkdir", _mkdir, "Make directories, with their parents.")
     mkdir.add_argument("paths", nargs="+", metavar="URL")
 
@@ -195,6 +202,32 @@ def _stat(engine: TransferEngine, options: argparse.Namespace) -> int:
     return status
 
 
+def _cat(engine: TransferEngine, options: argparse.Namespace) -> int:
+    remote = _remote(engine, options.paths)
+
+    def show(path: str) -> None:
+        with remote.open(path) as file:
+            shutil.copyfileobj(file, sys.stdout.buffer, 1 << 20)
+
+    return _each(options.paths, show)
+
+
+def _du(engine: TransferEngine, options: argparse.Namespace) -> int:
+    remote = _remote(engine, options.paths)
+    sizes: list[Any] = []
+
+    def show(path: str) -> None:
+        url, size = str(remote.locate(path)), remote.du(path)
+        sizes.append({"url": url, "bytes": size})
+        if not options.json:
+            print(f"{size:>14} {_shown(url)}")
+
+    status = _each(options.paths, show)
+    if options.json:
+        print(json.dumps(sizes, indent=1))
+    return status
+
+
 def _shown(name: str) -> str:
     # A name must not be able to forge lines or drive the terminal.
     return name if not sys.stdout.isatty() and "\n" not in name else one_line(name)
@@ -228,30 +261,30 @@ def _get(engine: TransferEngine, options: argparse.Namespace) -> int:
     with shown(not options.json, "get") as tell:
         for url, future in looks:
             try:
-                stat = _wait(future)
+                stat = wait_for(future)
             except TransferError as error:
                 tally.fail(error)
                 continue
-            target = _local_target(url, destination)
+            target = local_target(url, destination)
             if stat.kind == "directory":
-                tally.add(_wait(engine.fetch_tree(url, target, on_progress=tell)))
+                tally.add(wait_for(engine.fetch_tree(url, target, on_progress=tell)))
             elif len(urls) == 1:
                 tally.attempt(partial(_fetch_one, engine, url, target, stat, tell))
             else:
                 pairs.append((url, target))
         if pairs:
-            tally.add(_wait(engine.fetch_many(pairs, on_progress=tell)))
+            tally.add(wait_for(engine.fetch_many(pairs, on_progress=tell)))
     return tally.end(options)
 
 
 def _fetch_one(
     engine: TransferEngine, url: RemoteURL, target: Any, stat: Any, tell: Progress | None
 ) -> int:
-    return _wait(engine.fetch(url, target, expect=stat, on_progress=tell)).size
+    return wait_for(engine.fetch(url, target, expect=stat, on_progress=tell)).size
 
 
 def _size_of(store: Future[Stat]) -> int:
-    return _wait(store).size
+    return wait_for(store).size
 
 
 def _put(engine: TransferEngine, options: argparse.Namespace) -> int:
@@ -273,7 +306,7 @@ def _put(engine: TransferEngine, options: argparse.Namespace) -> int:
             target = url.join(name) if into else url
             if os.path.isdir(source):
                 tree = engine.store_tree(source, target, on_progress=tell)
-                tally.attempt_tree(partial(_wait, tree))
+                tally.attempt_tree(partial(wait_for, tree))
             else:
                 stores.append(engine.store(source, target, on_progress=tell))
         for store in stores:
@@ -292,7 +325,7 @@ def _sync(engine: TransferEngine, options: argparse.Namespace) -> int:
             future = engine.fetch_tree(options.source, options.destination, **keywords)
         else:
             future = engine.store_tree(options.source, options.destination, **keywords)
-        tally.add(_wait(future))
+        tally.add(wait_for(future))
     return tally.end(options)
 
 

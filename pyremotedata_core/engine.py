@@ -26,6 +26,7 @@ from .url import RemoteURL
 
 CLOSE_S = 3.0  # a helper that has not ended by then is killed
 SEND_S = 60.0
+QUIET_S = 3600.0
 Progress = Callable[[int, int], None]
 AnyPath = str | os.PathLike[str]
 AnyURL = str | RemoteURL
@@ -70,6 +71,11 @@ class TransferEngine:
 
     def __repr__(self) -> str:
         return f"TransferEngine({self.settings!r})"
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
 
     # --- questions and small changes -------------------------------------------------------
 
@@ -297,7 +303,6 @@ class _Link:
             self._sock.close()
             theirs.close()
             raise
-        # The reading end must not time out while nothing is asked.
         self._reader = threading.Thread(
             target=self._read, args=(self._sock.dup(),), name="pyremotedata-reader", daemon=True
         )
@@ -321,11 +326,18 @@ class _Link:
             try:
                 self._sock.sendall(pack([(request_id, method, args)]))
             except OSError:
+                # It has ended, or hangs in the middle of a frame: of no use any more.
+                self.ended = True
                 del self._pending[request_id]
+                with contextlib.suppress(OSError):
+                    self._sock.shutdown(socket.SHUT_RDWR)
+                if self._process is not None:
+                    self._process.kill()
                 return None
 
         def give_up(done: Future[Any]) -> None:
             if done.cancelled():
+                done.set_running_or_notify_cancel()  # concurrent.futures.wait waits for this
                 self._cancel(request_id)
 
         future.add_done_callback(give_up)
@@ -364,11 +376,14 @@ class _Link:
                 self._sock.sendall(pack([(request_id, "cancel", ())]))
 
     def _read(self, sock: socket.socket) -> None:
-        sock.settimeout(None)
+        # Not None: the mode is shared with the sending end, which must not block for ever.
+        sock.settimeout(QUIET_S)
         buffer = bytearray()
         while True:
             try:
                 data = sock.recv(1 << 18)
+            except TimeoutError:
+                continue  # nothing was asked for long
             except OSError:
                 data = b""
             if not data:
@@ -396,7 +411,13 @@ class _Link:
         elif status == FAILED:
             _fail(future, from_plain(value))
         elif on_progress is not None:
-            on_progress(*value)
+            try:
+                on_progress(*value)
+            except Exception as error:
+                # The caller's mistake is its outcome; this thread serves all the others, too.
+                with contextlib.suppress(InvalidStateError):
+                    future.set_exception(error)
+                self._cancel(request_id)
 
     def _end(self) -> None:
         with self._lock:

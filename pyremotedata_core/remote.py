@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
@@ -23,6 +24,7 @@ from .progress import Progress, shown
 from .stream import RemoteReader, Streamed, stream_files
 from .url import RemoteURL, looks_like_url
 
+LISTINGS_AT_ONCE = 16
 T = TypeVar("T")
 
 
@@ -96,17 +98,17 @@ class Remote:
         """Return the entries of a directory, sorted by name; for a file, its own."""
         url = self.locate(path)
         try:
-            entries = _wait(self.engine.scandir(url))
+            entries = wait_for(self.engine.scandir(url))
             return sorted(entries)
         except TransferError:
-            stat = _wait(self.engine.stat(url))
+            stat = wait_for(self.engine.stat(url))
             if stat.kind == "directory":
                 raise
             return [Entry(url.name, stat)]
 
     def stat(self, path: str | RemoteURL = "") -> Stat:
         """Return what the server says of a file; links are followed."""
-        return _wait(self.engine.stat(self.locate(path)))
+        return wait_for(self.engine.stat(self.locate(path)))
 
     def exists(self, path: str | RemoteURL) -> bool:
         """Whether there is such a file or directory. Anything else than yes or no is an error."""
@@ -115,6 +117,32 @@ class Remote:
         except RemoteFileNotFound:
             return False
         return True
+
+    def walk(self, path: str | RemoteURL = "") -> Iterator[tuple[str, Stat]]:
+        """Yield (relative path, stat) of all that is below a directory; links are not followed.
+
+        Directories come before what is in them. Several are listed at once.
+        """
+        top = self.locate(path)
+        waiting = deque([("", self.engine.scandir(top))])
+        unlisted: deque[str] = deque()
+        while waiting:
+            parent, listing = waiting.popleft()
+            for name, stat in wait_for(listing):
+                below = f"{parent}/{name}" if parent else name
+                yield below, stat
+                if stat.kind == "directory":
+                    unlisted.append(below)
+            while unlisted and len(waiting) < LISTINGS_AT_ONCE:
+                below = unlisted.popleft()
+                waiting.append((below, self.engine.scandir(top.join(below))))
+
+    def du(self, path: str | RemoteURL = "") -> int:
+        """Return the bytes of a file, or of all files below a directory."""
+        stat = self.stat(path)
+        if stat.kind != "directory":
+            return stat.size
+        return sum(found.size for _, found in self.walk(path) if found.kind == "file")
 
     # --- moving ----------------------------------------------------------------------------
 
@@ -147,14 +175,14 @@ class Remote:
             If it fails. Of a directory, the files that could be moved are then there.
         """
         url = self.locate(source)
-        stat = _wait(self.engine.stat(url))
-        target = _local_target(url, destination)
+        stat = wait_for(self.engine.stat(url))
+        target = local_target(url, destination)
         with shown(progress, url.name or url.host, stat.size or None) as tell:
             if stat.kind == "directory":
-                result = _wait(self.engine.fetch_tree(url, target, on_progress=tell))
-                _raise_failures(result)
+                result = wait_for(self.engine.fetch_tree(url, target, on_progress=tell))
+                raise_failures(result)
             else:
-                _wait(self.engine.fetch(url, target, expect=stat, on_progress=tell))
+                wait_for(self.engine.fetch(url, target, expect=stat, on_progress=tell))
         return target
 
     def get_many(
@@ -185,7 +213,7 @@ class Remote:
             raise ConfigurationError(f"two of the files are called {twice!r}")
         with shown(progress, f"{len(urls)} files") as tell:
             pairs = zip(urls, targets, strict=True)
-            _raise_failures(_wait(self.engine.fetch_many(pairs, on_progress=tell)))
+            raise_failures(wait_for(self.engine.fetch_many(pairs, on_progress=tell)))
         return targets
 
     def put(
@@ -208,9 +236,9 @@ class Remote:
         size = local.stat().st_size if local.is_file() else None
         with shown(progress, local.name, size) as tell:
             if local.is_dir():
-                _raise_failures(_wait(self.engine.store_tree(local, target, on_progress=tell)))
+                raise_failures(wait_for(self.engine.store_tree(local, target, on_progress=tell)))
             else:
-                _wait(self.engine.store(local, target, on_progress=tell))
+                wait_for(self.engine.store(local, target, on_progress=tell))
         return target
 
     def sync(
@@ -220,6 +248,7 @@ class Remote:
         *,
         direction: str = "down",
         delete: bool = False,
+        replace: bool = False,
         progress: bool | Progress | None = None,
     ) -> TreeResult:
         """Make one directory hold what the other holds; files with equal size and mtime stay.
@@ -232,6 +261,8 @@ class Remote:
             Which of both is changed: the local one, or the remote one.
         delete : bool
             Remove what the source does not hold.
+        replace : bool
+            Move files although size and mtime agree.
         progress : bool or callable
             As for `get`.
 
@@ -250,14 +281,14 @@ class Remote:
         with shown(progress, "sync") as tell:
             if direction == "down":
                 future = self.engine.fetch_tree(
-                    url, local, compare=True, delete=delete, on_progress=tell
+                    url, local, compare=not replace, delete=delete, on_progress=tell
                 )
             else:
                 future = self.engine.store_tree(
-                    local, url, compare=True, delete=delete, on_progress=tell
+                    local, url, compare=not replace, delete=delete, on_progress=tell
                 )
-            result = _wait(future)
-        _raise_failures(result)
+            result = wait_for(future)
+        raise_failures(result)
         return result
 
     def open(self, path: str | RemoteURL, mode: str = "rb") -> IO[Any]:
@@ -277,7 +308,7 @@ class Remote:
         if mode not in ("rb", "r", "rt"):
             raise ConfigurationError(f"a remote file is opened with 'rb' or 'r', not {mode!r}")
         url = self.locate(path)
-        reader: Any = RemoteReader(self.engine, url, _wait(self.engine.stat(url)))
+        reader: Any = RemoteReader(self.engine, url, wait_for(self.engine.stat(url)))
         return reader if mode == "rb" else io.TextIOWrapper(reader, encoding="utf-8")
 
     def stream(
@@ -315,24 +346,25 @@ class Remote:
 
     def mkdir(self, path: str | RemoteURL) -> None:
         """Make a directory and its parents; an existing one is no error."""
-        _wait(self.engine.mkdir(self.locate(path)))
+        wait_for(self.engine.mkdir(self.locate(path)))
 
     def rm(self, path: str | RemoteURL, *, recursive: bool = False) -> None:
         """Remove a file; with ``recursive`` a directory and all that is in it."""
-        _wait(self.engine.remove(self.locate(path), recursive=recursive))
+        wait_for(self.engine.remove(self.locate(path), recursive=recursive))
 
     def _remote_target(self, local: Path, url: RemoteURL) -> RemoteURL:
         name = local.resolve().name
         if url.trailing_slash:
             return url.join(name)
         try:
-            is_directory = _wait(self.engine.stat(url)).kind == "directory"
+            is_directory = wait_for(self.engine.stat(url)).kind == "directory"
         except RemoteFileNotFound:
             is_directory = False
         return url.join(name) if is_directory else url
 
 
-def _local_target(url: RemoteURL, destination: AnyPath) -> Path:
+def local_target(url: RemoteURL, destination: AnyPath) -> Path:
+    """Return where a source goes: into a directory, or under its name."""
     text = os.fspath(destination)
     into = text.endswith(os.sep) or os.path.isdir(text)
     # The root and the login directory have no name of their own: their content goes there.
@@ -340,7 +372,8 @@ def _local_target(url: RemoteURL, destination: AnyPath) -> Path:
     return Path(text) / url.name if into and named else Path(text)
 
 
-def _raise_failures(result: TreeResult) -> None:
+def raise_failures(result: TreeResult) -> None:
+    """Raise the first failure of many files, and say how many there are."""
     if not result.failed:
         return
     error = from_plain(result.failed[0])
@@ -352,7 +385,8 @@ def _raise_failures(result: TreeResult) -> None:
     raise error
 
 
-def _wait(future: Future[T]) -> T:
+def wait_for(future: Future[T]) -> T:
+    """Return a future's result; if the wait is broken off, give up what is under way."""
     try:
         return future.result()
     except BaseException:
