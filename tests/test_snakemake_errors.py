@@ -113,7 +113,6 @@ def test_no_permission_to_read_the_input(chroot_sshd, tmp_path):
     [
         (f"sftp://me:{SECRET}@127.0.0.1/a.txt", "a password does not belong in a URL"),
         ("ssh://127.0.0.1/a.txt", "unknown scheme"),
-        ("sftp://127.0.0.1:x/a.txt", "not a port number"),
     ],
 )
 def test_a_query_that_cannot_be_served_is_refused_with_the_reason(workflow, url, reason):
