@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .finding import glob
     from .localpaths import local
+    from .outputs import stage_out
     from .plugin import StagingPlugin
     from .remotefile import RemoteFile
     from .report import stats
@@ -26,10 +27,11 @@ _HOME = {
     "StagingPlugin": "plugin",
     "glob": "finding",
     "local": "localpaths",
+    "stage_out": "outputs",
     "stats": "report",
 }
 
-__all__ = ["RemoteFile", "StagingPlugin", "glob", "local", "stats"]
+__all__ = ["RemoteFile", "StagingPlugin", "glob", "local", "stage_out", "stats"]
 
 
 def __getattr__(name: str) -> Any:

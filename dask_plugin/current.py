@@ -11,7 +11,6 @@ import sys
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from pyremotedata_core import Lease, RemoteChanged, Stager, Stat
@@ -21,6 +20,10 @@ if TYPE_CHECKING:
     from .remotefile import RemoteFile
     from .staging import WorkerStaging
 
+_ON_LOOP = (
+    "a coroutine task must not wait for a file on the worker's event loop: decorate it with"
+    " dask_plugin.local, or use await asyncio.to_thread(...)"
+)
 # One for each worker of this process that has the plugin; more than one in clusters of threads.
 _stagings: weakref.WeakKeyDictionary[Any, WorkerStaging] = weakref.WeakKeyDictionary()
 
@@ -114,6 +117,20 @@ def release_result(future: Future[Lease]) -> None:
         future.result().release()
 
 
+def stager_here() -> tuple[Stager, WorkerStaging | None]:
+    """Return the stager that serves the code that runs now, and the worker's staging.
+
+    Raises
+    ------
+    RuntimeError
+        On a worker's event loop, which must not wait.
+    """
+    worker, staging, _ = _here()
+    if worker is not None and _is_loop_of(worker):
+        raise RuntimeError(_ON_LOOP)
+    return _stager(staging), staging
+
+
 def _stager(staging: WorkerStaging | None) -> Stager:
     if staging is None:  # a thread that a task has started: the plugin's settings serve it, too
         staging = next(iter(list(_stagings.values())), None)
@@ -134,13 +151,14 @@ def _here() -> tuple[Any, WorkerStaging | None, Any]:
 
 def _forbid_blocking(worker: Any, futures: Sequence[Future[Lease]]) -> None:
     """Refuse to wait on a worker's event loop, where coroutine tasks run."""
-    if worker is None or all(future.done() for future in futures):
-        return
-    loop = None
-    with suppress(RuntimeError):  # none runs in this thread
-        loop = asyncio.get_running_loop()
-    if loop is not None and loop is worker.loop.asyncio_loop:
-        raise RuntimeError(
-            "a coroutine task must not wait for a file on the worker's event loop: decorate it"
-            " with dask_plugin.local, or use await asyncio.to_thread(os.fspath, file)"
-        )
+    waits = not all(future.done() for future in futures)
+    if waits and worker is not None and _is_loop_of(worker):
+        raise RuntimeError(_ON_LOOP)
+
+
+def _is_loop_of(worker: Any) -> bool:
+    """Whether this thread runs a worker's event loop."""
+    try:
+        return asyncio.get_running_loop() is worker.loop.asyncio_loop
+    except RuntimeError:  # none runs in this thread
+        return False

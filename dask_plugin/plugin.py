@@ -16,7 +16,7 @@ from pyremotedata_core.stager import Stager, shared_stager
 
 from . import current
 from .remotefile import RemoteFile
-from .staging import WorkerStaging
+from .staging import Opened, WorkerStaging
 from .walk import handles_in
 
 _log = logging.getLogger(__name__)
@@ -40,6 +40,8 @@ _RUNNING = {"executing", "long-running", "cancelled", "resumed"}
 _AHEAD_SHARE = 4
 SETTLE_S = 0.01
 RETIRE_S = 1.0
+SHORTEST_BAR_S = 0.005
+TOPIC = "pyremotedata"
 
 
 class StagingPlugin(WorkerPlugin):
@@ -68,6 +70,9 @@ class StagingPlugin(WorkerPlugin):
 
     Notes
     -----
+    Each fetch is a red bar of its task in the dashboard's task stream, and each file that a task
+    opens an event: ``client.get_events("pyremotedata")``.
+
     A worker is sent about one task more than it has threads, so the look-ahead is one file deep
     or so. ``dask.config.set({"distributed.scheduler.worker-saturation": 2.0})`` before the
     scheduler starts makes it deeper, which helps where tasks are short.
@@ -103,7 +108,9 @@ class StagingPlugin(WorkerPlugin):
     def setup(self, worker: Any) -> None:
         """Take up work on a worker. Settings are read with the first file, and fail there."""
         self._worker = worker
-        self._staging = WorkerStaging(self._make_stager, self.ahead_files, self.ahead_bytes)
+        self._staging = WorkerStaging(
+            self._make_stager, self.ahead_files, self.ahead_bytes, self._tell
+        )
         current.enlist(worker, self._staging)
         for task in worker.state.tasks.values():
             if task.state in ("waiting", "ready", "constrained"):
@@ -128,7 +135,7 @@ class StagingPlugin(WorkerPlugin):
                 staging.end(key)
             elif finish == "waiting":
                 self._want(staging, task, handles_in(task.run_spec))
-            elif finish == "ready" and task.dependencies:
+            elif finish in ("ready", "constrained") and task.dependencies:
                 self._want(staging, task, self._handles_before(task))
             if staging.has_arrivals and not self._settling:
                 self._settling = True
@@ -152,6 +159,22 @@ class StagingPlugin(WorkerPlugin):
         self._settling = False
         if not Scheduler._instances:  # where there is one, whole graphs are unpickled
             staging.settle()
+
+    def _tell(self, opened: Opened) -> None:
+        """Show a file as a bar of its task in the dashboard, and as an event."""
+        try:
+            self._show(self._worker, opened)
+        except Exception:  # the task has its file, and that is what counts
+            _log.exception("cannot show how %s was fetched", opened.url)
+
+    def _show(self, worker: Any, opened: Opened) -> None:
+        start, stop = (moment + worker.scheduler_delay for moment in (opened.start, opened.stop))
+        task = worker.state.tasks.get(opened.key)
+        if task is not None and stop - start > SHORTEST_BAR_S:
+            bar = {"action": "transfer", "start": start, "stop": stop, "source": opened.source}
+            task.startstops.append(bar)
+        event = {"action": "opened", **opened._asdict(), "key": str(opened.key)}
+        worker.log_event(TOPIC, {**event, "start": start, "stop": stop})
 
     def _retire(self, worker: Any, staging: WorkerStaging) -> None:
         """Let tasks that run keep their files until they end."""

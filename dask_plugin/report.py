@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import current
-
-_COLUMNS = ("files", "archive_bytes", "cache_files", "cache_bytes", "waited_s", "hidden_s")
+from .staging import Counts
 
 
 class Report(dict[str, dict[str, float]]):
@@ -15,12 +14,12 @@ class Report(dict[str, dict[str, float]]):
     @property
     def total(self) -> dict[str, float]:
         """The sum over all workers."""
-        return {name: sum(counts[name] for counts in self.values()) for name in _COLUMNS}
+        return {name: sum(counts[name] for counts in self.values()) for name in Counts._fields}
 
     def __str__(self) -> str:
-        rows: list[tuple[str, ...]] = [("worker", *_COLUMNS)]
+        rows: list[tuple[str, ...]] = [("worker", *Counts._fields)]
         for worker, counts in [*self.items(), ("total", self.total)]:
-            rows.append((worker, *(_shown(counts[name]) for name in _COLUMNS)))
+            rows.append((worker, *(_shown(counts[name]) for name in Counts._fields)))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join(
             "  ".join(

@@ -17,7 +17,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future
-from time import monotonic
+from time import monotonic, time
 from typing import Any, NamedTuple
 
 from pyremotedata_core import Lease, LocalStorageFull, RemoteChanged, Stager, Stat
@@ -46,6 +46,8 @@ class Counts(NamedTuple):
         That tasks have waited for their files.
     hidden_s : float
         That the fetching of their files took while they did not wait.
+    stored_files, stored_bytes : int
+        Uploaded by `stage_out`.
     """
 
     files: int = 0
@@ -54,12 +56,39 @@ class Counts(NamedTuple):
     cache_bytes: int = 0
     waited_s: float = 0.0
     hidden_s: float = 0.0
+    stored_files: int = 0
+    stored_bytes: int = 0
+
+
+class Opened(NamedTuple):
+    """A file that a task has opened; ``start`` and ``stop`` of its fetching in seconds of `time`.
+
+    ``source`` is "archive" if this worker has fetched it for the task, else "node".
+    """
+
+    key: Hashable
+    url: str
+    bytes: int
+    source: str
+    start: float
+    stop: float
+    waited_s: float
 
 
 class Wish:
     """One task's wish for one file."""
 
-    __slots__ = ("ahead", "began", "demand", "handle", "lease", "moved", "over", "stat", "took_s")
+    __slots__ = (
+        "ahead",
+        "came",
+        "demand",
+        "handle",
+        "lease",
+        "moved",
+        "over",
+        "stat",
+        "took_s",
+    )
 
     def __init__(self, handle: RemoteFile) -> None:
         self.handle = handle
@@ -67,8 +96,8 @@ class Wish:
         self.ahead: Future[Lease] | None = None  # the prefetch
         self.demand: Future[Lease] | None = None  # what the task itself waits for
         self.lease: Lease | None = None  # what the task uses
-        self.began = 0.0
         self.took_s = 0.0  # the prefetch, once it has ended well
+        self.came = 0.0  # when it ended, by `time`
         self.moved = False
         self.over = False
 
@@ -82,6 +111,8 @@ class WorkerStaging:
         Called on first use.
     ahead_files, ahead_bytes : int
         What may be fetched, and kept, for tasks that have not opened it yet.
+    tell : callable
+        Called with each file that a task has opened, on the task's thread.
 
     Notes
     -----
@@ -89,9 +120,14 @@ class WorkerStaging:
     """
 
     def __init__(
-        self, make_stager: Callable[[], Stager], ahead_files: int, ahead_bytes: int
+        self,
+        make_stager: Callable[[], Stager],
+        ahead_files: int,
+        ahead_bytes: int,
+        tell: Callable[[Opened], None],
     ) -> None:
         self._make_stager = make_stager
+        self._tell = tell
         self._stager: Stager | None = None
         self._ahead_files = ahead_files
         self._ahead_bytes = ahead_bytes
@@ -187,14 +223,14 @@ class WorkerStaging:
             starting = [wish for wish in wishes.values() if wish.demand is None]
         for wish in starting:
             self._demand(wish)
-        return [wish.lease or self._wait(wish) for wish in claimed]
+        return [wish.lease or self._wait(key, wish) for wish in claimed]
 
     def _demand(self, wish: Wish) -> None:
         demand = self.stager.stage(wish.handle.url, expect=wish.stat)
         wish.demand = demand
         demand.add_done_callback(lambda done: self._note_moved(wish, done))
 
-    def _wait(self, wish: Wish) -> Lease:
+    def _wait(self, key: Hashable, wish: Wish) -> Lease:
         assert wish.demand is not None
         began = monotonic()
         try:
@@ -211,17 +247,26 @@ class WorkerStaging:
             wish.demand = None  # an error is not remembered: who opens the file again asks again
             raise
         finally:
-            self._count(waited_s=monotonic() - began)
+            waited_s = monotonic() - began
+            self._count(waited_s=waited_s)
         with self._changed:
             wish.lease, wish.demand = lease, None
             if lease.from_cache and not wish.moved:
                 self._count(cache_files=1, cache_bytes=lease.stat.size)
-            self._count(hidden_s=max(0.0, wish.took_s - (monotonic() - began)))
+            self._count(hidden_s=max(0.0, wish.took_s - waited_s))
             self._let_go(wish)
             self._loose.pop(wish.handle, None)
             self._changed.notify()
         self.end(("loose", wish.handle))
+        source = "archive" if wish.moved or not lease.from_cache else "node"
+        took_s, stop = (wish.took_s, wish.came) if wish.came else (waited_s, time())
+        size = lease.stat.size
+        self._tell(Opened(key, wish.handle.url, size, source, stop - took_s, stop, waited_s))
         return lease
+
+    def note_stored(self, size: int) -> None:
+        """Count an output."""
+        self._count(stored_files=1, stored_bytes=size)
 
     @property
     def stager(self) -> Stager:
@@ -285,14 +330,14 @@ class WorkerStaging:
         self.stager.stat(wish.handle.url).add_done_callback(answered)
 
     def _fetch(self, wish: Wish, stat: Stat) -> None:
-        wish.began = monotonic()
+        began = monotonic()
         wish.ahead = self.stager.stage(wish.handle.url, expect=stat, background=True)
 
         def came(done: Future[Lease]) -> None:
             error = done.exception()
             with self._changed:
                 if error is None:
-                    wish.took_s = monotonic() - wish.began
+                    wish.took_s, wish.came = monotonic() - began, time()
                     self._note_moved(wish, done)
                 else:
                     # Until a task ends there will be no room for the others either.

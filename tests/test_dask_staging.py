@@ -13,11 +13,12 @@ from pathlib import Path
 import dask
 import pytest
 
-from dask_plugin import RemoteFile, StagingPlugin, glob, local, stats
+from dask_plugin import RemoteFile, StagingPlugin, glob, local, stage_out, stats
 from pyremotedata_core import (
     AuthenticationFailed,
     RemoteFileNotFound,
     RemotePermissionDenied,
+    TransferError,
 )
 
 distributed = pytest.importorskip("distributed")
@@ -451,6 +452,131 @@ def test_registering_anew_leaves_running_tasks_their_files(
     assert stats(client) == {}
 
 
+# --- outputs ------------------------------------------------------------------------------------
+
+
+def summarise(url, fails=False):
+    with stage_out(url) as out:
+        with open(out, "w") as text:
+            text.write("result")
+        if fails:
+            raise ValueError("half-way")
+    return out.file
+
+
+def test_an_output_is_uploaded_and_the_next_task_has_it_at_once(
+    sshd_factory, start_cluster, register
+):
+    server = sshd_factory(log_requests=True)
+    client = register(start_cluster(n_workers=1, threads_per_worker=1), server)
+    first = client.submit(summarise, server.url("out/summary.txt"))
+    file = first.result()
+    assert (server.root / "out/summary.txt").read_text() == "result"
+    assert (file.size, file.name) == (6, "summary.txt")
+    opened = server.requests("open")
+    assert client.submit(read, first).result() == "result"
+    assert server.requests("open") == opened
+    assert stats(client).total["stored_bytes"] == 6
+
+
+def test_an_output_of_a_task_that_fails_is_not_uploaded(client, sshd, remote_directory, place):
+    with pytest.raises(ValueError, match="half-way"):
+        client.submit(summarise, sshd.url(f"{remote_directory}/out"), fails=True).result()
+    assert os.listdir(sshd.root / remote_directory) == []
+    assert not any(place.glob("*/incoming/*"))
+
+
+def test_an_upload_that_fails_is_the_tasks_error_and_may_be_tried_again(
+    client, sshd, remote_directory
+):
+    # A file stands where the output's directory is to be, until the first attempt has failed.
+    blocked = sshd.make(f"{remote_directory}/blocked", b"")
+
+    def attempt(url, unblock):
+        try:
+            return summarise(url)
+        except TransferError:
+            if unblock:
+                blocked.unlink()
+            raise
+
+    url = sshd.url(f"{remote_directory}/blocked/out")
+    with pytest.raises(TransferError):
+        client.submit(attempt, url, False).result()
+    assert client.submit(attempt, url, True, retries=1).result().size == 6
+    assert (blocked / "out").read_text() == "result"
+
+
+def test_an_output_of_a_killed_worker_is_written_by_another_attempt(
+    sshd_factory, relay_factory, start_cluster, register, place
+):
+    server = sshd_factory()
+    server.make_directory("out")
+    relay = relayed(server, relay_factory)
+    client = register(start_cluster(n_workers=1, threads_per_worker=1), server)
+
+    def write(url):
+        with stage_out(url) as out:
+            out.path.write_bytes(b"x" * 3_000_000)
+        return out.file
+
+    relay.stall(after_bytes=1_000_000, direction="up")
+    task = client.submit(write, relay.url(server.url("out/large")))
+    wait_until(lambda: relay.status()["up"] >= 1_000_000, "the upload has begun")
+    (pid,) = client.run(os.getpid).values()
+    os.kill(pid, signal.SIGKILL)
+    relay.resume()
+    assert task.result().size == 3_000_000
+    assert (server.root / "out/large").read_bytes() == b"x" * 3_000_000
+    wait_until(lambda: not any(place.glob("*/incoming/*")), "the draft of the killed one is gone")
+
+
+def test_an_output_outside_of_tasks_works(sshd, remote_directory, monkeypatch):
+    monkeypatch.setenv("PYREMOTEDATA_SSH_CONFIG", str(sshd.ssh_config))
+    output = stage_out(sshd.url(f"{remote_directory}/out"))
+    with pytest.raises(RuntimeError, match="with block"):
+        os.fspath(output)
+    with output as out:
+        out.path.write_text("here")
+        with pytest.raises(RuntimeError, match="not uploaded"):
+            _ = out.file
+    assert read(output.file) == "here"
+
+
+# --- what can be seen ---------------------------------------------------------------------------
+
+
+def test_fetches_are_bars_of_their_tasks_and_openings_are_events(
+    sshd_factory, relay_factory, start_cluster, register, tmp_path
+):
+    server = sshd_factory()
+    server.make("a", b"x" * 100_000)
+    relay = relayed(server, relay_factory)
+    relay.set(one_way_ms=20)
+    client = register(start_cluster(n_workers=1, threads_per_worker=1), server)
+    with distributed.get_task_stream(client) as stream:
+        assert client.submit(len_of, handle(server, relay, "a"), key="reader").result() == 100_000
+        assert client.submit(len_of, handle(server, relay, "a"), key="again").result() == 100_000
+    bars = {entry["key"]: [bar["action"] for bar in entry["startstops"]] for entry in stream.data}
+    assert sorted(bars["reader"]) == ["compute", "transfer"]
+    wait_until(lambda: len(client.get_events("pyremotedata")) == 2, "both events are there")
+    events = [event for _, event in client.get_events("pyremotedata")]
+    assert [(event["key"], event["source"]) for event in events] == [
+        ("reader", "archive"),
+        ("again", "node"),
+    ]
+    assert events[0]["bytes"] == 100_000
+    assert events[0]["start"] < events[0]["stop"]
+
+
+def test_the_dashboards_task_stream_takes_the_bars(client, make):
+    from distributed.diagnostics.task_stream import rectangles
+
+    with distributed.get_task_stream(client) as stream:
+        client.gather(client.map(read, [make(name) for name in "abcdef"]))
+    assert len(rectangles(stream.data)["start"]) >= 6
+
+
 # --- errors and deaths --------------------------------------------------------------------------
 
 
@@ -539,6 +665,21 @@ def test_a_worker_killed_while_it_fetches_is_replaced(
     relay.resume()
     assert task.result() == data
     wait_until(lambda: not any(place.glob("*/incoming/*")), "nothing is left")
+
+
+def test_the_plugin_can_be_preloaded_without_client_code(
+    start_cluster, sshd, make, monkeypatch, place
+):
+    monkeypatch.setenv("PYREMOTEDATA_SSH_CONFIG", str(sshd.ssh_config))
+    monkeypatch.setenv("PYREMOTEDATA_CACHE_DIR", str(place))
+    monkeypatch.setenv("DASK_DISTRIBUTED__WORKER__PRELOAD", "dask_plugin.preload")
+    with dask.config.set({"distributed.worker.preload": ["dask_plugin.preload"]}):
+        client = start_cluster(n_workers=1, threads_per_worker=1)
+    assert client.submit(read, make("a")).result() == "a"
+    assert stats(client).total["files"] == 1
+    client.register_plugin(StagingPlugin(ssh_config=str(sshd.ssh_config), cache_dir=str(place)))
+    assert stats(client).total["files"] == 0
+    assert client.submit(read, make("b")).result() == "b"
 
 
 def test_workers_that_come_later_are_served(start_cluster, register, sshd, make):

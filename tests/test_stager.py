@@ -35,8 +35,8 @@ from pyremotedata_core.stager.place import cache_root
 PATIENCE_S = 60.0
 
 # A process of its own that obeys lines: "stage URL" leases a file and answers with one line of
-# JSON, "release" gives it back, "begin URL" only begins, "fork" answers with the pid of a forked
-# child that does nothing, "exit" ends.
+# JSON, "release" gives it back, "begin URL" only begins, "draft URL" begins to write one, "fork"
+# answers with the pid of a forked child that does nothing, "exit" ends.
 CHILD = """
 import json, os, signal, sys
 from pyremotedata_core import ConnectionSettings, TransferError
@@ -55,6 +55,10 @@ for line in sys.stdin:
     elif verb == "release":
         lease.release()
         print("{}", flush=True)
+    elif verb == "draft":
+        draft = stager.draft(url)
+        draft.path.write_bytes(b"theirs")
+        print(json.dumps({"path": str(draft.path)}), flush=True)
     elif verb == "begin":
         future = stager.stage(url)
     elif verb == "fork":
@@ -605,6 +609,73 @@ def test_closing_ends_what_is_under_way(sshd_factory, relay_to, place):
     assert not left_over(place)
 
 
+# --- drafts -------------------------------------------------------------------------------------
+
+
+def test_a_draft_becomes_the_remote_file_and_an_entry_of_the_cache(sshd_factory, place):
+    server = sshd_factory(log_requests=True)
+    data = os.urandom(100_000)
+    with Stager(server.settings(cache_dir=str(place))) as stager:
+        draft = stager.draft(server.url("new/out.csv.gz"))
+        assert draft.path.name == "out.csv.gz"
+        draft.path.write_bytes(data)
+        found = draft.deliver()
+        assert (server.root / "new/out.csv.gz").read_bytes() == data
+        assert not draft.path.exists()
+        opened = server.requests("open")
+        lease = stager.lease(server.url("new/out.csv.gz"))
+        assert lease.from_cache
+        assert lease.stat == found
+        assert lease.path.read_bytes() == data
+        assert stat.S_IMODE(lease.path.stat().st_mode) == 0o444
+        assert int(lease.path.stat().st_mtime) == found.mtime
+        assert server.requests("open") == opened
+    assert not left_over(place)
+    assert int((root_of(place) / "usage").read_text()) == 100_000
+
+
+def test_a_draft_that_is_discarded_or_empty_handed_leaves_nothing(
+    stager, sshd, remote_directory, place
+):
+    url = sshd.url(f"{remote_directory}/out")
+    draft = stager.draft(url)
+    draft.path.write_bytes(b"half")
+    draft.discard()
+    with pytest.raises(TransferError, match="nothing has been written"):
+        stager.draft(url).deliver()
+    with pytest.raises(ConfigurationError, match="names no file"):
+        stager.draft(url + "/")
+    assert not left_over(place)
+    assert not (sshd.root / remote_directory / "out").exists()
+
+
+def test_a_draft_larger_than_the_cache_is_delivered_all_the_same(
+    small, sshd, remote_directory, place
+):
+    draft = small.draft(sshd.url(f"{remote_directory}/large"))
+    draft.path.write_bytes(bytes(50_000))
+    assert draft.deliver().size == 50_000
+    assert (sshd.root / remote_directory / "large").stat().st_size == 50_000
+    assert not files_in(place)
+    assert not left_over(place)
+
+
+def test_the_draft_of_a_killed_process_goes_and_that_of_a_living_one_stays(
+    stager, sshd, remote_directory, place, processes, options
+):
+    draft = stager.draft(sshd.url(f"{remote_directory}/mine"))
+    draft.path.write_bytes(b"mine")
+    process = processes(**options)
+    theirs = Path(process.ask(f"draft {sshd.url(f'{remote_directory}/theirs')}")["path"])
+    assert theirs.exists()
+    process.kill()
+    (other,) = make_files(sshd, remote_directory, ["other"])
+    processes(**options).ask(f"stage {other}")
+    assert not theirs.exists()
+    draft.deliver()
+    assert (sshd.root / remote_directory / "mine").read_bytes() == b"mine"
+
+
 # --- fork ---------------------------------------------------------------------------------------
 
 
@@ -693,6 +764,15 @@ def test_the_place_is_private(stager, sshd, remote_directory, place):
     lease = stager.lease(url)
     assert stat.S_IMODE(root_of(place).stat().st_mode) == 0o700
     assert root_of(place) in lease.path.parents
+
+
+def test_nodes_that_share_a_file_system_have_caches_of_their_own(place, monkeypatch):
+    monkeypatch.setattr("pyremotedata_core.stager.place._filesystem", lambda _: "nfs4")
+    monkeypatch.setattr("platform.node", lambda: "node1")
+    one = cache_root(str(place))
+    monkeypatch.setattr("platform.node", lambda: "node2")
+    assert cache_root(str(place)) != one
+    assert one.parent == place
 
 
 def test_a_link_in_the_place_of_the_cache_is_refused(place, tmp_path):

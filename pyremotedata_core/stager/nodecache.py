@@ -162,8 +162,12 @@ class NodeCache:
             pass
         return "another process"
 
-    def reserve(self, key: str, name: str, record: dict[str, Any]) -> Pin:
+    def reserve(
+        self, key: str, name: str, record: dict[str, Any], *, is_on_disk: bool = False
+    ) -> Pin:
         """Make room for an entry and pin it. The caller holds its lock.
+
+        With ``is_on_disk`` the file already lies in `incoming`: no free space is needed.
 
         Raises
         ------
@@ -181,7 +185,7 @@ class NodeCache:
         try:
             with self._usage() as usage:
                 used = usage.read()
-                free = _free_bytes(self.root)
+                free = size if is_on_disk else _free_bytes(self.root)
                 if used + size > self.budget_bytes or free < size:
                     used = self._evict(self.budget_bytes - size, size - free)
                     usage.write(used)

@@ -20,6 +20,7 @@ from ..url import RemoteURL
 from .bringing import Bringing, Request, error_of
 from .copying import copy_file
 from .daemons import Daemons
+from .draft import Draft
 from .lease import Lease, Pins
 from .nodecache import NodeCache, Pin, cache_key
 from .place import cache_root
@@ -145,6 +146,24 @@ class Stager:
             self._ask(url).add_done_callback(lambda answer: _pass_on(answer, future))
         return future
 
+    def draft(self, url: str | RemoteURL) -> Draft:
+        """Return a local file to write, which then is uploaded and in the cache, too.
+
+        Raises
+        ------
+        ConfigurationError
+            If the URL names no file.
+        """
+        return Draft(self, RemoteURL.parse(url))
+
+    def remember(self, url: RemoteURL, stat: Stat) -> str:
+        """Take it that the server would answer so now; return the key of the file's entry."""
+        with self._mutex:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[url] = (stat, monotonic() + STAT_LASTS_S)
+        return self._key(url, stat)
+
     def copy_out(self, lease: Lease, path: str | os.PathLike[str]) -> Path:
         """Copy a leased file to a path of its own, for a consumer that may change it.
 
@@ -200,12 +219,10 @@ class Stager:
         return answer
 
     def _told(self, url: RemoteURL, told: Future[Stat], answer: Future[Stat]) -> None:
+        if error_of(told) is None:
+            self.remember(url, told.result())
         with self._mutex:
             self._asked.pop(url, None)
-            if error_of(told) is None:
-                if len(self._known) >= _REMEMBERED:
-                    self._known.clear()
-                self._known[url] = (told.result(), monotonic() + STAT_LASTS_S)
         _pass_on(told, answer)
 
     # --- a request is served, or joins those who wait ---------------------------------------

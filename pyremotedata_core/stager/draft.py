@@ -1,0 +1,104 @@
+"""Drafts: local files on their way to the server, and then in the node's cache, too."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigurationError, LocalStorageFull, TransferError, from_oserror
+from ..model import Stat
+from ..url import RemoteURL
+
+if TYPE_CHECKING:
+    from .stager import Stager
+
+
+class Draft:
+    """A local file to be written, which `deliver` uploads; from `Stager.draft`.
+
+    Attributes
+    ----------
+    url : RemoteURL
+        What it becomes.
+    path : Path
+        Where to write it; it has the name of the remote file.
+
+    Notes
+    -----
+    Lies in the cache's directory, but does not count against its budget until it is delivered.
+    What a killed process leaves is removed by the next one. Not thread-safe.
+    """
+
+    def __init__(self, stager: Stager, url: RemoteURL) -> None:
+        if not url.name or url.trailing_slash:
+            raise ConfigurationError("the URL names no file; an output is one file", str(url))
+        self.url = url
+        self._stager = stager
+        # A key that no file has: whoever finds its lock free removes the directory.
+        key = f"draft.{secrets.token_hex(8)}"
+        try:
+            self._lock = stager.cache.try_lock(key)
+            self._directory = stager.cache.incoming(key)
+        except OSError as error:
+            raise from_oserror(error) from None
+        self.path = self._directory / url.name
+
+    def deliver(self) -> Stat:
+        """Upload the file, whole or not at all, and keep it in the cache if there is room.
+
+        Blocks. The draft is gone afterwards, whatever happens.
+
+        Raises
+        ------
+        TransferError
+            If nothing was written, or the server does not take it.
+        """
+        try:
+            if not self.path.is_file():
+                raise TransferError(f"nothing has been written to {self.path}", str(self.url))
+            upload = self._stager.engine.store(self.path, self.url)
+            try:
+                stat = upload.result()
+            except BaseException:
+                upload.cancel()
+                raise
+            if os.listdir(self._directory) == [self.path.name] and not self.path.is_symlink():
+                self._keep(stat)
+            return stat
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Remove it; a second call does nothing."""
+        shutil.rmtree(self._directory, ignore_errors=True)
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.release()
+
+    def _keep(self, stat: Stat) -> None:
+        """Make the file an entry of the cache, unless it is one, or there is no room."""
+        cache, name = self._stager.cache, self.url.name
+        key = self._stager.remember(self.url, stat)
+        lock = cache.try_lock(key)
+        if lock is None:
+            return
+        try:
+            found = cache.find(key, name)
+            if found is not None:
+                found.release()
+                return
+            record = {"url": str(self.url), "size": stat.size, "mtime": stat.mtime}
+            pin = cache.reserve(key, name, record, is_on_disk=True)
+            try:
+                os.utime(self.path, (stat.mtime, stat.mtime))
+                cache.publish(key, self._directory, name)
+            except BaseException:
+                cache.withdraw(key, pin, None)
+                raise
+            pin.release()
+        except (OSError, LocalStorageFull):
+            pass  # it is on the server; who wants it here fetches it
+        finally:
+            lock.release()
