@@ -54,7 +54,7 @@ def fits(size: int, held: int, budget: int, free: int) -> bool:
     budget : int
         What the user allows.
     free : int
-        Free space of the file system, without what is there already.
+        Free space of the file system.
     """
     return held + size <= budget and held + size <= free * DISK_SHARE
 
@@ -88,11 +88,13 @@ class Prefetch:
 
     def want(self, url: RemoteURL, stat: Stat, path: Path) -> None:
         """Note that a file may be retrieved to ``path`` soon."""
-        if not self._budget or stat.kind != "file" or os.path.lexists(path):
+        suitable = stat.kind == "file" and stat.size <= self._budget
+        if not self._budget or not suitable or os.path.lexists(path):
             return
         with self._lock:
-            if url not in self._ahead and len(self._wanted) < MAX_FILES:
-                self._wanted[url] = stat
+            if url in self._wanted or url in self._ahead or len(self._wanted) >= MAX_FILES:
+                return
+            self._wanted[url] = stat
             self._fetch_more()
 
     def begin(self) -> None:
@@ -152,23 +154,23 @@ class Prefetch:
             self._workspace.close()
 
     def _fetch_more(self) -> None:
-        if not (self._begun and self._budget and self._wanted):
+        if not (self._begun and self._wanted):
             return
         if self._workspace is None:
             try:
                 self._workspace = Workspace(self._parent)
             except OSError:
-                self._budget = 0
+                self._wanted.clear()
                 return
             # Registered after the engine's own, so called before it.
             atexit.register(self.close)
-        free = shutil.disk_usage(self._parent).free + self._held
-        for url, stat in list(self._wanted.items()):
-            if len(self._ahead) >= MAX_FILES:
-                break
-            if fits(stat.size, self._held, self._budget, free):
-                del self._wanted[url]
-                self._fetch(url, stat)
+        free = shutil.disk_usage(self._parent).free
+        while self._wanted and len(self._ahead) < MAX_FILES:
+            url, stat = next(iter(self._wanted.items()))
+            if not fits(stat.size, self._held, self._budget, free):
+                break  # until something is taken; looking through all each time would cost
+            del self._wanted[url]
+            self._fetch(url, stat)
 
     def _fetch(self, url: RemoteURL, stat: Stat) -> None:
         assert self._workspace is not None
