@@ -23,7 +23,7 @@ from .engine import TransferEngine
 from .errors import ConfigurationError, RemoteFileNotFound, TransferError, from_plain
 from .model import Entry, Stat, TreeResult, one_line
 from .progress import Progress, shown
-from .remote import Remote, local_target, wait_for
+from .remote import Remote, fetch_known, local_target, own_name, wait_for
 from .url import RemoteURL, looks_like_url
 
 
@@ -258,6 +258,7 @@ def _get(engine: TransferEngine, options: argparse.Namespace) -> int:
     tally = _Tally()
     looks = [(url, engine.stat(url)) for url in urls]
     pairs: list[tuple[RemoteURL, Any]] = []
+    _check_names([url.name for url in urls], destination)
     with shown(not options.json, "get") as tell:
         for url, future in looks:
             try:
@@ -267,20 +268,29 @@ def _get(engine: TransferEngine, options: argparse.Namespace) -> int:
                 continue
             target = local_target(url, destination)
             if stat.kind == "directory":
-                tally.add(wait_for(engine.fetch_tree(url, target, on_progress=tell)))
+                tree = engine.fetch_tree(url, target, on_progress=tell)
+                tally.attempt_tree(partial(wait_for, tree))
             elif len(urls) == 1:
                 tally.attempt(partial(_fetch_one, engine, url, target, stat, tell))
             else:
                 pairs.append((url, target))
         if pairs:
-            tally.add(wait_for(engine.fetch_many(pairs, on_progress=tell)))
+            many = engine.fetch_many(pairs, on_progress=tell)
+            tally.attempt_tree(partial(wait_for, many))
     return tally.end(options)
 
 
 def _fetch_one(
     engine: TransferEngine, url: RemoteURL, target: Any, stat: Any, tell: Progress | None
 ) -> int:
-    return wait_for(engine.fetch(url, target, expect=stat, on_progress=tell)).size
+    return fetch_known(engine, url, target, stat, tell).size
+
+
+def _check_names(names: Sequence[str], where: object) -> None:
+    """Refuse to place two sources of one name, as the second would replace the first."""
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise ConfigurationError(f"two of the sources would become {twice!r} in {where}")
 
 
 def _size_of(store: Future[Stat]) -> int:
@@ -301,9 +311,9 @@ def _put(engine: TransferEngine, options: argparse.Namespace) -> int:
     tally = _Tally()
     stores = []
     with shown(not options.json, "put") as tell:
+    _check_names([own_name(source) for source in options.sources], url)
         for source in options.sources:
-            name = os.path.basename(os.path.realpath(source))
-            target = url.join(name) if into else url
+            target = url.join(own_name(source)) if into else url
             if os.path.isdir(source):
                 tree = engine.store_tree(source, target, on_progress=tell)
                 tally.attempt_tree(partial(wait_for, tree))

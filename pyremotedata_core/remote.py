@@ -15,8 +15,9 @@ from .config import ConnectionSettings
 from .engine import AnyPath, TransferEngine
 from .errors import (
     ConfigurationError,
+    RemoteChanged,
     RemoteFileNotFound,
-    TransferError,
+    ServerRefused,
     from_plain,
 )
 from .model import Entry, Stat, TreeResult
@@ -100,7 +101,7 @@ class Remote:
         try:
             entries = wait_for(self.engine.scandir(url))
             return sorted(entries)
-        except TransferError:
+        except ServerRefused:
             stat = wait_for(self.engine.stat(url))
             if stat.kind == "directory":
                 raise
@@ -182,7 +183,7 @@ class Remote:
                 result = wait_for(self.engine.fetch_tree(url, target, on_progress=tell))
                 raise_failures(result)
             else:
-                wait_for(self.engine.fetch(url, target, expect=stat, on_progress=tell))
+                fetch_known(self.engine, url, target, stat, tell)
         return target
 
     def get_many(
@@ -353,7 +354,7 @@ class Remote:
         wait_for(self.engine.remove(self.locate(path), recursive=recursive))
 
     def _remote_target(self, local: Path, url: RemoteURL) -> RemoteURL:
-        name = local.resolve().name
+        name = own_name(local)
         if url.trailing_slash:
             return url.join(name)
         try:
@@ -383,6 +384,21 @@ def raise_failures(result: TreeResult) -> None:
             f"{error.message} (and {others} other failures)", error.url, error.retryable
         )
     raise error
+
+def own_name(path: AnyPath) -> str:
+    """Return the name of a local file: a link's own, the real one of ``.`` and ``..``."""
+    return os.path.basename(os.path.abspath(path))
+
+
+def fetch_known(
+    engine: TransferEngine, url: RemoteURL, path: Path, stat: Stat, tell: Progress | None
+) -> Stat:
+    """Fetch a file after a first look at it; if it has changed since, as it is now."""
+    try:
+        return wait_for(engine.fetch(url, path, expect=stat, on_progress=tell))
+    except RemoteChanged:
+        return wait_for(engine.fetch(url, path, on_progress=tell))
+
 
 
 def wait_for(future: Future[T]) -> T:
