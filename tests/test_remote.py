@@ -1,0 +1,360 @@
+"""Remote, the face for scripts and notebooks, against a real server."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pyremotedata_core import (
+    ConfigurationError,
+    Remote,
+    RemoteFileNotFound,
+    RemotePermissionDenied,
+    RemoteURL,
+    ServerRefused,
+    TransferEngine,
+    TransferError,
+    TransferTimeout,
+)
+
+from .servers import ScriptedSshd
+from .sites import tree
+
+MTIME = 1_234_567_890
+LARGE = 20 * 2**20 + 12_345
+
+
+@pytest.fixture(scope="module")
+def engine(sshd):
+    with TransferEngine(sshd.settings(timeout_s=30.0)) as engine:
+        yield engine
+
+
+@pytest.fixture
+def there(sshd, remote_directory) -> Path:
+    """Where the remote directory really is."""
+    return sshd.root / remote_directory
+
+
+@pytest.fixture
+def remote(sshd, remote_directory, engine) -> Remote:
+    return Remote(sshd.url(remote_directory), engine=engine)
+
+
+@pytest.fixture
+def make(sshd, remote_directory):
+    """Write a file in the remote directory."""
+
+    def write(relative: str, data: bytes = b"", **options) -> Path:
+        return sshd.make(f"{remote_directory}/{relative}", data, **options)
+
+    return write
+
+
+# --- which remote ---------------------------------------------------------------------------
+
+
+def test_the_configured_remote_is_the_default(sshd, remote_directory, monkeypatch):
+    for name, value in {
+        "REMOTE_URI": "127.0.0.1",
+        "REMOTE_PORT": str(sshd.port),
+        "REMOTE_USERNAME": sshd.user,
+        "REMOTE_DIRECTORY": sshd.remote_path(remote_directory),
+        "SSH_CONFIG": str(sshd.ssh_config),
+    }.items():
+        monkeypatch.setenv(f"PYREMOTEDATA_{name}", value)
+    sshd.make(f"{remote_directory}/a", b"1")
+    with Remote() as remote:
+        assert remote.url == RemoteURL.parse(sshd.url(remote_directory))
+        assert remote.ls() == ["a"]
+
+
+def test_an_alias_of_ssh_config_is_a_host(sshd, remote_directory):
+    path = f"sftp://{sshd.alias}{sshd.remote_path(remote_directory)}"
+    with Remote(path, ssh_config=str(sshd.ssh_config)) as remote:
+        assert remote.ls() == []
+
+
+def test_without_a_remote_the_error_says_how_to_give_one():
+    with pytest.raises(ConfigurationError, match="PYREMOTEDATA_REMOTE_URI"):
+        Remote()
+
+
+def test_a_remote_leaves_an_engine_that_it_was_given_open(sshd, engine, remote_directory):
+    with Remote(sshd.url(remote_directory), engine=engine) as remote:
+        assert remote.ls() == []
+    assert engine.stat(sshd.url()).result(30).kind == "directory"
+    with pytest.raises(ConfigurationError, match="engine"):
+        Remote(sshd.url(), engine=engine, timeout_s=3)
+
+
+def test_paths_are_relative_absolute_or_whole_urls(remote, make, sshd, remote_directory):
+    make("sub/a b#c", b"12")
+    for path in (
+        "sub/a b#c",
+        "./sub//a b#c",
+        sshd.remote_path(f"{remote_directory}/sub/a b#c"),
+        sshd.url(f"{remote_directory}/sub/a b#c"),
+        RemoteURL.parse(sshd.url(f"{remote_directory}/sub/a b#c")),
+    ):
+        assert remote.stat(path).size == 2
+
+
+# --- looking --------------------------------------------------------------------------------
+
+
+def test_names_are_listed_sorted(remote, make):
+    for name in ("b", "a", "C", ".d"):
+        make(name)
+    make("sub/e")
+    assert remote.ls() == [".d", "C", "a", "b", "sub"]
+    assert remote.ls("sub") == ["e"]
+    assert remote.ls("sub/e") == ["e"]
+    assert [entry.stat.kind for entry in remote.scandir()] == ["file"] * 4 + ["directory"]
+    with pytest.raises(RemoteFileNotFound):
+        remote.ls("none")
+
+
+def test_only_the_whole_name_exists(remote, make):
+    make("ab.txt")
+    assert remote.exists("ab.txt")
+    assert remote.exists("")
+    for name in ("b.txt", "a", "ab", "ab.tx?", "*", "none/ab.txt"):
+        assert not remote.exists(name)
+
+
+def test_whether_something_exists_costs_one_request(sshd_factory):
+    server = sshd_factory(log_requests=True)
+    with Remote(server.url(), ssh_config=str(server.ssh_config)) as remote:
+        remote.exists("")
+        before = server.requests()
+        assert not remote.exists("none")
+        assert server.requests() == before + 1
+
+
+def test_what_cannot_be_known_is_an_error_and_not_a_no(chroot_sshd):
+    chroot_sshd.make("shut/a", b"1")
+    (chroot_sshd.root / "shut").chmod(0)
+    try:
+        remote = Remote(chroot_sshd.url(), ssh_config=str(chroot_sshd.ssh_config))
+        with remote, pytest.raises(RemotePermissionDenied):
+            remote.exists("shut/a")
+    finally:
+        (chroot_sshd.root / "shut").chmod(0o755)
+
+
+def test_usage_is_the_bytes_of_all_files(remote, make):
+    make("a", b"1" * 100)
+    make("sub/b", b"1" * 50)
+    make("sub/deep/c", b"1" * 7)
+    assert (remote.du(), remote.du("sub"), remote.du("a")) == (157, 57, 100)
+
+
+# --- placement, as cp -r does it --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("destination", "made"),
+    [
+        ("new", "new"),
+        ("new/deep/name", "new/deep/name"),
+        ("new/", "new/a.txt"),
+        ("new/deep/", "new/deep/a.txt"),
+        ("there", "there/a.txt"),
+        ("there/", "there/a.txt"),
+        ("there/b.txt", "there/b.txt"),
+        (".", "a.txt"),
+    ],
+)
+def test_a_file_goes_into_a_directory_or_under_a_name(
+    remote, make, there, tmp_path, monkeypatch, destination, made
+):
+    make("a.txt", b"123")
+    (tmp_path / "local" / "there").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "local")
+    assert remote.get("a.txt", destination) == Path(made)
+    assert (tmp_path / "local" / made).read_bytes() == b"123"
+
+    (tmp_path / "a.txt").write_bytes(b"456")
+    (there / "up" / "there").mkdir(parents=True)
+    url = remote.put(tmp_path / "a.txt", f"up/{destination}")
+    assert url == remote.locate(f"up/{made}")
+    assert (there / "up" / made).read_bytes() == b"456"
+
+
+@pytest.mark.parametrize(
+    ("destination", "made"),
+    [
+        ("new", "new"),
+        ("new/deep", "new/deep"),
+        ("new/", "new/t"),
+        ("there", "there/t"),
+        ("there/", "there/t"),
+        ("there/u", "there/u"),
+    ],
+)
+def test_a_directory_goes_into_a_directory_or_under_a_name(
+    remote, make, there, tmp_path, monkeypatch, destination, made
+):
+    make("t/sub/a", b"1")
+    (there / "t/empty").mkdir()
+    (tmp_path / "local" / "there").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "local")
+    content = {"sub": None, "sub/a": b"1", "empty": None}
+    for source in ("t", "t/"):
+        assert remote.get(source, destination) == Path(made)
+        assert tree(tmp_path / "local" / made) == content
+        if made == destination:
+            break  # it is there now, and takes what comes next into itself
+
+    (there / "up" / "there").mkdir(parents=True)
+    (tmp_path / "t/sub").mkdir(parents=True)
+    (tmp_path / "t/empty").mkdir()
+    (tmp_path / "t/sub/a").write_bytes(b"1")
+    assert remote.put(tmp_path / "t", f"up/{destination}") == remote.locate(f"up/{made}")
+    assert tree(there / "up" / made) == content
+
+
+def test_the_root_of_a_remote_has_no_name_of_its_own(chroot_sshd, tmp_path):
+    chroot_sshd.make("root/a", b"1")
+    base = chroot_sshd.url().removesuffix("/upload")
+    with Remote(f"{base}/", ssh_config=str(chroot_sshd.ssh_config)) as remote:
+        remote.get("", tmp_path)
+    assert (tmp_path / "upload/root/a").read_bytes() == b"1"
+
+
+def test_a_link_is_put_under_its_own_name(remote, there, tmp_path):
+    (tmp_path / "target.bin").write_bytes(b"1")
+    (tmp_path / "link.bin").symlink_to("target.bin")
+    (tmp_path / "t").mkdir()
+    (tmp_path / "tree").symlink_to("t")
+    remote.put(tmp_path / "link.bin", "up/")
+    remote.put(tmp_path / "tree", "up/")
+    assert tree(there / "up") == {"link.bin": b"1", "tree": None}
+
+
+def test_the_current_directory_is_put_under_its_name(remote, there, tmp_path, monkeypatch):
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t/a").write_bytes(b"1")
+    monkeypatch.chdir(tmp_path / "t")
+    remote.put(".", "up/")
+    assert tree(there / "up") == {"t": None, "t/a": b"1"}
+
+
+def test_many_files_are_got_in_their_order(remote, make, tmp_path):
+    names = [f"{number}" for number in range(30)]
+    for name in names:
+        make(f"sub/{name}", name.encode())
+    paths = remote.get_many([f"sub/{name}" for name in names], tmp_path / "new")
+    assert paths == [tmp_path / "new" / name for name in names]
+    assert [path.read_bytes() for path in paths] == [name.encode() for name in names]
+    assert remote.get_many([], tmp_path) == []
+
+
+def test_two_files_of_one_name_are_refused_before_anything_moves(remote, make, tmp_path):
+    make("one/a", b"1")
+    make("two/a", b"2")
+    with pytest.raises(ConfigurationError, match="'a'"):
+        remote.get_many(["one/a", "two/a"], tmp_path)
+    assert tree(tmp_path) == {}
+
+
+def test_of_many_files_the_failures_are_raised_after_the_others_have_moved(remote, make, tmp_path):
+    make("a", b"1")
+    make("b", b"2")
+    with pytest.raises(RemoteFileNotFound, match="1 other failure"):
+        remote.get_many(["none", "a", "nothing", "b"], tmp_path)
+    assert tree(tmp_path) == {"a": b"1", "b": b"2"}
+
+
+def test_what_is_missing_locally_is_named(remote, tmp_path):
+    with pytest.raises(TransferError, match=str(tmp_path / "none")):
+        remote.put(tmp_path / "none", "up/")
+
+
+def test_a_file_that_changes_after_the_first_look_is_got_as_it_is_now(remote, make, tmp_path):
+    """Between the look that decides where it goes and the transfer."""
+    path = make("a", b"old", mtime=MTIME)
+    engine = remote.engine
+    look = engine.stat
+
+    def look_and_change(url, **options):
+        future = look(url, **options)
+        future.result(30)
+        path.write_bytes(b"new and longer")
+        return future
+
+    engine.stat = look_and_change
+    try:
+        remote.get("a", tmp_path / "a")
+    finally:
+        del engine.stat
+    assert (tmp_path / "a").read_bytes() == b"new and longer"
+
+
+# --- sync -----------------------------------------------------------------------------------
+
+
+def test_a_sync_goes_both_ways_and_moves_only_what_changed(remote, make, there, tmp_path):
+    make("t/a", b"1", mtime=MTIME)
+    make("t/sub/b", b"2", mtime=MTIME)
+    result = remote.sync("t", tmp_path / "t")
+    assert (result.files, result.unchanged) == (2, 0)
+    assert tree(tmp_path / "t") == tree(there / "t")
+    (tmp_path / "t/c").write_bytes(b"3")
+    (tmp_path / "t/a").unlink()
+    result = remote.sync("t", tmp_path / "t", direction="up", delete=True)
+    assert (result.files, result.unchanged, result.deleted) == (1, 1, 1)
+    assert tree(there / "t") == {"sub": None, "sub/b": b"2", "c": b"3"}
+    result = remote.sync("t", tmp_path / "t", delete=True)
+    assert (result.files, result.unchanged, result.deleted) == (0, 2, 0)
+    result = remote.sync("t", tmp_path / "t", replace=True)
+    assert (result.files, result.unchanged) == (2, 0)
+    with pytest.raises(ConfigurationError, match="direction"):
+        remote.sync("t", tmp_path / "t", direction="sideways")
+
+
+def test_progress_is_told_to_a_function(remote, make, tmp_path):
+    make("t/a", bytes(LARGE))
+    make("t/b", b"1")
+    told: list[tuple[int, int]] = []
+    remote.get("t", tmp_path / "t", progress=lambda *moved: told.append(moved))
+    assert tuple(map(sum, zip(*told, strict=True))) == (LARGE + 1, 2)
+    remote.get("t/a", tmp_path / "a", progress=True)  # no terminal: no bar, no error
+
+
+# --- changing -------------------------------------------------------------------------------
+
+
+def test_directories_and_files_are_made_and_removed(remote, make, there):
+    remote.mkdir("a/b")
+    remote.mkdir("a/b")
+    make("a/b/c")
+    with pytest.raises(ServerRefused, match="recursive"):
+        remote.rm("a")
+    remote.rm("a/b/c")
+    with pytest.raises(RemoteFileNotFound):
+        remote.rm("a/b/c")
+    remote.rm("a", recursive=True)
+    assert tree(there) == {}
+
+
+def test_listing_a_silent_server_waits_only_once(tmp_path):
+    """The second look, whether it is a file, is for servers that answer."""
+    with (
+        ScriptedSshd("lie", "silent") as server,
+        Remote(server.url(), ssh_config=str(server.ssh_config), timeout_s=3.0) as remote,
+    ):
+        before = server.logins()
+        with pytest.raises(TransferTimeout):
+            remote.ls("a")
+        assert server.logins() == before + 1
+
+
+def test_repr_names_the_remote_and_no_secret(sshd):
+    with Remote(sshd.url(), password="canary") as remote:
+        assert str(RemoteURL.parse(sshd.url())) in repr(remote)
+        assert "canary" not in repr(remote) + repr(remote.engine)
+    os.environ.pop("PYREMOTEDATA_PASSWORD", None)
