@@ -255,10 +255,10 @@ def _get(engine: TransferEngine, options: argparse.Namespace) -> int:
     into = destination.endswith("/") or os.path.isdir(destination)
     if len(urls) > 1 and not into:
         raise ConfigurationError(f"{destination} is no directory; end it with / to make one")
+    _check_names([url.name for url in urls], destination)
     tally = _Tally()
     looks = [(url, engine.stat(url)) for url in urls]
     pairs: list[tuple[RemoteURL, Any]] = []
-    _check_names([url.name for url in urls], destination)
     with shown(not options.json, "get") as tell:
         for url, future in looks:
             try:
@@ -308,10 +308,10 @@ def _put(engine: TransferEngine, options: argparse.Namespace) -> int:
             into = False
     if len(options.sources) > 1 and not into:
         raise ConfigurationError(f"{url} is no directory; end it with / to make one")
+    _check_names([own_name(source) for source in options.sources], url)
     tally = _Tally()
     stores = []
     with shown(not options.json, "put") as tell:
-    _check_names([own_name(source) for source in options.sources], url)
         for source in options.sources:
             target = url.join(own_name(source)) if into else url
             if os.path.isdir(source):

@@ -373,18 +373,6 @@ def local_target(url: RemoteURL, destination: AnyPath) -> Path:
     return Path(text) / url.name if into and named else Path(text)
 
 
-def raise_failures(result: TreeResult) -> None:
-    """Raise the first failure of many files, and say how many there are."""
-    if not result.failed:
-        return
-    error = from_plain(result.failed[0])
-    others = len(result.failed) - 1
-    if others:
-        error = type(error)(
-            f"{error.message} (and {others} other failures)", error.url, error.retryable
-        )
-    raise error
-
 def own_name(path: AnyPath) -> str:
     """Return the name of a local file: a link's own, the real one of ``.`` and ``..``."""
     return os.path.basename(os.path.abspath(path))
@@ -399,6 +387,18 @@ def fetch_known(
     except RemoteChanged:
         return wait_for(engine.fetch(url, path, on_progress=tell))
 
+
+def raise_failures(result: TreeResult) -> None:
+    """Raise the first failure of many files, and say how many there are."""
+    if not result.failed:
+        return
+    error = from_plain(result.failed[0])
+    others = len(result.failed) - 1
+    if others:
+        error = type(error)(
+            f"{error.message} (and {others} other failures)", error.url, error.retryable
+        )
+    raise error
 
 
 def wait_for(future: Future[T]) -> T:
