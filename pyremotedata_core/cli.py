@@ -119,6 +119,9 @@ def _parser() -> argparse.ArgumentParser:
 
     sync = verb("sync", _sync, "Make B's content equal A's; unchanged files stay.")
     sync.add_argument("--delete", action="store_true", help="remove what A does not hold")
+    sync.add_argument("-n", "--dry-run", action="store_true", help="only say what would be done")
+    for name, text in (("include", "only files that match"), ("exclude", "nothing that matches")):
+        sync.add_argument(f"--{name}", action="append", default=[], metavar="PATTERN", help=text)
     sync.add_argument("source", metavar="A", help="a URL or a local directory")
     sync.add_argument("destination", metavar="B", help="a local directory or a URL")
 
@@ -330,7 +333,14 @@ def _sync(engine: TransferEngine, options: argparse.Namespace) -> int:
         raise ConfigurationError("one of both must be a URL, the other a local directory")
     tally = _Tally()
     with shown(not options.json, "sync") as tell:
-        keywords = {"compare": True, "delete": options.delete, "on_progress": tell}
+        keywords: dict[str, Any] = {
+            "compare": True,
+            "delete": options.delete,
+            "include": options.include,
+            "exclude": options.exclude,
+            "dry_run": options.dry_run,
+            "on_progress": tell,
+        }
         if down:
             future = engine.fetch_tree(options.source, options.destination, **keywords)
         else:
@@ -346,12 +356,14 @@ class _Tally:
         self._began = time.monotonic()
         self._sum = {"files": 0, "bytes": 0, "unchanged": 0, "deleted": 0}
         self._skipped: list[tuple[str, str]] = []
+        self._planned: list[tuple[str, str]] = []
         self._errors: list[TransferError] = []
 
     def add(self, result: TreeResult) -> None:
         for key in self._sum:
             self._sum[key] += getattr(result, key)
         self._skipped += result.skipped
+        self._planned += result.planned
         self._errors += [from_plain(plain) for plain in result.failed]
 
     def fail(self, error: TransferError) -> None:
@@ -384,11 +396,15 @@ class _Tally:
             print(f"pyremotedata: skipped {one_line(path)}: {why}", file=sys.stderr)
         for error in self._errors:
             _complain(error)
-        if options.json:
+        if not options.json:
+            for action, path in self._planned:
+                print(f"{action} {_shown(path)}")
+        else:
             outcome = {
                 **self._sum,
                 "seconds": round(time.monotonic() - self._began, 3),
                 "skipped": self._skipped,
+                "planned": self._planned,
                 "failed": [error.to_plain() for error in self._errors],
             }
             print(json.dumps(outcome, indent=1))

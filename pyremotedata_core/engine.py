@@ -20,6 +20,7 @@ from typing import Any
 
 from .config import ConnectionSettings
 from .errors import ConfigurationError, ConnectionLost, TransferError, from_plain
+from .filters import Filter
 from .helper import FAILED, FATAL_ID, OK, Server, pack, plain, plain_url, unpack
 from .model import Entry, Stat, TreeResult
 from .url import RemoteURL
@@ -204,6 +205,9 @@ class TransferEngine:
         *,
         compare: bool = False,
         delete: bool = False,
+        include: Iterable[str] = (),
+        exclude: Iterable[str] = (),
+        dry_run: bool = False,
         on_progress: Progress | None = None,
     ) -> Future[TreeResult]:
         """Download what a remote directory holds into a local one, file by file.
@@ -216,7 +220,12 @@ class TransferEngine:
         compare : bool
             Leave files alone whose size and mtime agree.
         delete : bool
-            Remove local entries that the remote directory does not hold.
+            Remove local entries that the remote directory does not hold. With patterns given,
+            only files that are meant go, and no directories.
+        include, exclude : iterable of str
+            Patterns for files that are meant, see `Filter`.
+        dry_run : bool
+            Change nothing; the result tells what would be done.
         on_progress : callable, optional
             As for `fetch`.
 
@@ -225,7 +234,7 @@ class TransferEngine:
         A link to a file within the tree is fetched as the file; other links and special files
         are skipped and named in the result.
         """
-        options = {"compare": compare, "delete": delete}
+        options = _tree_options(compare, delete, include, exclude, dry_run)
         args = (_plain(url), _absolute(directory), options)
         return self._request("fetch_tree", args, _to_tree, on_progress)
 
@@ -236,10 +245,13 @@ class TransferEngine:
         *,
         compare: bool = False,
         delete: bool = False,
+        include: Iterable[str] = (),
+        exclude: Iterable[str] = (),
+        dry_run: bool = False,
         on_progress: Progress | None = None,
     ) -> Future[TreeResult]:
         """Upload what a local directory holds into a remote one; see `fetch_tree`."""
-        options = {"compare": compare, "delete": delete}
+        options = _tree_options(compare, delete, include, exclude, dry_run)
         args = (_absolute(directory), _plain(url), options)
         return self._request("store_tree", args, _to_tree, on_progress)
 
@@ -469,6 +481,19 @@ def _plain(url: AnyURL) -> Any:
 
 def _absolute(path: AnyPath) -> str:
     return os.path.abspath(os.fspath(path))
+
+
+def _tree_options(
+    compare: bool, delete: bool, include: Iterable[str], exclude: Iterable[str], dry_run: bool
+) -> dict[str, Any]:
+    chosen = Filter(include, exclude)  # a wrong pattern is told here and now
+    return {
+        "compare": compare,
+        "delete": delete,
+        "include": chosen.include,
+        "exclude": chosen.exclude,
+        "dry_run": dry_run,
+    }
 
 
 def _same(value: Any) -> Any:

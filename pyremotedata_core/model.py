@@ -82,6 +82,9 @@ class TreeResult(NamedTuple):
         Path and reason of entries that were left out (special files, links out of the tree).
     failed : list of dict
         One plain error (`TransferError.to_plain`) for each file that failed.
+    planned : tuple of (str, str)
+        Of a dry run: what would be done ("fetch", "store", "delete"), and to which path below
+        the top. ``files``, ``bytes`` and ``deleted`` then count what would be.
     """
 
     files: int
@@ -90,3 +93,4 @@ class TreeResult(NamedTuple):
     deleted: int
     skipped: list[tuple[str, str]]
     failed: list[dict]
+    planned: tuple[tuple[str, str], ...] = ()

@@ -250,6 +250,9 @@ class Remote:
         direction: str = "down",
         delete: bool = False,
         replace: bool = False,
+        include: Iterable[str] = (),
+        exclude: Iterable[str] = (),
+        dry_run: bool = False,
         progress: bool | Progress | None = None,
     ) -> TreeResult:
         """Make one directory hold what the other holds; files with equal size and mtime stay.
@@ -264,6 +267,11 @@ class Remote:
             Remove what the source does not hold.
         replace : bool
             Move files although size and mtime agree.
+        include, exclude : iterable of str
+            Patterns: ``*.csv`` for names at any depth, ``raw/**/*.csv`` for paths. Only files
+            that match an included pattern, and none that matches an excluded one.
+        dry_run : bool
+            Change nothing; the result's ``planned`` tells what would be done.
         progress : bool or callable
             As for `get`.
 
@@ -280,14 +288,18 @@ class Remote:
             raise ConfigurationError(f"direction is 'down' or 'up', not {direction!r}")
         url = self.locate(remote)
         with shown(progress, "sync") as tell:
+            options: dict[str, Any] = {
+                "compare": not replace,
+                "delete": delete,
+                "include": include,
+                "exclude": exclude,
+                "dry_run": dry_run,
+                "on_progress": tell,
+            }
             if direction == "down":
-                future = self.engine.fetch_tree(
-                    url, local, compare=not replace, delete=delete, on_progress=tell
-                )
+                future = self.engine.fetch_tree(url, local, **options)
             else:
-                future = self.engine.store_tree(
-                    local, url, compare=not replace, delete=delete, on_progress=tell
-                )
+                future = self.engine.store_tree(local, url, **options)
             result = wait_for(future)
         raise_failures(result)
         return result

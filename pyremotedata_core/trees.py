@@ -30,6 +30,7 @@ from .errors import (
     TransferTimeout,
     from_oserror,
 )
+from .filters import Filter
 from .local import make_directory
 from .model import Entry, Stat, TreeResult
 from .mover import Fetch, Job, Mover, Store
@@ -58,9 +59,13 @@ Count = Callable[[int, int], None]
 class _Many(Job):
     """A job made of many; subclasses queue steps, this bounds and counts them."""
 
-    def __init__(self, mover: Mover, url: RemoteURL, done: Done, count: Count) -> None:
+    def __init__(
+        self, mover: Mover, url: RemoteURL, done: Done, count: Count, *, dry_run: bool = False
+    ) -> None:
         super().__init__(mover, url, done)
         self._tell = count
+        self._dry_run = dry_run
+        self._planned: list[tuple[str, str]] = []
         self._files = self._bytes = self._unchanged = self._deleted = 0
         self._skipped: list[tuple[str, str]] = []
         self._failed: list[dict[str, Any]] = []
@@ -158,12 +163,28 @@ class _Many(Job):
     def _count(self, count: int) -> None:
         self._tell(count, 0)
 
+    def _plan(self, action: str, path: str, size: int = 0) -> None:
+        """Count what a dry run would do."""
+        if len(self._planned) < FAILURES_KEPT:
+            self._planned.append((action, path))
+        if action == "delete":
+            self._deleted += 1
+        else:
+            self._files += 1
+            self._bytes += size
+
     def _finish(self) -> None:
         if self._fatal is not None:
             self._end(None, self._fatal)
             return
         result = TreeResult(
-            self._files, self._bytes, self._unchanged, self._deleted, self._skipped, self._failed
+            self._files,
+            self._bytes,
+            self._unchanged,
+            self._deleted,
+            self._skipped,
+            self._failed,
+            tuple(self._planned),
         )
         self._end(result, None)
 
@@ -207,8 +228,12 @@ class FetchTree(_Many):
         *,
         compare: bool = False,
         delete: bool = False,
+        include: list[str] | tuple[str, ...] = (),
+        exclude: list[str] | tuple[str, ...] = (),
+        dry_run: bool = False,
     ) -> None:
-        super().__init__(mover, url, done, count)
+        super().__init__(mover, url, done, count, dry_run=dry_run)
+        self._filter = Filter(include, exclude)
         self._directory = directory
         self._compare = compare
         self._delete = delete
@@ -242,7 +267,10 @@ class FetchTree(_Many):
         for entry in entries:
             path = f"{relative}/{entry.name}" if relative else entry.name
             if entry.stat.kind == "directory":
-                self._waiting_listings.append(path)
+                if self._filter.wants_directory(path):
+                    self._waiting_listings.append(path)
+            elif not self._filter.wants_file(path):
+                continue
             elif entry.stat.kind == "file":
                 self._consider(path, entry.stat)
             elif entry.stat.kind == "link":
@@ -259,23 +287,34 @@ class FetchTree(_Many):
         # root may well be one.
         real = os.path.isdir(local) and not os.path.islink(local)
         if self._delete and relative and os.path.lexists(local) and not real:
-            _remove_local(local)
-        make_directory(local)
-        if not self._delete:
+            self._clear(relative, local)
+        if not self._dry_run:
+            make_directory(local)
+        if not self._delete or not os.path.isdir(local):
             return
         kinds = {entry.name: entry.stat.kind for entry in entries}
         with os.scandir(local) as here:
             for found in list(here):
+                path = f"{relative}/{found.name}" if relative else found.name
                 is_directory = found.is_dir(follow_symlinks=False)
                 kind = kinds.get(found.name)
                 wrong = kind is None or (kind == "file" and is_directory)
-                if wrong and not is_temporary(found.name):
-                    _remove_local(found.path)
-                    self._deleted += 1
+                meant = self._filter.is_meant(path, is_directory)
+                if wrong and meant and not is_temporary(found.name):
+                    self._clear(path, found.path)
+
+    def _clear(self, path: str, local: str) -> None:
+        if self._dry_run:
+            self._plan("delete", path)
+        else:
+            _remove_local(local)
+            self._deleted += 1
 
     def _consider(self, path: str, stat: Stat) -> None:
         if self._compare and _same_local(self._local(path), stat):
             self._unchanged += 1
+        elif self._dry_run:
+            self._plan("fetch", path, stat.size)
         else:
             self._wait((path, stat))
 
@@ -359,8 +398,12 @@ class StoreTree(_Many):
         *,
         compare: bool = False,
         delete: bool = False,
+        include: list[str] | tuple[str, ...] = (),
+        exclude: list[str] | tuple[str, ...] = (),
+        dry_run: bool = False,
     ) -> None:
-        super().__init__(mover, url, done, count)
+        super().__init__(mover, url, done, count, dry_run=dry_run)
+        self._filter = Filter(include, exclude)
         self._directory = directory
         self._real_root = os.path.realpath(directory) + os.sep
         self._compare = compare
@@ -411,6 +454,10 @@ class StoreTree(_Many):
             self._enter(relative, entries, {entry.name: entry.stat for entry in remote})
 
     def _make(self, relative: str, entries: list[os.DirEntry[str]]) -> None:
+        if self._dry_run:
+            self._enter(relative, entries, {})
+            return
+
         def made(_: Any, error: TransferError | None) -> None:
             if error is not None:
                 if relative == "":
@@ -428,7 +475,7 @@ class StoreTree(_Many):
         wanted: dict[str, str] = {}
         for entry in entries:
             path = posixpath.join(relative, entry.name)
-            kind = self._kind(entry)
+            kind = self._kind(path, entry)
             if kind is None:
                 continue
             wanted[entry.name] = kind
@@ -438,11 +485,20 @@ class StoreTree(_Many):
                 and self._delete
                 and (there.kind == "directory") != (kind == "directory")
             ):
-                self._remove(path, then=partial(self._queue, path, kind, None))
+                self._replace(path, kind)
             else:
                 self._queue(path, kind, there)
         self._clean(relative, remote, wanted)
         self._listed()
+
+    def _replace(self, path: str, kind: str) -> None:
+        """A file stands where a directory is to be, or the reverse."""
+        queue = partial(self._queue, path, kind, None)
+        if self._dry_run:
+            self._plan("delete", path)
+            queue()
+        else:
+            self._remove(path, then=queue)
 
     def _queue(self, path: str, kind: str, there: Stat | None) -> None:
         if kind == "directory":
@@ -454,11 +510,19 @@ class StoreTree(_Many):
             and _same_local(os.path.join(self._directory, path), there)
         ):
             self._unchanged += 1
+        elif self._dry_run:
+            local = os.path.join(self._directory, path)
+            self._plan("store", path, os.stat(local).st_size if os.path.exists(local) else 0)
         else:
             self._wait(path)
 
-    def _kind(self, entry: os.DirEntry[str]) -> str | None:
+    def _kind(self, path: str, entry: os.DirEntry[str]) -> str | None:
+        """Return what an entry is to be at the server, None for nothing."""
         try:
+            if entry.is_dir(follow_symlinks=False):
+                return "directory" if self._filter.wants_directory(path) else None
+            if not self._filter.wants_file(path):
+                return None
             if entry.is_symlink():
                 target = os.path.realpath(entry.path)
                 if not target.startswith(self._real_root):
@@ -472,8 +536,6 @@ class StoreTree(_Many):
         except OSError as error:
             self._fail(from_oserror(error, entry.path))
             return None
-        if _stat.S_ISDIR(mode):
-            return "directory"
         if _stat.S_ISREG(mode):
             return "file"
         self._skip(entry.path, "is a special file")
@@ -485,11 +547,18 @@ class StoreTree(_Many):
             if is_temporary(name):
                 # Not one that stands aside: it may be all that is left of a file.
                 old = time.time() - stat.mtime > ORPHAN_AGE_S
-                if old and name.endswith(".part"):
+                if old and name.endswith(".part") and not self._dry_run:
                     self._remove(path)
-            elif self._delete and name not in wanted:
-                self._deleted += 1
-                self._remove(path)
+            elif (
+                self._delete
+                and name not in wanted
+                and self._filter.is_meant(path, stat.kind == "directory")
+            ):
+                if self._dry_run:
+                    self._plan("delete", path)
+                else:
+                    self._deleted += 1
+                    self._remove(path)
 
     def _remove(self, path: str, then: Callable[[], None] | None = None) -> None:
         def removed(_: Any, error: TransferError | None) -> None:

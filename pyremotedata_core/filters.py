@@ -1,0 +1,77 @@
+"""Which files of a tree are meant: patterns to include and to exclude."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from .errors import ConfigurationError
+
+
+class Filter:
+    """Decides about the files and directories of a tree by their relative paths.
+
+    Parameters
+    ----------
+    include : iterable of str
+        Only files that match one of these; none means all.
+    exclude : iterable of str
+        No file or directory that matches one of these, nor what is in such a directory.
+
+    Notes
+    -----
+    ``*`` and ``?`` match within a name, ``**`` across directories, ``[abc]`` one character. A
+    pattern without ``/`` is matched against names at any depth, one with ``/`` against the path
+    from the top of the tree.
+    """
+
+    def __init__(self, include: Iterable[str] = (), exclude: Iterable[str] = ()) -> None:
+        self.include, self.exclude = _listed(include), _listed(exclude)
+        self._include = [_compile(pattern) for pattern in self.include]
+        self._exclude = [_compile(pattern) for pattern in self.exclude]
+
+    def wants_file(self, path: str) -> bool:
+        """Whether a file is meant; its directory is taken to be."""
+        if any(pattern.fullmatch(path) for pattern in self._exclude):
+            return False
+        return not self._include or any(pattern.fullmatch(path) for pattern in self._include)
+
+    def wants_directory(self, path: str) -> bool:
+        """Whether a directory may hold files that are meant."""
+        return not any(pattern.fullmatch(path) for pattern in self._exclude)
+
+    def is_meant(self, path: str, is_directory: bool) -> bool:
+        """Whether an entry may be deleted: a directory only if all that it may hold is meant."""
+        if is_directory:
+            return not self._include and not self._exclude and self.wants_directory(path)
+        return self.wants_file(path)
+
+
+def _listed(patterns: Iterable[str]) -> list[str]:
+    return [patterns] if isinstance(patterns, str) else list(patterns)
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    body = pattern.rstrip("/").removeprefix("./")
+    if not body:
+        raise ConfigurationError(f"not a pattern for files: {pattern!r}")
+    anchored = "/" in body
+    expression = "" if anchored else "(?:.*/)?"
+    for piece in re.findall(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|.", body.lstrip("/"), re.DOTALL):
+        if piece == "**/":
+            expression += "(?:.*/)?"
+        elif piece == "**":
+            expression += ".*"
+        elif piece == "*":
+            expression += "[^/]*"
+        elif piece == "?":
+            expression += "[^/]"
+        elif len(piece) > 1:
+            inner = re.sub(r"([\[\\&~|])", r"\\\1", piece[1:-1])
+            expression += "[" + ("^" + inner[1:] if inner.startswith("!") else inner) + "]"
+        else:
+            expression += re.escape(piece)
+    try:
+        return re.compile(expression, re.DOTALL)
+    except re.error:
+        raise ConfigurationError(f"not a pattern for files: {pattern!r}") from None

@@ -1,0 +1,138 @@
+"""Sync with patterns and as a dry run, both ways."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pyremotedata_core import ConfigurationError, Remote
+from pyremotedata_core.filters import Filter
+
+TREE = ["a.csv", "b.txt", "raw/c.csv", "raw/d.txt", "raw/old/e.csv", "tmp/f.csv", "[x].csv"]
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "meant"),
+    [
+        ([], [], TREE),
+        (["*.csv"], [], ["a.csv", "raw/c.csv", "raw/old/e.csv", "tmp/f.csv", "[x].csv"]),
+        (["raw/*.csv"], [], ["raw/c.csv"]),
+        (["raw/**/*.csv"], [], ["raw/c.csv", "raw/old/e.csv"]),
+        (["raw/**"], ["*.txt"], ["raw/c.csv", "raw/old/e.csv"]),
+        ([], ["tmp", "old", "b.???"], ["a.csv", "raw/c.csv", "raw/d.txt", "[x].csv"]),
+        (["[[]x[]].csv"], [], ["[x].csv"]),
+        (["[!b-z].*"], [], ["a.csv"]),
+        ("*.txt", "raw", ["b.txt"]),
+    ],
+)
+def test_patterns_choose_files(include, exclude, meant):
+    chosen = Filter(include, exclude)
+
+    def wanted(path: str) -> bool:
+        parents = [str(p) for p in Path(path).parents if str(p) != "."]
+        return chosen.wants_file(path) and all(map(chosen.wants_directory, parents))
+
+    assert [path for path in TREE if wanted(path)] == meant
+
+
+def test_a_pattern_that_means_nothing_is_an_error():
+    for pattern in ("", "/"):
+        with pytest.raises(ConfigurationError):
+            Filter([pattern])
+
+
+def make_tree(top: Path, mtime: int) -> None:
+    for name in TREE:
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).write_bytes(os.urandom(50))
+        os.utime(top / name, (mtime, mtime))
+
+
+def files(top: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(top)): p.read_bytes() for p in top.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def sides(sshd_factory, tmp_path):
+    """A server's directory and a local one, with the same files plus one each."""
+    server = sshd_factory()
+    remote, local = server.root / "tree", tmp_path / "tree"
+    make_tree(remote, 1_000_000_000)
+    make_tree(local, 1_100_000_000)
+    (remote / "raw/remote.csv").write_bytes(b"r")
+    (local / "raw/local.csv").write_bytes(b"l")
+    (local / "raw/local.txt").write_bytes(b"l")
+    return server, remote, local
+
+
+@pytest.mark.parametrize("direction", ["down", "up"])
+def test_sync_moves_and_deletes_only_what_the_patterns_mean(sides, direction):
+    server, remote, local = sides
+    source, target = (remote, local) if direction == "down" else (local, remote)
+    before = files(target)
+    (target / "raw/extra.csv").write_bytes(b"x")
+    (target / "raw/extra.txt").write_bytes(b"x")
+    with Remote(server.url("tree"), ssh_config=str(server.ssh_config)) as r:
+        r.sync("", local, direction=direction, include="*.csv", exclude="tmp", delete=True)
+    after = files(target)
+    for name, content in files(source).items():
+        if name.endswith(".csv") and not name.startswith("tmp/"):
+            assert after[name] == content
+    for name in ("b.txt", "raw/d.txt", "tmp/f.csv"):
+        assert after[name] == before[name], "not meant, not touched"
+    assert "raw/extra.csv" not in after
+    assert after["raw/extra.txt"] == b"x"
+
+
+@pytest.mark.parametrize("direction", ["down", "up"])
+def test_a_dry_run_changes_nothing_and_tells_what_the_run_then_does(sides, direction):
+    server, remote, local = sides
+    before = files(remote), files(local)
+    with Remote(server.url("tree"), ssh_config=str(server.ssh_config)) as r:
+        planned = r.sync("", local, direction=direction, delete=True, dry_run=True)
+        assert (files(remote), files(local)) == before
+        done = r.sync("", local, direction=direction, delete=True)
+    assert done[:4] == planned[:4]
+    assert done.planned == ()
+    action = "fetch" if direction == "down" else "store"
+    assert (action, "raw/old/e.csv") in planned.planned
+    gone = "raw/local.csv" if direction == "down" else "raw/remote.csv"
+    assert ("delete", gone) in planned.planned
+    assert files(remote) == files(local)
+
+
+def test_a_dry_run_into_nowhere_makes_no_directory(sides, tmp_path):
+    server, remote, _ = sides
+    with Remote(server.url("tree"), ssh_config=str(server.ssh_config)) as r:
+        assert r.sync("", tmp_path / "none", dry_run=True).files == len(files(remote))
+        assert not (tmp_path / "none").exists()
+        assert r.sync("none", tmp_path / "tree", direction="up", dry_run=True).files > 0
+        assert not r.exists("none")
+
+
+def test_the_command_says_what_it_would_do(sides):
+    server, remote, local = sides
+    argv = [sys.executable, "-m", "pyremotedata_core.cli", "sync", "-n", "--include", "b.*"]
+    environment = {**os.environ, **server.environment()}
+    done = subprocess.run(
+        [*argv, server.url("tree"), str(local)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "fetch b.txt\n", "")
+    done = subprocess.run(
+        [*argv, "--json", str(local), server.url("tree")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert json.loads(done.stdout)["planned"] == [["store", "b.txt"]]
+    assert (remote / "b.txt").read_bytes() != (local / "b.txt").read_bytes()
