@@ -21,7 +21,7 @@ from ._version import __version__
 from .config import ConnectionSettings
 from .engine import TransferEngine
 from .errors import ConfigurationError, RemoteFileNotFound, TransferError, from_plain
-from .model import Entry, Stat, TreeResult, one_line
+from .model import Entry, Stat, TreeResult, one_line, printable
 from .progress import Progress, shown
 from .remote import Remote, fetch_known, local_target, own_name, wait_for
 from .url import RemoteURL, looks_like_url
@@ -64,6 +64,8 @@ def _run(options: argparse.Namespace) -> int:
     except TransferError as error:
         _complain(error)
         return 1
+    except BrokenPipeError:
+        raise
     except OSError as error:
         print(f"pyremotedata: {one_line(str(error))}", file=sys.stderr)
         return 1
@@ -233,7 +235,7 @@ def _du(engine: TransferEngine, options: argparse.Namespace) -> int:
 
 def _shown(name: str) -> str:
     # A name must not be able to forge lines or drive the terminal.
-    return name if not sys.stdout.isatty() and "\n" not in name else one_line(name)
+    return name if not sys.stdout.isatty() and "\n" not in name else printable(name)
 
 
 def _long(entry: Entry) -> str:

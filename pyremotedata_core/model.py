@@ -14,6 +14,11 @@ Kind = Literal["file", "directory", "link", "other"]
 def one_line(text: str) -> str:
     """Return text as one printable line; undecodable bytes and controls show as escapes."""
     text = " ".join(text.split()) if ("\n" in text or "\r" in text or "\t" in text) else text
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """Return text with everything escaped that is not printable."""
     if text.isprintable():
         return text
     return "".join(
