@@ -1,0 +1,397 @@
+"""The command pyremotedata, run as a user runs it: exit status, lines, files."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pyremotedata_core import __version__
+
+from .servers import free_port
+from .sites import tree
+
+MTIME = 1_234_567_890
+
+
+class Command:
+    """Runs the command in a directory, with an environment."""
+
+    def __init__(self, directory: Path, server) -> None:
+        self.directory = directory
+        self.environment = {**os.environ, "PYREMOTEDATA_SSH_CONFIG": str(server.ssh_config)}
+
+    def __call__(
+        self, *arguments: str | Path, status: int = 0, **more
+    ) -> subprocess.CompletedProcess:
+        done = subprocess.run(
+            [sys.executable, "-m", "pyremotedata_core.cli", *map(str, arguments)],
+            cwd=self.directory,
+            env=self.environment,
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",
+            timeout=60,
+            check=False,
+            **more,
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        assert done.returncode == status, done.stderr
+        return done
+
+    def failure(self, *arguments: str | Path, status: int = 1) -> str:
+        """Run what must fail; return its one line."""
+        lines = self(*arguments, status=status).stderr.splitlines()
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("pyremotedata: ")
+        return lines[0]
+
+
+@pytest.fixture
+def run(sshd, tmp_path) -> Command:
+    directory = tmp_path / "here"
+    directory.mkdir()
+    return Command(directory, sshd)
+
+
+@pytest.fixture
+def here(run) -> Path:
+    return run.directory
+
+
+@pytest.fixture
+def there(sshd, remote_directory) -> Path:
+    return sshd.root / remote_directory
+
+
+@pytest.fixture
+def url(sshd, remote_directory):
+    """Return the URL of a remote file."""
+    return lambda relative="": sshd.url(
+        f"{remote_directory}/{relative}" if relative else remote_directory
+    )
+
+
+@pytest.fixture
+def make(sshd, remote_directory):
+    """Write a file in the remote directory."""
+
+    def write(relative: str, data: bytes = b"", **options) -> Path:
+        return sshd.make(f"{remote_directory}/{relative}", data, **options)
+
+    return write
+
+
+# --- looking --------------------------------------------------------------------------------
+
+
+def test_version_and_help_need_no_remote(run):
+    assert run("--version").stdout.strip().endswith(__version__)
+    assert "put" in run("--help").stdout
+    for verb in ("ls", "stat", "get", "put", "sync", "mkdir", "rm", "doctor"):
+        assert verb in run(verb, "--help").stdout
+
+
+def test_the_command_is_installed():
+    script = Path(sys.executable).with_name("pyremotedata")
+    assert script.exists()
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith(__version__)
+
+
+def test_ls_prints_a_name_a_line(run, url, make):
+    make("b")
+    make("a b", b"123", mtime=MTIME)
+    make("sub/c")
+    assert run("ls", url()).stdout == "a b\nb\nsub\n"
+    assert run("ls", url("a b")).stdout == "a b\n"
+    long = run("ls", "-l", url()).stdout.splitlines()
+    assert "3 2009-02-1" in long[0]
+    assert long[2].startswith("d ")
+    assert run("ls", url("sub"), url("b")).stdout == f"{url('sub')}:\nc\n{url('b')}:\nb\n"
+
+
+def test_ls_for_machines_is_json(run, url, make):
+    make("a b", b"123", mtime=MTIME)
+    (entry,) = json.loads(run("ls", "--json", url()).stdout)
+    assert entry["url"] == url("a b")
+    assert (entry["name"], entry["kind"], entry["size"]) == ("a b", "file", 3)
+    assert entry["mtime"] == MTIME
+
+
+def test_a_name_cannot_forge_lines(run, url, make):
+    make("a\nb")
+    make("c\x1b[2J")
+    make("\udcff")
+    lines = run("ls", url()).stdout.splitlines()
+    assert len(lines) == 3
+    assert "\\n" in lines[0]
+
+
+def test_stat_prints_size_and_time(run, url, make):
+    make("a", b"123", mtime=MTIME)
+    line = run("stat", url("a")).stdout
+    assert line.startswith("- 0")
+    assert " 3 2009-02-1" in line
+    (entry,) = json.loads(run("stat", "--json", url("a")).stdout)
+    assert (entry["url"], entry["size"]) == (url("a"), 3)
+    assert run("stat", url("a"), url("none"), status=1).stdout == line
+
+
+def test_a_path_is_below_the_configured_remote(run, sshd, make, remote_directory):
+    make("a", b"1")
+    run.environment.update(
+        PYREMOTEDATA_REMOTE_URI="127.0.0.1",
+        PYREMOTEDATA_REMOTE_PORT=str(sshd.port),
+        PYREMOTEDATA_REMOTE_USERNAME=sshd.user,
+        PYREMOTEDATA_REMOTE_DIRECTORY=sshd.remote_path(remote_directory),
+    )
+    assert run("ls").stdout == "a\n"
+    run("get", "a", "b")
+    assert (run.directory / "b").read_bytes() == b"1"
+    run("put", "b", "c")
+    assert (sshd.root / remote_directory / "c").read_bytes() == b"1"
+
+
+# --- moving ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sources", "destination", "made"),
+    [
+        (["a"], "new", {"new": b"1"}),
+        (["a"], "new/deep/name", {"new": None, "new/deep": None, "new/deep/name": b"1"}),
+        (["a"], "new/", {"new": None, "new/a": b"1"}),
+        (["a"], ".", {"a": b"1"}),
+        (["a", "sub/b"], "new/", {"new": None, "new/a": b"1", "new/b": b"2"}),
+        (["sub"], "new", {"new": None, "new/b": b"2"}),
+        (["sub"], "new/", {"new": None, "new/sub": None, "new/sub/b": b"2"}),
+        (["sub/"], ".", {"sub": None, "sub/b": b"2"}),
+        (["a", "sub"], ".", {"a": b"1", "sub": None, "sub/b": b"2"}),
+    ],
+)
+def test_get_and_put_place_files_as_cp_does(
+    run, url, make, here, there, tmp_path, sources, destination, made
+):
+    make("a", b"1", mtime=MTIME)
+    make("sub/b", b"2", mtime=MTIME)
+    run("get", *map(url, sources), destination)
+    assert tree(here) == made
+
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a").write_bytes(b"1")
+    (tmp_path / "sub/b").write_bytes(b"2")
+    (there / "up").mkdir()
+    final = f"{url('up')}/{destination}" if destination != "." else url("up")
+    assert run("put", *(f"{tmp_path}/{source}" for source in sources), final).stdout == ""
+    assert tree(there / "up") == made
+
+
+def test_get_into_an_existing_directory_needs_no_slash(run, url, make, here):
+    make("a", b"1")
+    make("sub/b", b"2")
+    (here / "d").mkdir()
+    run("get", url("a"), url("sub"), "d")
+    assert tree(here) == {"d": None, "d/a": b"1", "d/sub": None, "d/sub/b": b"2"}
+
+
+@pytest.mark.parametrize("verb", ["get", "put"])
+def test_several_sources_need_a_directory(run, url, make, here, there, verb):
+    for name in "ab":
+        make(name)
+        (here / name).touch()
+    sources = [url(n) if verb == "get" else n for n in "ab"]
+    destination = "none" if verb == "get" else url("none")
+    assert "end it with /" in run.failure(verb, *sources, destination, status=2)
+    assert "none" not in tree(here) | tree(there)
+
+
+@pytest.mark.parametrize("verb", ["get", "put"])
+def test_two_sources_of_one_name_are_refused(run, url, make, here, there, verb):
+    for name in ("one/a", "two/a"):
+        make(name)
+        (here / name).parent.mkdir()
+        (here / name).touch()
+    before = tree(here), tree(there)
+    sources = [url(n) if verb == "get" else n for n in ("one/a", "two/a")]
+    destination = "d/" if verb == "get" else url("d") + "/"
+    assert "'a'" in run.failure(verb, *sources, destination, status=2)
+    assert (tree(here), tree(there)) == before
+
+
+def test_what_can_be_moved_is_moved_and_each_failure_is_a_line(run, url, make, here):
+    make("a", b"1")
+    make("sub/b", b"2")
+    done = run("get", url("none"), url("a"), url("nothing"), url("sub"), "d/", status=1)
+    assert tree(here) == {"d": None, "d/a": b"1", "d/sub": None, "d/sub/b": b"2"}
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2
+    assert url("none") in lines[0]
+    assert url("nothing") in lines[1]
+    assert all("no such file" in line for line in lines)
+
+
+def test_put_names_the_local_file_that_is_missing(run, url, here, there):
+    (here / "a").write_bytes(b"1")
+    lines = run("put", "none", "a", url("d") + "/", status=1).stderr.splitlines()
+    assert len(lines) == 1
+    assert f"{here}/none" in lines[0]
+    assert tree(there) == {"d": None, "d/a": b"1"}
+
+
+def test_the_outcome_for_machines_is_json(run, url, make, here):
+    make("t/a", b"123")
+    make("t/sub/b", b"45")
+    outcome = json.loads(run("get", "--json", url("t"), "t").stdout)
+    assert (outcome["files"], outcome["bytes"], outcome["failed"]) == (2, 5, [])
+    outcome = json.loads(run("put", "--json", "t", url("u")).stdout)
+    assert (outcome["files"], outcome["bytes"], outcome["failed"]) == (2, 5, [])
+    outcome = json.loads(run("sync", "--json", url("t"), "t").stdout)
+    assert (outcome["files"], outcome["unchanged"]) == (0, 2)
+    outcome = json.loads(run("get", "--json", url("none"), url("t/a"), ".", status=1).stdout)
+    assert outcome["files"] == 1
+    assert [e["class"] for e in outcome["failed"]] == ["RemoteFileNotFound"]
+    assert outcome["failed"][0]["url"] == url("none")
+
+
+def test_sync_makes_the_second_equal_the_first(run, url, make, here, there):
+    make("t/a", b"1", mtime=MTIME)
+    make("t/sub/b", b"2", mtime=MTIME)
+    run("sync", url("t"), "t")
+    assert tree(here / "t") == tree(there / "t")
+    (here / "t/a").unlink()
+    (here / "t/c").write_bytes(b"3")
+    run("sync", "t", url("t"))
+    assert tree(there / "t") == {"a": b"1", "sub": None, "sub/b": b"2", "c": b"3"}
+    run("sync", "--delete", "t", url("t"))
+    assert tree(there / "t") == tree(here / "t")
+
+
+def test_links_that_are_left_out_are_named(run, url, make, here, there):
+    make("t/a", b"1")
+    (there / "t/out").symlink_to("/etc/passwd")
+    done = run("get", url("t"), "t")
+    assert tree(here) == {"t": None, "t/a": b"1"}
+    assert done.stderr.startswith(f"pyremotedata: skipped {url('t/out')}: ")
+
+
+def test_directories_are_made_and_removed(run, url, there):
+    run("mkdir", url("a/b"), url("c"))
+    assert tree(there) == {"a": None, "a/b": None, "c": None}
+    assert "recursive" in run.failure("rm", url("a"))
+    run("rm", "-r", url("a"), url("c"))
+    assert tree(there) == {}
+    assert url("a") in run.failure("rm", url("a"))
+
+
+# --- mistakes -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["ls"], "PYREMOTEDATA_REMOTE_URI"),
+        (["ls", "http://host/"], "unknown scheme"),
+        (["ls", "sftp://me:canary@host/"], "PYREMOTEDATA_PASSWORD"),
+        (["ls", "sftp:///x"], "names no host"),
+        (["ls", "sftp://host:x/"], "not a port"),
+        (["get", "sftp://-oProxyCommand=touch x/a", "b"], "not a host name"),
+        (["sync", "a", "b"], "must be a URL"),
+        (["sync", "sftp://h/a", "sftp://h/b"], "must be a URL"),
+        (["ls", "--timeout", "soon", "sftp://h/"], "timeout"),
+        (["ls", "--transport", "scp", "sftp://h/"], "transport"),
+        (["get", "sftp://h/a%00b", "c"], "NUL"),
+    ],
+)
+def test_a_mistake_of_the_user_is_one_line_and_status_2(run, here, arguments, says):
+    status = 1 if "NUL" in says else 2
+    line = run.failure(*arguments, status=status)
+    assert says in line
+    assert "canary" not in line
+    assert tree(here) == {}
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["get", "x"], ["ls", "--no-such-option"]])
+def test_wrong_usage_is_explained(run, arguments):
+    assert "usage: pyremotedata" in run(*arguments, status=2).stderr
+
+
+def test_a_refused_port_is_told_at_once(run):
+    started = time.monotonic()
+    line = run.failure("ls", f"sftp://127.0.0.1:{free_port()}/")
+    assert "check host and port" in line
+    assert time.monotonic() - started < 30  # far less than the time limit of a session
+
+
+def test_an_unknown_host_is_told(run):
+    line = run.failure("ls", "sftp://no-such-host.invalid/")
+    assert "unknown host" in line
+    assert "no-such-host.invalid" in line
+
+
+def test_a_wrong_key_is_told(run, sshd, url, tmp_path):
+    key = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    config = tmp_path / "config"
+    config.write_text(sshd.ssh_config.read_text().replace(str(sshd.key), str(key)))
+    line = run.failure("ls", "--ssh-config", config, url())
+    assert "PYREMOTEDATA_SSH_KEY" in line
+    assert "Permission denied" in line
+
+
+def test_an_unknown_host_key_is_told_with_the_way_to_accept_it(run, sshd, url, tmp_path, make):
+    known = tmp_path / "known_hosts"
+    config = tmp_path / "config"
+    text = sshd.ssh_config.read_text().replace(str(sshd.known_hosts), str(known))
+    config.write_text(text.replace("StrictHostKeyChecking yes", "StrictHostKeyChecking ask"))
+    fingerprint = subprocess.run(
+        ["ssh-keygen", "-l", "-f", sshd.directory / "host_key.pub"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()[1]
+    line = run.failure("ls", "--ssh-config", config, url())
+    assert fingerprint in line
+    assert f"sftp -P {sshd.port} {sshd.user}@127.0.0.1" in line
+    assert not known.exists()
+    make("a")
+    config.write_text(text.replace("StrictHostKeyChecking yes", ""))
+    assert run("ls", "--accept-new", "--ssh-config", config, url()).stdout == "a\n"
+    assert known.exists()
+
+
+def test_the_output_may_be_cut_off(run, url, make):
+    """As by ``| head``."""
+    for number in range(2000):
+        make(f"{number:050}")
+    line = f"{sys.executable} -m pyremotedata_core.cli ls '{url()}' | head -n 1"
+    done = subprocess.run(
+        ["sh", "-c", line], env=run.environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == f"{0:050}\n"
+    assert done.stderr == ""
+
+
+# --- doctor ---------------------------------------------------------------------------------
+
+
+def test_the_doctor_finds_a_healthy_server_healthy(run, url, make):
+    make("a", bytes(100_000))
+    said = run("doctor", url("a")).stdout
+    assert "BAD" not in said
+    for word in ("OpenSSH", "round trip", "posix-rename", "throughput", "host key known"):
+        assert word in said
+    findings = json.loads(run("doctor", "--json", url()).stdout)
+    assert all(finding["well"] is not False for finding in findings)
+
+
+def test_the_doctor_names_what_is_wrong(run, sshd, url):
+    said = run("doctor", f"sftp://127.0.0.1:{free_port()}/", status=1).stdout
+    assert "BAD connection: " in said
+    assert "check host and port" in said
+    assert "no such file" in run("doctor", url("none"), status=1).stdout
