@@ -18,9 +18,15 @@ from functools import partial
 from typing import Any
 
 from ._version import __version__
-from .config import ConnectionSettings
+from .config import ConnectionSettings, config_path, remove_config
 from .engine import TransferEngine
-from .errors import ConfigurationError, RemoteFileNotFound, TransferError, from_plain
+from .errors import (
+    ConfigurationError,
+    NoRemoteConfigured,
+    RemoteFileNotFound,
+    TransferError,
+    from_plain,
+)
 from .model import Entry, Stat, TreeResult, one_line, printable
 from .progress import Progress, shown
 from .remote import Remote, fetch_known, local_target, own_name, wait_for
@@ -52,12 +58,20 @@ def _run(options: argparse.Namespace) -> int:
         "ssh_config": options.ssh_config,
         "ssh_key": options.ssh_key,
         "accept_new": options.accept_new or None,
+        "bandwidth": options.bandwidth,
     }
     try:
-        settings = ConnectionSettings.load(**given)
-        # This process computes nothing that could starve the I/O: no helper.
-        with TransferEngine(settings, in_process=True) as engine:
-            return options.run(engine, options)
+        if options.verb == "config":
+            return _config(options)
+        try:
+            return _with_engine(options, given)
+        except NoRemoteConfigured:
+            from .interactive import may_ask, set_up
+
+            if not may_ask():
+                raise
+            set_up()
+            return _with_engine(options, given)
     except ConfigurationError as error:
         _complain(error)
         return 2
@@ -69,6 +83,13 @@ def _run(options: argparse.Namespace) -> int:
     except OSError as error:
         print(f"pyremotedata: {one_line(str(error))}", file=sys.stderr)
         return 1
+
+
+def _with_engine(options: argparse.Namespace, given: dict[str, Any]) -> int:
+    settings = ConnectionSettings.load(**given)
+    # This process computes nothing that could starve the I/O: no helper.
+    with TransferEngine(settings, in_process=True) as engine:
+        return options.run(engine, options)
 
 
 def _complain(error: TransferError) -> None:
@@ -88,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--transport", metavar="NAME", help="auto, sftp or lftp")
     common.add_argument("--timeout", metavar="S", help="give up when nothing moved for S seconds")
     common.add_argument("--connections", metavar="N", help="sessions per host at the most")
+    common.add_argument("--bandwidth", metavar="B", help="bytes per second at the most, as 10M")
     common.add_argument("--ssh-config", metavar="FILE", help="a file for ssh -F")
     common.add_argument("--ssh-key", metavar="FILE", help="the private key to use")
     common.add_argument(
@@ -142,6 +164,11 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = verb("doctor", _doctor, "Check programs, host key, login, server and speed.")
     doctor.add_argument("url", nargs="?", default="", metavar="URL")
+    config = verb("config", _config, "Show the settings; set up or remove the config file.")
+    action = config.add_mutually_exclusive_group()
+    action.add_argument("--setup", action="store_true", help="ask, test the login, write the file")
+    action.add_argument("--template", action="store_true", help="write a file of comments only")
+    action.add_argument("--remove", action="store_true", help="delete the file")
     return parser
 
 
@@ -438,6 +465,31 @@ def _doctor(engine: TransferEngine, options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([finding._asdict() for finding in findings], indent=1))
     return int(any(finding.well is False for finding in findings))
+
+
+def _config(options: argparse.Namespace) -> int:
+    from .interactive import set_up, write_config
+
+    path = config_path()
+    if options.setup:
+        set_up()
+    elif options.template:
+        if path.exists():
+            raise ConfigurationError(f"{path} is there already; --remove deletes it")
+        print(write_config({}))
+    elif options.remove:
+        print(f"{'removed' if remove_config() else 'there is no'} {path}")
+    else:
+        values = dict(ConnectionSettings.load().__dict__)
+        for key in ("password", "key_passphrase"):
+            values[key] = "***" if values[key] else None
+        if options.json:
+            print(json.dumps({"file": str(path), "exists": path.exists(), **values}, indent=1))
+        else:
+            print(f"# {path}{'' if path.exists() else ' (not there)'}")
+            for key, value in values.items():
+                print(f"{key}: {'' if value is None else value}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigurationError
+from .errors import ConfigurationError, NoRemoteConfigured
 from .url import RemoteURL, normalise
 
 ENV = "PYREMOTEDATA_"
@@ -31,6 +31,7 @@ VARIABLES: dict[str, str] = {
     "TRANSPORT": "transport",
     "CONNECTIONS": "connections",
     "TIMEOUT": "timeout_s",
+    "BANDWIDTH": "bandwidth",
     "FSYNC": "fsync",
     "CACHE_DIR": "cache_dir",
     "CACHE_BYTES": "cache_bytes",
@@ -83,6 +84,8 @@ class ConnectionSettings:
         Sessions per host and node at the most.
     timeout_s : float
         Give up when nothing has moved for so many seconds.
+    bandwidth : int or None
+        Bytes per second at the most, of this process and server; downloads and uploads each.
     fsync : bool
         Flush every local file to disk before it is published. Off: a power cut may leave a
         published file empty or short, a killed process may not.
@@ -105,6 +108,7 @@ class ConnectionSettings:
     transport: str = "auto"
     connections: int = 4
     timeout_s: float = 60.0
+    bandwidth: int | None = None
     fsync: bool = False
     cache_dir: str | None = None
     cache_bytes: int = 50 * 2**30
@@ -149,7 +153,7 @@ class ConnectionSettings:
             If no host is configured.
         """
         if not self.host:
-            raise ConfigurationError(
+            raise NoRemoteConfigured(
                 "no remote is configured: give a URL (sftp://host/path), or set"
                 f" {ENV}REMOTE_URI (and {ENV}REMOTE_USERNAME) or {config_path()}"
             )
@@ -326,6 +330,7 @@ _CONVERTERS = {
     "transport": _transport,
     "connections": _positive,
     "timeout_s": _seconds,
+    "bandwidth": _bytes,
     "fsync": _flag,
     "cache_dir": _path,
     "cache_bytes": _bytes,

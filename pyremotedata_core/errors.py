@@ -120,6 +120,10 @@ class ConfigurationError(TransferError, ValueError):
     """A setting or URL is missing or wrong."""
 
 
+class NoRemoteConfigured(ConfigurationError):
+    """A path was given without a host, and none is configured."""
+
+
 _TREE = {
     cls.__name__: cls
     for cls in (
@@ -135,6 +139,7 @@ _TREE = {
         UnsafeName,
         ServerRefused,
         ConfigurationError,
+        NoRemoteConfigured,
     )
 }
 

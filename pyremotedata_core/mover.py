@@ -32,6 +32,7 @@ from .model import Entry, Stat
 from .names import TemporaryNames, is_temporary, local_parent
 from .pool import MakeSession, Pool, PoolSession
 from .ssh import SshChild
+from .throttle import Throttle
 from .transports.base import Done, Operation
 from .transports.sftp import SftpSession
 from .url import RemoteURL
@@ -250,6 +251,9 @@ class Mover:
 
             return lftp
 
+        limit = settings.bandwidth
+        throttles = (Throttle(limit), Throttle(limit)) if limit else None
+
         def sftp(
             on_open: Callable[[], None],
             on_lost: Callable[[TransferError], None],
@@ -258,7 +262,9 @@ class Mover:
             shared = leader.carrier if leader else None
             assert shared is None or isinstance(shared, SshChild)
             carrier = SshChild(settings, shared)
-            return SftpSession(self.loop, carrier, settings, url.server, on_open, on_lost)
+            return SftpSession(
+                self.loop, carrier, settings, url.server, on_open, on_lost, throttles
+            )
 
         return sftp
 

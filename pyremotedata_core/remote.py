@@ -15,6 +15,7 @@ from .config import ConnectionSettings
 from .engine import AnyPath, TransferEngine
 from .errors import (
     ConfigurationError,
+    NoRemoteConfigured,
     RemoteChanged,
     RemoteFileNotFound,
     ServerRefused,
@@ -35,7 +36,8 @@ class Remote:
     Parameters
     ----------
     url : str or RemoteURL, optional
-        Default: the configured remote (environment or config file).
+        Default: the configured remote (environment or config file). Where none is configured
+        and there is a terminal, it is asked for.
     engine : TransferEngine, optional
         Use this engine, and leave it open. Default: one of its own.
     **settings
@@ -62,7 +64,16 @@ class Remote:
         if engine is not None and settings:
             raise ConfigurationError("give either an engine or settings: the engine has its own")
         loaded = engine.settings if engine else ConnectionSettings.load(**settings)
-        self.url = RemoteURL.parse(url) if url is not None else loaded.root()
+        try:
+            self.url = RemoteURL.parse(url) if url is not None else loaded.root()
+        except NoRemoteConfigured:
+            from .interactive import may_ask, set_up
+
+            if engine is not None or not may_ask():
+                raise
+            set_up()
+            loaded = ConnectionSettings.load(**settings)
+            self.url = loaded.root()
         if settings.get("password") and self.url.host != loaded.host:
             # Given together with the URL: meant for its host, not for the configured one.
             loaded = replace(loaded.for_url(self.url), password=loaded.password)

@@ -92,6 +92,4 @@ def test_every_setting_of_the_readme_exists():
         re.findall(r"^\| `PYREMOTEDATA_(\w+)` \| `(\w+)`", README.read_text(), re.MULTILINE)
     )
     assert ENV == "PYREMOTEDATA_"
-    assert named <= set(VARIABLES.items())
-    missing = set(VARIABLES.items()) - named
-    assert missing <= {("LOCAL_DIRECTORY", "local_directory")}
+    assert named == set(VARIABLES.items())

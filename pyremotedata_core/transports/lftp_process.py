@@ -200,6 +200,9 @@ class LftpProcess:
         lines.append(f"set sftp:connect-program {quote(connect)}")
         # The limit that counts is the one in `run`; lftp's own comes after it.
         lines.append(f"set net:timeout {round(settings.timeout_s) + 5}")
+        if settings.bandwidth:
+            # Of this process; a server has at the most so many of them.
+            lines.append(f"set net:limit-total-rate {settings.bandwidth // settings.connections}")
         # ssh before 8.4 asks on the terminal that lftp makes for it, even with askpass.
         login = "--user login --env-password" if settings.password else "-u login,"
         lines += [f"open {login} sftp://server", "debug 9"]

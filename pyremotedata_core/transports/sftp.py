@@ -18,7 +18,8 @@ from typing import Any, Protocol
 
 from ..config import ConnectionSettings
 from ..errors import ConnectionLost, ServerRefused, TransferError, TransferTimeout, from_ssh_stderr
-from ..loop import Loop
+from ..loop import Loop, Timer
+from ..throttle import Throttle
 from . import wire
 from .base import Operation
 
@@ -72,6 +73,8 @@ class SftpSession:
     on_lost : callable
         Called once with the error when the session ends other than by `close`. Operations in
         flight have by then failed with it.
+    throttles : (Throttle, Throttle), optional
+        Limits for downloads and for uploads, shared with the server's other sessions.
     """
 
     def __init__(
@@ -82,8 +85,12 @@ class SftpSession:
         url: str,
         on_open: Callable[[], None],
         on_lost: Callable[[TransferError], None],
+        throttles: tuple[Throttle, Throttle] | None = None,
     ) -> None:
         self.loop = loop
+        self._down = throttles[0] if throttles else None
+        self._up = throttles[1] if throttles else None
+        self._pause: Timer | None = None
         self.url = url
         self.settings = settings
         self.extensions: dict[str, str] = {}
@@ -192,12 +199,40 @@ class SftpSession:
         while (
             readers and self.read_window < WINDOW_BYTES and len(self._pending) < 2 * WINDOW_REQUESTS
         ):
+            if self._must_wait(self._down):
+                break
             if not readers[0].issue():
                 readers.popleft()
         writers = self._writers
         while writers and self.write_window < WINDOW_BYTES and self._out_bytes < OUT_BYTES:
+            if self._must_wait(self._up):
+                break
             if not writers[0].issue():
                 writers.popleft()
+
+    def asked_for(self, size: int) -> None:
+        """Count bytes that a download has asked for."""
+        self.read_window += size
+        if self._down:
+            self._down.take(size)
+
+    def sent(self, size: int) -> None:
+        """Count bytes that an upload has sent."""
+        self.write_window += size
+        if self._up:
+            self._up.take(size)
+
+    def _must_wait(self, throttle: Throttle | None) -> bool:
+        if throttle is None or not (wait_s := throttle.wait_s()):
+            return False
+        if self._pause is None:
+            self._pause = self.loop.call_later(wait_s, self._go_on)
+        return True
+
+    def _go_on(self) -> None:
+        self._pause = None
+        if self.alive:
+            self.pump()
 
     def finish(self, operation: Operation, result: Any, error: TransferError | None) -> None:
         """Hand an operation's outcome to its owner."""

@@ -371,7 +371,7 @@ class _Download:
                 self._ranges.popleft()
             body = self._handle + wire.u64(offset) + wire.u32(size)
             self._flight += 1
-            session.read_window += size
+            session.asked_for(size)
             session.request(wire.READ, body, self._data, (offset, size))
             if self._ranges:
                 return True
@@ -540,7 +540,7 @@ class _Upload:
                     self._fail(_local_changed(source))
                 else:
                     body = self._handle + wire.u64(self._next) + wire.u32(size)
-                    session.write_window += size
+                    session.sent(size)
                     self._flight += 1
                     self._next += size
                     session.request_write(body, data, self._written, size)

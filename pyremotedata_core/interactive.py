@@ -1,0 +1,157 @@
+"""The set-up by questions: asks on a terminal, tests the login, writes the config file."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+import tempfile
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from .config import ENV, ConnectionSettings, Secret, config_path
+from .engine import TransferEngine
+from .errors import AuthenticationFailed, ConfigurationError, HostKeyRejected, TransferError
+
+_ABOUT = {
+    "host": "the server, or a name from your ssh_config",
+    "username": "your account there",
+    "port": "22 unless the server says otherwise (ERDA: 2222)",
+    "directory": "where remote paths begin; without a leading / below the login directory",
+    "local_directory": "where relative local paths of IOHandler begin",
+    "ssh_key": "the only private key to offer; default: what ssh itself would use",
+    "ssh_config": "a file for ssh -F",
+    "password": "better a key and ssh-agent; this file must then be yours alone (chmod 600)",
+    "key_passphrase": "of the private key",
+    "accept_new": "yes: accept the host key of a server never seen",
+    "transport": "auto, sftp or lftp",
+    "connections": "sessions per server and machine at the most",
+    "timeout_s": "give up when nothing has moved for so many seconds",
+    "bandwidth": "bytes per second at the most, as 10M",
+    "fsync": "yes: flush each file to disk before it is published",
+    "cache_dir": "place of the node's cache of staged files",
+    "cache_bytes": "its size at the most, as 50G",
+}
+
+
+def may_ask() -> bool:
+    """Whether there is a person to ask: a terminal, and ``PYREMOTEDATA_AUTO`` is not yes."""
+    if os.environ.get(ENV + "AUTO", "").lower() in ("yes", "true", "1", "on"):
+        return False
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def set_up() -> ConnectionSettings:
+    """Ask for the remote, test the login, write the config file; return the settings.
+
+    Questions go to standard error. An empty answer keeps what stands in brackets.
+
+    Raises
+    ------
+    ConfigurationError
+        If the person gives up.
+    """
+    known = ConnectionSettings.load()
+    _say("No remote is configured yet. Four questions; an empty answer keeps what is in [].")
+    answers: dict[str, Any] = {}
+    while True:
+        try:
+            answers = _ask_all(known, answers)
+            settings = ConnectionSettings.load(**answers)
+            _say(f"Logging in to {settings.root()} ...")
+            with TransferEngine(settings) as engine:
+                engine.stat(settings.root()).result()
+        except (EOFError, KeyboardInterrupt):
+            raise ConfigurationError("the set-up was broken off; nothing was written") from None
+        except (ConfigurationError, TransferError) as error:
+            _say(f"That did not work. {error}")
+            if isinstance(error, AuthenticationFailed) and "password" not in answers:
+                secret = getpass.getpass("Password (empty: none): ", stream=sys.stderr)
+                if secret:
+                    answers["password"] = secret
+            if isinstance(error, HostKeyRejected):
+                _say("Accept the key first, in another terminal.")
+            if not _yes("Try again?"):
+                raise ConfigurationError("the set-up was broken off; nothing was written") from None
+        else:
+            break
+    path = write_config(answers)
+    _say(f"It works. Written to {path}")
+    return settings
+
+
+def write_config(values: dict[str, Any]) -> Path:
+    """Write the config file, readable by its owner only, in one step; return its path.
+
+    Settings that are not given stand in it as comments.
+    """
+    path = config_path()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=".config-")
+    try:
+        with os.fdopen(fd, "w") as file:
+            file.write(_document(values))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return path
+
+
+def _document(values: dict[str, Any]) -> str:
+    import yaml
+
+    lines = ["# Settings of pyremotedata. Environment variables and arguments win over them.", ""]
+    for field in fields(ConnectionSettings):
+        lines.append(f"# {_ABOUT[field.name]}")
+        value = values.get(field.name)
+        if value is None:
+            lines.append(f"# {field.name}:")
+        else:
+            shown = value.reveal() if isinstance(value, Secret) else value
+            lines.append(yaml.safe_dump({field.name: shown}, allow_unicode=True).strip())
+    return "\n".join(lines) + "\n"
+
+
+def _ask_all(known: ConnectionSettings, before: dict[str, Any]) -> dict[str, Any]:
+    answers = dict(before)
+    for key, question in (
+        ("host", "Server (as ssh knows it)"),
+        ("username", "User name"),
+        ("port", "Port"),
+        ("directory", "Remote directory"),
+    ):
+        default = answers.get(key) or getattr(known, key)
+        answer = _prompt(f"{question} [{default or ''}]: ")
+        if answer or default:
+            answers[key] = answer or default
+    if answers.get("port") is not None:
+        answers["port"] = _number(answers["port"])
+    return answers
+
+
+def _number(text: Any) -> Any:
+    return int(text) if str(text).isdigit() else text
+
+
+def _prompt(text: str) -> str:
+    sys.stderr.write(text)
+    sys.stderr.flush()
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.strip()
+
+
+def _yes(question: str) -> bool:
+    try:
+        return _prompt(f"{question} (y/n) ").lower().startswith("y")
+    except EOFError:
+        return False
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

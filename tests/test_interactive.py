@@ -1,0 +1,148 @@
+"""The set-up by questions, through a pseudo-terminal; the command ``config``; a bandwidth limit."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pyremotedata_core import Remote
+from pyremotedata_core.config import ENV
+
+CLI = [sys.executable, "-m", "pyremotedata_core.cli"]
+TIMEOUT_S = 60
+
+
+@pytest.fixture
+def home(tmp_path, sshd):
+    """Variables of a user who has configured nothing."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(ENV)}
+    reach = {"PYREMOTEDATA_SSH_CONFIG": str(sshd.ssh_config)}
+    return {**clean, **reach, "XDG_CONFIG_HOME": str(tmp_path / "config")}
+
+
+def config_of(home: dict[str, str]) -> Path:
+    return Path(home["XDG_CONFIG_HOME"]) / "pyremotedata/config.yaml"
+
+
+def talk(argv: list[str], environment: dict[str, str], answers: list[tuple[str, str]]) -> str:
+    """Run a program on a terminal; give each answer once its question has appeared."""
+    pid, fd = pty.fork()
+    if pid == 0:
+        os.execvpe(argv[0], argv, environment)
+    said, waiting, seen = "", list(answers), 0
+    deadline = time.monotonic() + TIMEOUT_S
+    try:
+        while time.monotonic() < deadline:
+            if waiting and waiting[0][0] in said[seen:]:
+                seen = len(said)
+                os.write(fd, waiting.pop(0)[1].encode() + b"\n")
+            if select.select([fd], [], [], 0.2)[0]:
+                try:
+                    data = os.read(fd, 4096)
+                except OSError:
+                    break
+                if not data:
+                    break
+                said += data.decode(errors="replace")
+    finally:
+        os.close(fd)
+        _, status = os.waitpid(pid, 0)
+    assert not waiting, f"never asked {waiting[0][0]!r}:\n{said}"
+    return f"{said}\nexit {os.waitstatus_to_exitcode(status)}"
+
+
+def test_a_terminal_without_configuration_is_asked_and_the_answers_serve(sshd, home):
+    sshd.make("setup/file.txt", b"hello")
+    answers = [
+        ("Server", sshd.alias),
+        ("User name", ""),
+        ("Port", ""),
+        ("Remote directory", sshd.remote_path("setup")),
+    ]
+    said = talk([*CLI, "ls"], home, answers)
+    assert "file.txt" in said
+    assert said.endswith("exit 0")
+    path = config_of(home)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    again = subprocess.run(
+        [*CLI, "ls"], env=home, capture_output=True, text=True, timeout=TIMEOUT_S
+    )
+    assert (again.stdout, again.stderr) == ("file.txt\n", "")
+
+
+def test_a_wrong_answer_is_told_and_nothing_is_written_when_given_up(home):
+    answers = [
+        ("Server", "no-such-host.invalid"),
+        ("User name", ""),
+        ("Port", ""),
+        ("Remote directory", ""),
+        ("Try again?", "n"),
+    ]
+    said = talk([*CLI, "ls"], home, answers)
+    assert "unknown host" in said
+    assert said.endswith("exit 2")
+    assert not config_of(home).exists()
+
+
+def test_nobody_is_asked_with_auto_or_without_a_terminal(home):
+    said = talk([*CLI, "ls"], {**home, "PYREMOTEDATA_AUTO": "yes"}, [])
+    assert "PYREMOTEDATA_REMOTE_URI" in said
+    assert said.endswith("exit 2")
+    done = subprocess.run(
+        [*CLI, "ls"], env=home, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert "PYREMOTEDATA_REMOTE_URI" in done.stderr
+
+
+def test_config_shows_settings_without_secrets_and_handles_the_file(home):
+    def config(*arguments: str, **more: str) -> str:
+        done = subprocess.run(
+            [*CLI, "config", *arguments],
+            env={**home, **more},
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    shown = json.loads(config("--json", PYREMOTEDATA_PASSWORD="canary-7731"))
+    assert shown["password"] == "***"
+    assert shown["exists"] is False
+    assert "canary" not in config(PYREMOTEDATA_PASSWORD="canary-7731")
+    assert config("--template").strip() == str(config_of(home))
+    template = config_of(home).read_text()
+    assert "# timeout_s:" in template
+    assert stat.S_IMODE(config_of(home).stat().st_mode) == 0o600
+    config_of(home).write_text(template.replace("# timeout_s:", "timeout_s: 7"))
+    assert "timeout_s: 7.0" in config()
+    assert config("--remove").startswith("removed")
+    assert not config_of(home).exists()
+
+
+def test_a_bandwidth_limit_holds_for_all_sessions_together(sshd, tmp_path):
+    data = os.urandom(3 << 20)
+    for number in range(4):
+        sshd.make(f"slow/{number}.bin", data)
+    names = [f"slow/{number}.bin" for number in range(4)]
+    with Remote(sshd.url(), ssh_config=str(sshd.ssh_config), bandwidth="4M") as remote:
+        remote.stat("slow")
+        started = time.monotonic()
+        paths = remote.get_many(names, tmp_path)
+        # 12 MiB at 4 MiB/s take 3 s, less what the bucket held: a bound that holds on any machine.
+        assert time.monotonic() - started > 2.0
+        started = time.monotonic()
+        remote.put(paths[0], "slow/up/")
+        assert time.monotonic() - started > 0.4
+    assert all(path.read_bytes() == data for path in paths)
+    assert (sshd.root / "slow/up/0.bin").read_bytes() == data
