@@ -149,11 +149,12 @@ def test_settings_mean_what_the_cores_mean(monkeypatch):
     monkeypatch.setenv("PYREMOTEDATA_TIMEOUT", "5")
     got = connection_settings(
         StorageProviderSettings(
-            username="me", host="erda", port="2222", timeout="30", accept_new="yes"
+            username="me", host="erda", port="2222", timeout="30", bandwidth="1M", accept_new="yes"
         )
     )
     assert (got.username, got.host, got.port) == ("me", "erda", 2222)
     assert (got.connections, got.timeout_s, got.accept_new) == (7, 30.0, True)
+    assert got.bandwidth == 2**20
 
 
 def test_a_wrong_setting_is_named():

@@ -73,6 +73,11 @@ class StorageProviderSettings(StorageProviderSettingsBase):
     timeout: Optional[str] = _setting(
         "Give up when nothing has moved for so many seconds (default 60).", "SECONDS"
     )
+    bandwidth: Optional[str] = _setting(
+        "Bytes per second at the most, e.g. 50M, for downloads and uploads each (default: no "
+        "limit).",
+        "BYTES",
+    )
     prefetch: Optional[str] = _setting(
         "Bytes of inputs that may be fetched ahead of their jobs, while others run (default 2G, "
         "0: none).",
