@@ -198,6 +198,13 @@ _SSH: list[tuple[str, type[TransferError], bool, str]] = [
         "",
     ),
     (
+        r"pyremotedata: no answer for:",
+        AuthenticationFailed,
+        False,
+        "the login was refused, or asks for more than is configured (PYREMOTEDATA_PASSWORD);"
+        " not tried again",
+    ),
+    (
         r"Too many authentication failures|Permission denied|No more authentication methods",
         AuthenticationFailed,
         False,

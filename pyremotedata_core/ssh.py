@@ -16,6 +16,7 @@ import socket
 import stat
 import subprocess
 import tempfile
+import time
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from typing import NamedTuple
 from .config import ConnectionSettings
 from .errors import ConfigurationError
 
+ASKED_S = 3600.0  # no login lasts so long
 _GCM = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 _ASKPASS = Path(__file__).with_name("askpass.sh")
 
@@ -114,9 +116,22 @@ def ssh_environment(settings: ConnectionSettings) -> dict[str, str]:
     environment.setdefault("DISPLAY", ":0")  # OpenSSH before 8.4 asks askpass only with a display
     if settings.password:
         environment["PYREMOTEDATA_ANSWER_PASSWORD"] = settings.password.reveal()
+        environment["PYREMOTEDATA_ASKED"] = _asked_path()
     if settings.key_passphrase:
         environment["PYREMOTEDATA_ANSWER_PASSPHRASE"] = settings.key_passphrase.reveal()
     return environment
+
+
+def _asked_path() -> str:
+    """Return the stem of the files in which askpass notes which ssh has had its answer."""
+    from .nodestate import private_directory, state_directory
+
+    directory = private_directory(state_directory() / "asked")
+    for path in directory.iterdir():
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > ASKED_S:
+                path.unlink()
+    return str(directory / os.urandom(8).hex())
 
 
 @cache
