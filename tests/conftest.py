@@ -91,6 +91,23 @@ def chroot_sshd() -> Iterator[ChrootSshd]:
         server.stop()
 
 
+@pytest.fixture
+def chroot_factory() -> Iterator[Callable[..., ChrootSshd]]:
+    """Make further chrooted accounts, each with a server of its own; root only."""
+    if os.getuid() != 0:
+        pytest.skip("a chrooted account can only be made by root")
+    servers: list[ChrootSshd] = []
+
+    def make(**options) -> ChrootSshd:
+        server = ChrootSshd(**options)
+        servers.append(server)
+        return server.start()
+
+    yield make
+    for server in servers:
+        server.stop()
+
+
 @pytest.fixture(scope="session")
 def plain_sshd() -> Iterator[Sshd]:
     """A server that offers no extensions, for the whole run."""

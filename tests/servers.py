@@ -23,7 +23,7 @@ from workflows.embedded_sshd import _sftp_server as sftp_server
 __all__ = ["ChrootSshd", "ScriptedSshd", "Sshd", "free_port"]
 
 _REQUEST = re.compile(r"debug\d: request \d+: (?!sent )([\w@.-]+)")
-_LOGIN = re.compile(r"Accepted (?:publickey|password) for ")
+_LOGIN = re.compile(r"Accepted (?:publickey|password|keyboard-interactive/pam) for ")
 _ACCOUNT = "prdtest-"
 _HOSTILE = str(Path(__file__).with_name("hostile_server.py"))
 
@@ -32,7 +32,22 @@ class Sshd(EmbeddedSshd):
     """OpenSSH's sshd run by the calling user; see `EmbeddedSshd` for its options.
 
     The whole file system is visible, so tests use `url`, which is below `root`.
+
+    Parameters
+    ----------
+    subsystem : str
+        Name and command of the only subsystem, if not SFTP.
     """
+
+    def __init__(self, *arguments: Any, subsystem: str = "", **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._only_subsystem = subsystem
+
+    def _sshd_config(self) -> list[str]:
+        lines = super()._sshd_config()
+        if self._only_subsystem:
+            lines[-1] = f"Subsystem {self._only_subsystem}"
+        return lines
 
     def settings(self, **more: Any) -> ConnectionSettings:
         """Return settings that reach this server; ``more`` are other fields."""

@@ -92,6 +92,7 @@ def test_every_variable_sets_its_field(monkeypatch):
         "TRANSPORT": "lftp",
         "CONNECTIONS": "7",
         "TIMEOUT": "1.5",
+        "BANDWIDTH": "3M",
         "FSYNC": "on",
         "CACHE_DIR": "/c",
         "CACHE_BYTES": "2GiB",

@@ -1,0 +1,417 @@
+"""Logins that fail, and servers that let in few: told clearly, and not tried again in vain."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pyremotedata_core import (
+    AuthenticationFailed,
+    ConfigurationError,
+    ConnectionLost,
+    ConnectionSettings,
+    HostKeyRejected,
+    Secret,
+    ServerRefused,
+    TransferEngine,
+    TransferError,
+    TransferTimeout,
+)
+from workflows.embedded_sshd import program
+
+from .servers import Sshd, free_port
+from .sites import WAIT_S, tree
+
+
+def attempt(url: str, settings: ConnectionSettings, times: int = 1) -> TransferError:
+    """Log in, which must fail, with several requests at once; return the error."""
+    with TransferEngine(settings) as engine:
+        futures = [engine.stat(url) for _ in range(times)]
+        errors = [future.exception(WAIT_S) for future in futures]
+        again = engine.stat(url).exception(WAIT_S)
+    assert all(isinstance(error, TransferError) for error in [*errors, again])
+    assert len({str(error) for error in errors}) == 1
+    assert isinstance(errors[0], TransferError)
+    return errors[0]
+
+
+def changed(server, path: Path, *replacements: tuple[str, str]) -> str:
+    """Write the server's ssh_config with some words changed; return its path."""
+    text = server.ssh_config.read_text()
+    for old, new in replacements:
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+    return str(path)
+
+
+def new_key(path: Path, passphrase: str = "") -> Path:
+    command = [program("ssh-keygen"), "-q", "-t", "ed25519", "-N", passphrase, "-f", str(path)]
+    subprocess.run(command, check=True)
+    return path
+
+
+# --- the wrong key, the wrong password ----------------------------------------------------------
+
+
+def test_a_wrong_key_is_tried_once(sshd_factory, tmp_path):
+    server = sshd_factory()
+    new_key(tmp_path / "key")
+    config = changed(server, tmp_path / "config", (str(server.key), str(tmp_path / "key")))
+    error = attempt(server.url(), server.settings(ssh_config=config), times=10)
+    assert type(error) is AuthenticationFailed
+    assert not error.retryable
+    assert "PYREMOTEDATA_SSH_KEY" in str(error)
+    assert server.log_text().count("Connection from") == 1
+
+
+def test_a_wrong_password_is_tried_once(miglike):
+    before = miglike.log_text()
+    settings = miglike.password_settings("canary-wrong")
+    error = attempt(miglike.url(), settings, times=10)
+    assert type(error) is AuthenticationFailed
+    assert "canary" not in str(error)
+    said = miglike.log_text()[len(before) :].splitlines()
+    assert said == [f"login {miglike.user} password refused"]
+
+
+@pytest.mark.parametrize("lines", [[], ["KbdInteractiveAuthentication yes", "UsePAM yes"]])
+def test_a_wrong_password_is_sent_once_to_openssh(chroot_factory, lines):
+    """Even where the server takes passwords in two ways."""
+    server = chroot_factory(lines=lines)
+    error = attempt(server.url(), server.password_settings(password=Secret("wrong")), times=10)
+    assert type(error) is AuthenticationFailed
+    failed = re.findall(r"^Failed (?!none)\S+ for", server.log_text(), re.MULTILINE)
+    assert len(failed) == 1, server.log_text()
+
+
+@pytest.mark.parametrize("lines", [[], ["KbdInteractiveAuthentication yes", "UsePAM yes"]])
+def test_the_right_password_lets_in(chroot_factory, lines):
+    server = chroot_factory(lines=lines)
+    server.make("a", b"1")
+    with TransferEngine(server.password_settings()) as engine:
+        assert engine.stat(server.url("a")).result(WAIT_S).size == 1
+    assert server.logins() == 1
+
+
+def test_a_share_link_is_its_own_password(miglike):
+    miglike.make("shared/a", b"1")
+    with TransferEngine(miglike.password_settings(miglike.share)) as engine:
+        assert engine.stat(miglike.url("shared/a", miglike.share)).result(WAIT_S).size == 1
+
+
+def test_without_a_secret_no_password_is_tried(miglike):
+    before = miglike.log_text()
+    error = attempt(miglike.url(), ConnectionSettings(ssh_config=str(miglike.ssh_config)))
+    assert type(error) is AuthenticationFailed
+    assert "password" not in miglike.log_text()[len(before) :]
+
+
+def test_a_key_with_a_passphrase_opens_with_it_and_only_with_it(sshd_factory, tmp_path):
+    server = sshd_factory()
+    key = new_key(tmp_path / "key", "open $'\" sesame")
+    with (server.directory / "authorized_keys").open("a") as file:
+        file.write((tmp_path / "key.pub").read_text())
+    config = changed(server, tmp_path / "config", (str(server.key), str(key)))
+    right = Secret("open $'\" sesame")
+    with TransferEngine(server.settings(ssh_config=config, key_passphrase=right)) as engine:
+        assert engine.stat(server.url()).result(WAIT_S).kind == "directory"
+    for wrong in (Secret("canary"), None):
+        settings = server.settings(ssh_config=config, key_passphrase=wrong)
+        error = attempt(server.url(), settings)
+        assert type(error) is AuthenticationFailed
+        assert "canary" not in str(error)
+
+
+# --- host keys ------------------------------------------------------------------------------
+
+
+def fingerprint(server) -> str:
+    command = [program("ssh-keygen"), "-l", "-f", str(server.directory / "host_key.pub")]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[1]
+
+
+def test_an_unknown_host_key_comes_with_fingerprint_and_command(sshd_factory, tmp_path):
+    server = sshd_factory()
+    known = tmp_path / "known_hosts"
+    ask = ("StrictHostKeyChecking yes", "StrictHostKeyChecking ask")
+    config = changed(server, tmp_path / "config", (str(server.known_hosts), str(known)), ask)
+    error = attempt(server.url(), server.settings(ssh_config=config), times=5)
+    assert type(error) is HostKeyRejected
+    assert fingerprint(server) in str(error)
+    assert f"sftp -P {server.port} {server.user}@127.0.0.1" in str(error)
+    assert not known.exists()
+    assert server.logins() == 0
+
+
+def test_accept_new_accepts_an_unknown_key_and_no_changed_one(sshd_factory, tmp_path):
+    server = sshd_factory()
+    known = tmp_path / "known_hosts"
+    config = changed(
+        server,
+        tmp_path / "config",
+        (str(server.known_hosts), str(known)),
+        ("    StrictHostKeyChecking yes\n", ""),
+    )
+    settings = server.settings(ssh_config=config, accept_new=True)
+    with TransferEngine(settings) as engine:
+        assert engine.stat(server.url()).result(WAIT_S).kind == "directory"
+    assert known.exists()
+    other = new_key(tmp_path / "other").with_suffix(".pub").read_text()
+    known.write_text(f"[127.0.0.1]:{server.port} {other}")
+    logins = server.logins()
+    error = attempt(server.url(), settings)
+    assert type(error) is HostKeyRejected
+    assert fingerprint(server) in str(error)
+    assert f"{known}:1" in str(error)
+    assert "administrator" in str(error)
+    assert server.logins() == logins
+
+
+def test_a_changed_host_key_is_refused_when_strict(sshd_factory, tmp_path):
+    server = sshd_factory()
+    other = new_key(tmp_path / "other").with_suffix(".pub").read_text()
+    server.known_hosts.write_text(f"[127.0.0.1]:{server.port} {other}")
+    assert type(attempt(server.url(), server.settings())) is HostKeyRejected
+    assert server.logins() == 0
+
+
+# --- nobody there ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def listener():
+    """A port that takes connections and does with them what ``serve`` does."""
+    sockets: list[socket.socket] = []
+
+    def make(serve) -> int:
+        server = socket.create_server(("127.0.0.1", 0))
+        sockets.append(server)
+
+        def accept() -> None:
+            while True:
+                try:
+                    sockets.append(server.accept()[0])
+                except OSError:
+                    return
+                serve(sockets[-1])
+
+        threading.Thread(target=accept, daemon=True).start()
+        return server.getsockname()[1]
+
+    yield make
+    for each in sockets:
+        each.close()
+
+
+def test_nobody_at_the_port(sshd):
+    error = attempt(f"sftp://127.0.0.1:{free_port()}/", sshd.settings())
+    assert type(error) is ConnectionLost
+    assert "check host and port" in str(error)
+
+
+def test_no_such_host(sshd):
+    error = attempt("sftp://no-such-host.invalid/", sshd.settings())
+    assert type(error) is ConnectionLost
+    assert "unknown host" in str(error)
+
+
+def test_another_program_at_the_port(sshd, listener):
+    port = listener(lambda client: client.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 2000))
+    error = attempt(f"sftp://127.0.0.1:{port}/", sshd.settings(timeout_s=5.0))
+    assert isinstance(error, ConnectionLost | TransferTimeout)
+
+
+@pytest.mark.parametrize("serve", [lambda _: None, lambda c: c.sendall(b"SSH-2.0-x\r\n")])
+def test_a_server_that_never_answers_the_login(sshd, listener, serve):
+    port = listener(serve)
+    error = attempt(f"sftp://127.0.0.1:{port}/", sshd.settings(timeout_s=3.0))
+    assert type(error) is TransferTimeout
+    assert str(port) in str(error)
+
+
+def test_a_server_that_hangs_up(sshd, listener):
+    port = listener(lambda client: client.close())
+    error = attempt(f"sftp://127.0.0.1:{port}/", sshd.settings(timeout_s=3.0))
+    assert type(error) is ConnectionLost
+    assert "closed the connection" in str(error)
+
+
+def test_a_server_without_sftp(sshd_factory):
+    server = sshd_factory(subsystem="none /bin/false")
+    error = attempt(server.url(), server.settings(), times=5)
+    assert type(error) is ServerRefused
+    assert "no SFTP" in str(error)
+    assert server.logins() <= 2
+
+
+def test_an_ssh_config_that_ssh_does_not_take(sshd, tmp_path):
+    config = tmp_path / "config"
+    config.write_text("NoSuchOption yes\n")
+    error = attempt(sshd.url(), sshd.settings(ssh_config=str(config)))
+    assert type(error) is ConfigurationError
+    assert str(config) in str(error)
+    error = attempt(sshd.url(), sshd.settings(ssh_config=str(tmp_path / "none")))
+    assert type(error) is ConfigurationError
+
+
+def test_no_ssh_at_all(sshd, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    error = attempt(sshd.url(), sshd.settings())
+    assert type(error) is ConfigurationError
+    assert "openssh-client" in str(error)
+
+
+# --- few are let in -------------------------------------------------------------------------
+
+
+def most_sessions(server: Sshd) -> int:
+    """Return how many SFTP sessions the server had at a time, at the most, by its log."""
+    now = most = 0
+    for line in server.log_text().splitlines():
+        if line.startswith("Starting session: subsystem"):
+            now += 1
+        elif line.startswith("Close session:"):
+            now -= 1
+        most = max(most, now)
+    return most
+
+
+def test_twenty_threads_at_a_server_that_takes_few(sshd_factory, tmp_path):
+    server = sshd_factory(lines=["MaxStartups 3:100:3", "MaxSessions 1"])
+    wanted = {str(number): os.urandom(number * 20_000) for number in range(20)}
+    for name, data in wanted.items():
+        server.make(name, data)
+
+    def work(number: int) -> None:
+        # Five engines: more logins at once than the server takes.
+        engine = engines[number % 5]
+        engine.fetch(server.url(str(number)), tmp_path / str(number)).result(WAIT_S)
+        engine.store(tmp_path / str(number), server.url(f"up/{number}")).result(WAIT_S)
+
+    engines = [TransferEngine(server.settings(timeout_s=30.0)) for _ in range(5)]
+    try:
+        with ThreadPoolExecutor(20) as pool:
+            list(pool.map(work, range(20)))
+    finally:
+        for engine in engines:
+            engine.close()
+    assert tree(tmp_path) == wanted
+    assert tree(server.root / "up") == wanted
+
+
+def test_one_engine_gets_all_done_in_one_session(sshd_factory, relay_factory, tmp_path):
+    """A large file over a slow link would have more, if the server took them."""
+    server = sshd_factory(lines=["MaxSessions 1"])
+    relay = relay_factory(server.port, one_way_ms=20)
+    data = os.urandom(30 * 2**20)
+    server.make("large", data)
+    config = changed(
+        server,
+        tmp_path / "config",
+        ("Host *\n", f"Host *\n HostKeyAlias [127.0.0.1]:{server.port}\n"),
+    )
+    settings = server.settings(ssh_config=config, timeout_s=30.0)
+    with TransferEngine(settings) as engine:
+        engine.fetch(relay.url(server.url("large")), tmp_path / "large").result(WAIT_S)
+        engine.store(tmp_path / "large", relay.url(server.url("up"))).result(WAIT_S)
+    assert (tmp_path / "large").read_bytes() == data
+    assert (server.root / "up").read_bytes() == data
+
+
+WORKER = """\
+import sys
+from pyremotedata_core import TransferEngine
+url, local = sys.argv[1:]
+with TransferEngine() as engine:
+    for number in range(3):
+        engine.fetch(f"{url}/a", f"{local}.{number}").result(100)
+        up = f"{url}/up{local.rpartition('/')[2]}.{number}"
+        engine.store(f"{local}.{number}", up).result(100)
+"""
+
+
+def test_many_processes_share_the_sessions_of_a_node(sshd_factory, tmp_path, monkeypatch):
+    server = sshd_factory()
+    server.make("a", os.urandom(100_000))
+    monkeypatch.setenv("PYREMOTEDATA_SSH_CONFIG", str(server.ssh_config))
+    monkeypatch.setenv("PYREMOTEDATA_CONNECTIONS", "2")
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, server.url(), str(tmp_path / str(number))],
+            stderr=subprocess.PIPE,
+        )
+        for number in range(12)
+    ]
+    said = [worker.communicate(timeout=100)[1].decode() for worker in workers]
+    assert said == [""] * 12
+    data = (server.root / "a").read_bytes()
+    assert list(tree(tmp_path).values()) == [data] * 36
+    assert [content for name, content in tree(server.root).items() if "up" in name] == [data] * 36
+    assert most_sessions(server) <= 2
+
+
+# --- ways of the user's own -----------------------------------------------------------------
+
+
+def test_a_control_master_of_the_users_own_is_used_and_outlives_us(sshd_factory, tmp_path):
+    server = sshd_factory()
+    path = tmp_path / "master"
+    config = changed(server, tmp_path / "config", ("Host *\n", f"Host *\n ControlPath {path}\n"))
+    url = f"sftp://{server.alias}{server.remote_path()}"
+    command = [program("ssh"), "-F", config, "-M", "-N", "-f", server.alias]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    check = [program("ssh"), "-F", config, "-O", "check", server.alias]
+    try:
+        with TransferEngine(server.settings(ssh_config=config)) as engine:
+            assert engine.stat(url).result(WAIT_S).kind == "directory"
+        assert server.logins() == 1
+        assert subprocess.run(check, check=False, stderr=subprocess.DEVNULL).returncode == 0
+    finally:
+        leave = [program("ssh"), "-F", config, "-O", "exit", server.alias]
+        subprocess.run(leave, check=False, stderr=subprocess.DEVNULL)
+
+
+def test_a_jump_host_of_ssh_config_is_used(sshd_factory, tmp_path):
+    inner = sshd_factory()
+    outer = sshd_factory(lines=["AllowTcpForwarding yes"])
+    config = tmp_path / "config"
+    config.write_text(
+        f"Host outer\n HostName 127.0.0.1\n Port {outer.port}\n IdentityFile {outer.key}\n"
+        f" UserKnownHostsFile {outer.known_hosts}\n"
+        f"Host inner\n HostName 127.0.0.1\n Port {inner.port}\n IdentityFile {inner.key}\n"
+        f" UserKnownHostsFile {inner.known_hosts}\n ProxyJump outer\n"
+        "Host *\n IdentitiesOnly yes\n IdentityAgent none\n StrictHostKeyChecking yes\n"
+    )
+    settings = ConnectionSettings(ssh_config=str(config))
+    with TransferEngine(settings) as engine:
+        url = f"sftp://inner{inner.remote_path()}"
+        assert engine.stat(url).result(WAIT_S).kind == "directory"
+    assert (outer.logins(), inner.logins()) == (1, 1)
+
+
+def test_a_password_is_not_given_to_a_jump_host(chroot_factory, sshd_factory, tmp_path):
+    """It asks with the same words as the server that the password is for."""
+    jump = chroot_factory(lines=["AllowTcpForwarding yes"])
+    inner = sshd_factory()
+    config = tmp_path / "config"
+    config.write_text(
+        f"Host jump\n HostName 127.0.0.1\n Port {jump.port}\n User {jump.user}\n"
+        f" UserKnownHostsFile {jump.known_hosts}\n PubkeyAuthentication no\n"
+        f"Host inner\n HostName localhost\n Port {inner.port}\n"
+        f" UserKnownHostsFile {inner.known_hosts}\n ProxyJump jump\n"
+        "Host *\n IdentityAgent none\n StrictHostKeyChecking yes\n"
+    )
+    settings = ConnectionSettings(ssh_config=str(config), password=Secret("for inner only"))
+    error = attempt("sftp://inner/", settings)
+    assert type(error) is AuthenticationFailed
+    assert f"{jump.user}@127.0.0.1's password" in str(error)
+    assert "Failed password" not in jump.log_text()
