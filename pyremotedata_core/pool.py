@@ -424,7 +424,9 @@ class Pool:
         if self._sessions:
             return  # another login is still under way
         if self._worth_reopening(error):
-            delay = min(5.0, 0.1 * 2 ** min(self._failures, 6)) * random.uniform(0.5, 1.0)  # noqa: S311
+            # A short time limit must not be spent on one pause.
+            longest = min(5.0, self._settings.timeout_s / 4)
+            delay = min(longest, 0.1 * 2 ** min(self._failures, 6)) * random.uniform(0.5, 1.0)  # noqa: S311
             if self._reopen is None:
                 self._schedule_open(delay)
         else:
