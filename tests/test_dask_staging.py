@@ -659,7 +659,7 @@ def test_a_worker_killed_while_it_fetches_is_replaced(
     client = register(start_cluster(n_workers=1, threads_per_worker=1), server)
     relay.stall(after_bytes=500_000)
     task = client.submit(lambda file: Path(file).read_bytes(), handle(server, relay, "a"))
-    wait_until(lambda: any(place.glob("*/incoming/*/.*")), "the transfer has begun")
+    wait_until(lambda: relay.status()["faults"], "the transfer has got as far as the stall")
     (pid,) = client.run(os.getpid).values()
     os.kill(pid, signal.SIGKILL)
     relay.resume()

@@ -178,6 +178,10 @@ def wait_until(true, what: str) -> None:
         time.sleep(0.02)
 
 
+def wait_until_stalled(relay) -> None:
+    wait_until(lambda: relay.status()["faults"], "the transfer has got as far as the stall")
+
+
 # --- one file -----------------------------------------------------------------------------------
 
 
@@ -503,8 +507,7 @@ def test_a_process_killed_while_it_fetches_does_no_harm(sshd_factory, relay_to, 
     first, second = processes(**settings), processes(**settings)
     relay.stall(after_bytes=1_000_000)
     first.begin(f"stage {url}")
-    incoming = root_of(place) / "incoming"
-    wait_until(lambda: any(incoming.glob("*/.*")), "the transfer has begun")
+    wait_until_stalled(relay)
     second.begin(f"stage {url}")
     first.kill()
     relay.resume()
@@ -548,7 +551,7 @@ def test_a_holder_that_shows_no_life_is_named(sshd_factory, relay_to, place, pro
     holder = processes(ssh_config=str(server.ssh_config), cache_dir=str(place))
     relay.stall(after_bytes=500_000)
     holder.begin(f"stage {url}")
-    wait_until(lambda: any((root_of(place) / "incoming").glob("*/.*")), "the transfer has begun")
+    wait_until_stalled(relay)
     os.kill(holder.pid, signal.SIGSTOP)
     with Stager(server.settings(cache_dir=str(place), timeout_s=2.0)) as stager:
         with pytest.raises(TransferTimeout, match=f"process {holder.pid} on this node"):
@@ -568,7 +571,7 @@ def test_a_holder_that_lives_is_waited_for_longer_than_the_time_limit(
     url = relay.url(server.url("a"))
     holder = processes(ssh_config=str(server.ssh_config), cache_dir=str(place), timeout_s=2)
     holder.begin(f"stage {url}")
-    wait_until(lambda: any((root_of(place) / "incoming").glob("*/.*")), "the transfer has begun")
+    wait_until(lambda: relay.status()["down"] > 500_000, "the transfer has begun")
     # Less than the transfer takes, more than the holder takes between two signs of life.
     with Stager(server.settings(cache_dir=str(place), timeout_s=1.5)) as stager:
         known = Stat("file", 3_000_000, _mtime(server, "a"))
@@ -585,8 +588,7 @@ def test_a_cancelled_request_stops_the_transfer_unless_others_want_the_file(
     with Stager(server.settings(cache_dir=str(place))) as stager:
         relay.stall(after_bytes=500_000)
         one, other = stager.stage(url), stager.stage(url)
-        incoming = root_of(place) / "incoming"
-        wait_until(lambda: any(incoming.glob("*/.*")), "the transfer has begun")
+        wait_until_stalled(relay)
         assert one.cancel()
         assert not other.done()
         assert other.cancel()
@@ -602,7 +604,7 @@ def test_closing_ends_what_is_under_way(sshd_factory, relay_to, place):
     stager = Stager(server.settings(cache_dir=str(place)))
     relay.stall(after_bytes=500_000)
     future = stager.stage(relay.url(server.url("a")))
-    wait_until(lambda: any((root_of(place) / "incoming").glob("*/.*")), "the transfer has begun")
+    wait_until_stalled(relay)
     stager.close()
     with pytest.raises(TransferError, match="closed"):
         future.result(PATIENCE_S)
@@ -714,7 +716,7 @@ def test_a_forked_child_does_not_hold_the_locks_of_a_parent_that_is_killed(
     parent = processes(ssh_config=str(server.ssh_config), cache_dir=str(place))
     relay.stall(after_bytes=500_000)
     parent.begin(f"begin {url}")
-    wait_until(lambda: any((root_of(place) / "incoming").glob("*/.*")), "the transfer has begun")
+    wait_until_stalled(relay)
     child = parent.ask("fork")["pid"]
     try:
         parent.kill()
