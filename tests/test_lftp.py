@@ -32,6 +32,7 @@ from .lftp_sessions import (
     relayed,
     store,
 )
+from .servers import ScriptedSshd
 
 pytestmark = pytest.mark.skipif(shutil.which("lftp") is None, reason="lftp is not installed")
 
@@ -186,6 +187,17 @@ def test_a_large_file_comes_over_several_connections(
     assert session.stat(f"{there}/f").size == len(data)
     for fd in held[:3]:
         os.close(fd)
+
+
+@pytest.mark.parametrize("read_bytes", [32_768, 100_000])
+def test_a_server_that_answers_long_reads_short_is_read_right(read_bytes, tmp_path):
+    with ScriptedSshd("relay", {"extensions": False, "read_bytes": read_bytes}) as server:
+        session = connected(server)
+        for size in (read_bytes - 1, 140_000, 3_000_001):
+            data = os.urandom(size)
+            server.make("f", data)
+            fetch(session, f"{server.root}/f", tmp_path / "in")
+            assert (tmp_path / "in").read_bytes() == data
 
 
 def test_a_question_about_a_large_file_moves_none_of_it(sshd, relay_factory, there):

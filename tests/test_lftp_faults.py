@@ -25,6 +25,7 @@ from pyremotedata_core import (
     Stat,
     TransferError,
     TransferTimeout,
+    UnsafeName,
 )
 from pyremotedata_core.names import is_temporary
 from pyremotedata_core.transports.lftp import LftpSession, find_lftp
@@ -36,13 +37,14 @@ from .lftp_sessions import (
     end_sessions,
     fetch,
     in_background,
+    listed,
     relayed,
     runs,
     store,
     through,
     wait_for,
 )
-from .servers import free_port
+from .servers import ScriptedSshd, free_port
 
 pytestmark = pytest.mark.skipif(shutil.which("lftp") is None, reason="lftp is not installed")
 
@@ -152,6 +154,41 @@ def test_an_upload_whose_connection_broke_is_not_published(sshd, relay_factory, 
         store(session, tmp_path / "out", there / "f")
     assert not (there / "f").exists()
     assert not session.alive or os.listdir(there) == []
+
+
+# --- servers that lie ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "lie", ["garbage", "huge", "half", "cut", "lying length", "nothing", "too much", "early end"]
+)
+def test_a_server_that_breaks_the_protocol_ends_the_transfer(lie, tmp_path):
+    with ScriptedSshd("lie", lie) as server:
+        url = RemoteURL.parse(server.url())
+        settings = server.settings(timeout_s=2.0).for_url(url)
+        session = LftpSession(url, settings)
+        expect = Stat("file", 102_400, 1_500_000_000)
+
+        def login_and_fetch() -> None:
+            session.connect()
+            fetch(session, "/lies/file.bin", tmp_path / "in", expect)
+
+        with pytest.raises(TransferError):
+            login_and_fetch()
+        session.kill()
+    assert os.listdir(tmp_path) == []
+    wait_for(lambda: children() == [])
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "/etc/passwd", "..", ".", "", "a\nb"])
+def test_a_listed_name_never_leaves_its_directory(name):
+    with ScriptedSshd("lie", "names", [name, "good"]) as server:
+        session = connected(server)
+        try:
+            names = set(listed(session, "/lies"))
+        except UnsafeName:
+            names = {"good"}
+        assert names == {"good"}
 
 
 # --- logins that fail ---------------------------------------------------------------------------

@@ -146,13 +146,13 @@ def test_a_connection_is_lost_until_another_one_is_made():
     assert log.lost
     log.feed(b"---- protocol version set to 3\n")
     assert not log.lost
-    assert log.reconnected
+    assert log.breaks == 1
 
 
 def test_a_connection_that_went_before_the_command_began_is_not_one_that_broke_in_it():
     log = Log()
     log.feed(b"---- Disconnecting\n---- protocol version set to 3\n---- path on wire is `/x'\n")
-    assert not log.reconnected
+    assert log.breaks == 0
 
 
 @pytest.mark.parametrize(

@@ -43,12 +43,17 @@ __all__ = ["LftpSession", "find_lftp"]
 
 SEGMENTED_BYTES = 64 << 20  # a file of this size pays for the logins of further connections
 SEGMENTS = 4  # of a large download, each a connection and a session slot
+OVERLAP_BYTES = 4 << 20  # that the segments of a download may read twice
+MAX_BREAKS = 4  # of connections during one download
 BATCH_ENTRIES = 1000
-# Requests in flight. ssh carries 2 MiB in a round trip: 24 reads of 128 KiB fill that as well as 64
-# do, and are sooner over when a download is given up; writes have 32 KiB each.
-READS_AHEAD = 24
-WRITES_AHEAD = 64
-
+# A server answers a longer read with what it is ready to send, and lftp then hangs. So reads have
+# the size that every server must serve until it is seen that this one serves more.
+SAFE_READ_BYTES = 32 << 10
+READ_BYTES = 128 << 10
+# In flight. ssh carries 2 MiB in a round trip: 3 MiB of reads fill that as well as 8 do, and are
+# sooner over when a download is given up. Writes have 32 KiB each; lftp fails above 64 requests.
+READ_WINDOW_BYTES = 3 << 20
+REQUESTS_AHEAD = 64
 _AHEAD = "sftp:max-packets-in-flight"
 OnBytes = Callable[[int], None]
 _temporary_names = TemporaryNames()
@@ -73,6 +78,7 @@ class LftpSession:
         self._server = url.server
         self._settings = settings
         self._site = LftpSite(url.server, settings)
+        self._read_bytes = 0  # that the server is known to serve at once, 0 for not known
 
     @property
     def alive(self) -> bool:
@@ -170,10 +176,16 @@ class LftpSession:
         def watch(log: Log) -> None:
             if any(info != (expect.size, expect.mtime) for info in log.infos):
                 raise RemoteChanged("the file changed while it was read", url)
+            if log.received > expect.size + OVERLAP_BYTES:
+                raise ServerRefused("the server sends more than it says the file has", url)
+            if log.breaks > MAX_BREAKS:
+                raise ConnectionLost("the connection breaks again and again", url)
             progress.at(log.received)
 
+        if expect.size >= READ_BYTES and not self._read_bytes:
+            self._learn_read_bytes(path)
         with self._segments(expect.size) as segments:
-            get = f"set {_AHEAD} {READS_AHEAD} && "
+            get = _read_in(self._read_bytes or SAFE_READ_BYTES) + "&& "
             get += f"pget -n {segments}" if segments > 1 else "get"
             # One more opening, and the last byte, show whether it is still what it was.
             again = site.probe(max(0, expect.size - 1))
@@ -370,14 +382,21 @@ class LftpSession:
             for slot in slots:
                 os.close(slot)
 
+    def _learn_read_bytes(self, path: str) -> None:
+        """See how much of a large file the server sends at once."""
+        command = f"{_read_in(READ_BYTES, 1)}&& {self._site.probe(0, READ_BYTES)}"
+        log = self._site.run(command, path).log
+        if log.infos and log.infos[-1][0] >= READ_BYTES:
+            self._read_bytes = min(log.largest, READ_BYTES)
+
     def _upload(
         self, local: str, temporary: str, size: int, url: str, watch: Callable[[Log], None]
     ) -> Stat:
         site = self._site
-        command = f"set {_AHEAD} {WRITES_AHEAD} && put {{}} -o {{}}"
+        command = f"set {_AHEAD} {REQUESTS_AHEAD} && put {{}} -o {{}}"
         command += f" && {site.probe(max(0, size - 1))}"
         reply = site.run(command, local, temporary, temporary, watch=watch)
-        if reply.log.reconnected:
+        if reply.log.breaks:
             # lftp goes on where the server's file ends. Whether the bytes that had arrived end
             # there too is not for us to guess.
             raise ConnectionLost("the connection broke during the upload", url)
@@ -447,6 +466,12 @@ class _Progress:
         if count > self._told:
             new, self._told = count - self._told, count
             self._on_bytes(new)
+
+
+def _read_in(size: int, ahead: int | None = None) -> str:
+    """Return the commands that set the size of reads in bytes, and how many are in flight."""
+    ahead = ahead or min(REQUESTS_AHEAD, READ_WINDOW_BYTES // size)
+    return f"set sftp:size-read {size} && set {_AHEAD} {ahead} "
 
 
 def _beside(path: str) -> str:

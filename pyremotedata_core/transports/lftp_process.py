@@ -77,10 +77,8 @@ _OPTIONS = {
     "sftp:protocol-version": "3",  # as measured; 4 and later would convert names
     "sftp:charset": '""',  # names are bytes
     "sftp:use-full-path": "yes",
-    # A read above the server's limit (261120 bytes on OpenSSH) hangs lftp, and a write above 32 KiB
-    # is not what every server takes. More than 64 packets in flight end in an error.
-    "sftp:size-read": "128k",
-    "sftp:size-write": "32k",
+    "sftp:size-read": "32k",
+    "sftp:size-write": "32k",  # more is not what every server takes
 }
 
 

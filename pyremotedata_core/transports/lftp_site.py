@@ -119,9 +119,9 @@ class LftpSite:
         except TransferError:
             return False
 
-    def probe(self, at: int) -> str:
-        """Return the command that opens a file to read a byte, so that the log tells of it."""
-        return f"get1 --source-region={at}-{at + 1} {{}} -o {self._process.probe_path}"
+    def probe(self, at: int, size: int = 1) -> str:
+        """Return the command that opens a file to read a little, so that the log tells of it."""
+        return f"get1 --source-region={at}-{at + size} {{}} -o {self._process.probe_path}"
 
     def error(self, reply: Reply, path: str) -> TransferError:
         """Return the error of a failed command, about that path."""

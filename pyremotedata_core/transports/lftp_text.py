@@ -166,6 +166,8 @@ class Log:
     ----------
     received, sent : int
         Bytes of file content that came in, and that were handed to the connection.
+    largest : int
+        Bytes of the largest piece of file content that came in.
     infos : list of (int, int)
         Size and mtime of each file that was opened to be read, as the server told them of the
         open file.
@@ -179,20 +181,22 @@ class Log:
         The last error.
     lost : bool
         Whether the last connection is gone and no other one was made.
-    reconnected : bool
-        Whether the connection broke once the command was under way.
+    breaks : int
+        How often a connection broke once the command was under way. lftp connects anew by itself
+        as long as each connection brings it forward.
     """
 
     def __init__(self) -> None:
         self.received = 0
         self.sent = 0
+        self.largest = 0
         self.infos: list[tuple[int, int]] = []
         self.names = 0
         self.file_type: int | None = None
         self.home: str | None = None
         self.failure: Failure | None = None
         self.lost = False
-        self.reconnected = False
+        self.breaks = 0
         self._rest = b""
         self._code: int | None = None
         self._handle_bytes = 4
@@ -210,6 +214,7 @@ class Log:
                 self._error(line.decode("utf-8", "replace"))
         elif match := _DATA.match(line):
             self.received += int(match[1])
+            self.largest = max(self.largest, int(match[1]))
         elif match := _WRITE.match(line):
             self.sent += max(0, int(match[1]) - _WRITE_HEAD - self._handle_bytes)
         elif match := _STATUS.match(line):
@@ -223,7 +228,8 @@ class Log:
         if match := _INFO.match(line):
             size, month, day, hour, minute, second, year = match.groups()
             parts = (int(year), _MONTHS[month], *map(int, (day, hour, minute, second)))
-            self.infos.append((int(size), wire_time(calendar.timegm(parts))))
+            if int(size) >= 0:  # else the server does not say, or says nonsense
+                self.infos.append((int(size), wire_time(calendar.timegm(parts))))
         elif match := _HANDLE.match(line):
             self._handle_bytes = int(match[1])
         elif match := _NAMES.match(line):
@@ -236,7 +242,7 @@ class Log:
             self._begun = True
         elif line.startswith(_DISCONNECTED):
             self.lost = True
-            self.reconnected = self._begun
+            self.breaks += self._begun
         elif line.startswith(_CONNECTED):
             self.lost = False
 
