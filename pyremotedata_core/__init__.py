@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .iterator import RemotePathIterator
     from .model import Entry, Stat, TreeResult
     from .remote import Remote
-    from .stager import Lease, Stager
+    from .stager import Lease, Stager, shared_stager
     from .url import RemoteURL
 
 if sys.platform == "win32":
@@ -58,7 +58,7 @@ _HOME = {
     "iterator": ("RemotePathIterator",),
     "model": ("Entry", "Stat", "TreeResult"),
     "remote": ("Remote",),
-    "stager": ("Lease", "Stager"),
+    "stager": ("Lease", "Stager", "shared_stager"),
     "url": ("RemoteURL",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
@@ -91,6 +91,7 @@ __all__ = [
     "__version__",
     "remove_config",
     "shared_engine",
+    "shared_stager",
 ]
 
 

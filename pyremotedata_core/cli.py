@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
-from .config import ConnectionSettings, config_path, remove_config
+from .config import ConnectionSettings, config_path, parse_bytes, remove_config
 from .engine import TransferEngine
 from .errors import (
     ConfigurationError,
@@ -31,6 +31,9 @@ from .model import Entry, Stat, TreeResult, one_line, printable
 from .progress import Progress, shown
 from .remote import Remote, fetch_known, local_target, own_name, wait_for
 from .url import RemoteURL, looks_like_url
+
+if TYPE_CHECKING:
+    from .stager.inventory import CacheEntry
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -61,8 +64,8 @@ def _run(options: argparse.Namespace) -> int:
         "bandwidth": options.bandwidth,
     }
     try:
-        if options.verb == "config":
-            return _config(options)
+        if options.verb in ("config", "cache"):
+            return options.run(options)
         try:
             return _with_engine(options, given)
         except NoRemoteConfigured:
@@ -164,6 +167,15 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = verb("doctor", _doctor, "Check programs, host key, login, server and speed.")
     doctor.add_argument("url", nargs="?", default="", metavar="URL")
+    cache = verb("cache", _cache, "Show, trim, verify or empty this node's cache of staged files.")
+    cache.add_argument(
+        "action", nargs="?", default="show", choices=["show", "trim", "verify", "empty"]
+    )
+    cache.add_argument(
+        "--to", metavar="B", help="trim: keep so many bytes, as 10G; default: the budget"
+    )
+    cache.add_argument("-n", "--dry-run", action="store_true", help="only say what would go")
+
     config = verb("config", _config, "Show the settings; set up or remove the config file.")
     action = config.add_mutually_exclusive_group()
     action.add_argument("--setup", action="store_true", help="ask, test the login, write the file")
@@ -465,6 +477,63 @@ def _doctor(engine: TransferEngine, options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([finding._asdict() for finding in findings], indent=1))
     return int(any(finding.well is False for finding in findings))
+
+
+def _cache(options: argparse.Namespace) -> int:
+    from .stager.inventory import list_entries, remove_unsound
+    from .stager.nodecache import NodeCache
+    from .stager.place import cache_root
+
+    settings = ConnectionSettings.load()
+    cache = NodeCache(cache_root(settings.cache_dir), settings.cache_bytes)
+    before = list_entries(cache)
+    gone: list[CacheEntry] = []
+    if options.action == "verify":
+        gone = [e for e in before if not e.sound and not e.in_use]
+        if not options.dry_run:
+            gone = remove_unsound(cache)
+    elif options.action != "show":
+        target = 0
+        if options.action == "trim":
+            target = parse_bytes(options.to) if options.to else settings.cache_bytes
+        gone = _oldest(before, target)
+        if not options.dry_run:
+            went = set(cache.trim(target))
+            gone = [e for e in before if os.path.basename(os.path.dirname(e.path)) in went]
+    shown_entries = before if options.action == "show" else gone
+    used = sum(e.size for e in before)
+    if options.json:
+        outcome = {
+            "directory": str(cache.root),
+            "budget_bytes": settings.cache_bytes,
+            "used_bytes": used,
+            "files": [e._asdict() for e in shown_entries],
+        }
+        print(json.dumps(outcome, indent=1))
+        return 0
+    for entry in shown_entries:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.last_use))
+        state = "in use" if entry.in_use else "" if entry.sound else "broken"
+        print(f"{entry.size:>14} {when} {state:6} {_shown(entry.url)}")
+    freed = sum(e.size for e in gone)
+    print(f"# {cache.root}: {len(before)} files, {used} of {settings.cache_bytes} bytes")
+    if options.action != "show":
+        would = "would go" if options.dry_run else "gone"
+        print(f"# {len(gone)} files, {freed} bytes {would}")
+    return 0
+
+
+def _oldest(entries: list[CacheEntry], target_bytes: int) -> list[CacheEntry]:
+    """Return what a trim would remove."""
+    used = sum(e.size for e in entries)
+    gone = []
+    for entry in entries:
+        if used <= target_bytes:
+            break
+        if not entry.in_use:
+            gone.append(entry)
+            used -= entry.size
+    return gone
 
 
 def _config(options: argparse.Namespace) -> int:

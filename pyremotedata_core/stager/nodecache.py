@@ -233,6 +233,47 @@ class NodeCache:
         finally:
             pin.release()
 
+    # --- for people (see `inventory`) -------------------------------------------------------
+
+    def keys_by_use(self) -> list[tuple[int, str]]:
+        """Return (time of last use in ns, key) of every entry, the oldest first."""
+        return sorted((used, key) for used, _, key in self._entries())
+
+    def is_in_use(self, key: str) -> bool:
+        """Whether a process pins the entry, or brings it now."""
+        lock = self.try_lock(key)
+        if lock is None:
+            return True
+        lock.release()
+        return self._is_pinned(key)
+
+    def trim(self, target_bytes: int) -> list[str]:
+        """Evict what is not in use, least recently used first, down to so many bytes.
+
+        Returns the keys that went.
+        """
+        gone = []
+        with self._usage() as usage:
+            entries = sorted(self._entries())
+            used = sum(size for _, size, _ in entries)
+            for _, size, key in entries:
+                if used <= target_bytes:
+                    break
+                if self._remove(key):
+                    gone.append(key)
+                    used -= size
+            usage.write(used)
+        self._empty_trash()
+        return gone
+
+    def discard(self, key: str) -> bool:
+        """Remove one entry unless it is in use; return whether it went."""
+        with self._usage() as usage:
+            went = self._remove(key)
+            usage.write(sum(size for _, size, _ in self._entries()))
+        self._empty_trash()
+        return went
+
     # --- keeping house ----------------------------------------------------------------------
 
     def sweep(self) -> None:
