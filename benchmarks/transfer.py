@@ -128,7 +128,8 @@ def rsync_put(place: Place, name: str, into: Path) -> list[str]:
 
 def sftp_put(place: Place, name: str, into: Path) -> list[str]:
     """OpenSSH's sftp with its largest requests and AES-GCM."""
-    script = f"echo 'put -r {place.root / name} {into}/' | sftp -q -b - -F {place.config} -c {GCM} -B 261120 {place.host}"
+    options = f"-q -b - -F {place.config} -c {GCM} -B 261120"
+    script = f"echo 'put -r {place.root / name} {into}/' | sftp {options} {place.host}"
     return ["sh", "-c", script]
 
 

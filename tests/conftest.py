@@ -167,6 +167,13 @@ def _nothing_left_running() -> Iterator[None]:
     assert not left, f"processes left running: {left}"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _engines_of_one_module() -> Iterator[None]:
+    """Let no module see the helper processes of another one's shared engines."""
+    yield
+    _close_shared_engines()
+
+
 def _place_for(request: pytest.FixtureRequest) -> str:
     stem = "".join(c if c.isascii() and c.isalnum() else "_" for c in request.node.name)[:40]
     return f"{stem}-{time.monotonic_ns()}"
