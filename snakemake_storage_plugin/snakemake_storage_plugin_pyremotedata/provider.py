@@ -19,17 +19,20 @@ from pyremotedata_core.errors import ConfigurationError, TransferError
 
 from . import query as queries
 from .failures import StorageError
+from .host import Host
 from .lookup import Lookup
 from .prefetch import Prefetch
 from .settings import (
     StorageProviderSettings,
     connection_settings,
+    is_yes,
     prefetch_bytes,
     unknown_settings,
 )
 
 # Snakemake looks for this name in the module of the provider.
 from .storage_object import StorageObject as StorageObject
+from .storing import Storing
 from .tally import Tally
 
 if TYPE_CHECKING:
@@ -55,9 +58,12 @@ class StorageProvider(StorageProviderBase):
             )
         try:
             ahead_bytes = prefetch_bytes(self.settings)
+            self._read_only = is_yes(self.settings, "read_only")
         except ConfigurationError as error:
             raise StorageError(error.message) from error
+        self.host = Host.of_caller()
         self.lookup = Lookup(self.engine)
+        self.storing = Storing(self.engine, self.lookup, self.host, self.local_prefix)
         self.prefetch = Prefetch(self.engine, self.local_prefix, ahead_bytes)
         self.tally = Tally()
         self._lock = threading.Lock()
@@ -83,6 +89,22 @@ class StorageProvider(StorageProviderBase):
                     # Snakemake cleans nothing up then, which is when we tell otherwise.
                     atexit.register(self._tell_at_exit)
             return self._engine
+
+    def refuse_change(self) -> None:
+        """Raise a `ConfigurationError` if the user wants nothing changed here."""
+        if self._read_only:
+            name = self.local_prefix.name
+            raise ConfigurationError(f"storage {name} is read-only (setting read_only)")
+
+    def refuse_outputs(self) -> None:
+        """Raise a `StorageError` before the first job runs, if one is to store something here."""
+        output = self.host.unwritable(self) if self._read_only else None
+        if output is not None:
+            rule, query = output
+            raise StorageError(
+                f"Storage {self.local_prefix.name} is read-only (setting read_only), but rule "
+                f"{rule} is to store {query}; give that another storage."
+            )
 
     def tell(self) -> None:
         """Log what was moved, if anything was since it was last told."""

@@ -16,7 +16,7 @@ from pyremotedata_core.errors import ConfigurationError
 
 # What `storage: provider="pyremotedata", ...` takes for Snakemake itself.
 _SNAKEMAKES_OWN = {"keep_local", "retrieve"}
-_NOT_THE_CORES = {"max_requests_per_second", "prefetch"}
+_NOT_THE_CORES = {"max_requests_per_second", "prefetch", "read_only"}
 PREFETCH_BYTES = 2 * 2**30
 _CORE_NAMES = {"timeout": "timeout_s"}
 
@@ -83,6 +83,9 @@ class StorageProviderSettings(StorageProviderSettingsBase):
         "0: none).",
         "BYTES",
     )
+    read_only: Optional[str] = _setting(
+        "Store, touch and remove nothing: yes or no (default).", "YES_NO"
+    )
 
 
 def unknown_settings(settings: Any) -> list[str]:
@@ -108,6 +111,23 @@ def prefetch_bytes(settings: Any) -> int:
         raise ConfigurationError(
             f"pyremotedata settings: prefetch is not valid: {value!r}"
         ) from None
+
+
+def is_yes(settings: Any, name: str) -> bool:
+    """Return whether a setting is yes; one that is not made is no.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is neither yes nor no.
+    """
+    value = getattr(settings, name, None)
+    text = str(value).strip().lower()
+    if text in ("yes", "true", "1", "on"):
+        return True
+    if value is None or text in ("no", "false", "0", "off", ""):
+        return False
+    raise ConfigurationError(f"pyremotedata settings: {name} is not yes or no: {value!r}")
 
 
 def connection_settings(settings: Any) -> ConnectionSettings:

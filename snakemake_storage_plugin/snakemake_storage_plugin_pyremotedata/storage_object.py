@@ -7,6 +7,7 @@ so that many transfers are under way at once; the plain methods block.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -31,13 +32,12 @@ from pyremotedata_core.url import RemoteURL
 
 from . import query as queries
 from .failures import explain
+from .storing import TIMESTAMP
 from .tally import rate_text, size_text
-from .trees import fetch_directory, raise_failure, tree_bytes, walk
+from .trees import fetch_directory, tree_bytes, walk
 from .waiting import Wait, blocking, on_loop, run_now
 
 T = TypeVar("T")
-# Where Snakemake keeps the time of a directory; a directory's own changes with each entry.
-TIMESTAMP = ".snakemake_timestamp"
 
 
 class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, StorageObjectTouch):
@@ -171,9 +171,26 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
         self._now("store output in", self._store)
 
     async def managed_store(self) -> None:
-        """Upload the local file or directory; each file appears whole or not at all."""
+        """Upload the local file or directory; each file appears whole or not at all.
+
+        In the main process the other outputs of its job go with the first one: it ends when all
+        are stored, and fails when one of them does.
+        """
+        storing = self.provider.storing
+        if storing.was_stored(self.url, self.local_path()):
+            return
+        siblings = [o for o in self.provider.host.siblings(self) if o.local_path().exists()]
         with self.provider.tally.waiting():
-            await self._managed("store output in", Operation.STORE, self._store)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for each in (self, *siblings):
+                        group.create_task(
+                            each._managed("store output in", Operation.STORE, each._store)
+                        )
+            except ExceptionGroup as failed:
+                error = failed.exceptions[0]
+                raise error from error.__cause__
+        storing.forget(self.url)
 
     def remove(self) -> None:
         """Remove the remote file or directory; a missing one is no error."""
@@ -194,17 +211,28 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
     # --- procedures
 
     async def _exists(self, wait: Wait) -> bool:
-        return await self.provider.lookup.stat(self.url, wait) is not None
+        return await self._stat(wait) is not None
 
     async def _found(self, wait: Wait) -> Stat:
-        stat = await self.provider.lookup.stat(self.url, wait)
+        stat = await self._stat(wait)
         if stat is None:
             raise RemoteFileNotFound("no such file or directory")
         return stat
 
+    async def _stat(self, wait: Wait) -> Stat | None:
+        self.provider.refuse_outputs()
+        return self._shared_copy() or await self.provider.lookup.stat(self.url, wait)
+
+    def _shared_copy(self) -> Stat | None:
+        """Return what the local copy of a cluster job says, if the main process has made it."""
+        host = self.provider.host
+        if not (host.is_remote_job and host.shares_local_copies):
+            return None
+        return stat_of_copy(self.local_path())
+
     async def _mtime(self, wait: Wait) -> float:
         stat = await self._found(wait)
-        if stat.kind == "directory":
+        if stat.kind == "directory" and self._shared_copy() is None:
             timestamp = await self.provider.lookup.stat(self.url.join(TIMESTAMP), wait)
             stat = timestamp or stat
         return float(stat.mtime)
@@ -277,40 +305,17 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
         return got
 
     async def _store(self, wait: Wait) -> None:
+        self.provider.refuse_change()
         started = time.monotonic()
-        path, memory = self.local_path(), self.provider.lookup.memory
-        if path.is_dir():
-            try:
-                files, moved = await self._store_directory(path, wait)
-            finally:
-                memory.forget(self.url)
-        else:
-            stat = await wait(self.provider.engine().store(path, self.url))
-            memory.remember(self.url, stat, time.monotonic())
-            files, moved = 1, stat.size
-        self.provider.tally.stored(files, moved)
-        self._log("Stored", moved, time.monotonic() - started)
-
-    async def _store_directory(self, path: Path, wait: Wait) -> tuple[int, int]:
-        # The time stamp goes first: it tells a directory of ours, so that an upload that was
-        # broken off can be removed.
-        stamp = path / TIMESTAMP
-        if not stamp.exists():
-            info = path.stat()
-            stamp.touch()
-            for made in (stamp, path):
-                os.utime(made, ns=(info.st_mtime_ns, info.st_mtime_ns))
-        engine = self.provider.engine()
-        await wait(engine.store(stamp, self.url.join(TIMESTAMP)))
-        result = await wait(engine.store_tree(path, self.url))
-        raise_failure(result)
-        if result.skipped:
-            # The local copy may be removed after this, so nothing of it may be left behind.
-            name, reason = result.skipped[0]
-            raise TransferError(f"cannot upload all of it: {name} {reason}")
-        return result.files, result.bytes
+        done = await self.provider.storing.store(self.url, self.local_path(), wait)
+        if done.was_there:
+            self._log("Stored", done.bytes, "by its job already")
+            return
+        self.provider.tally.stored(done.files, done.bytes)
+        self._log("Stored", done.bytes, time.monotonic() - started)
 
     async def _remove(self, wait: Wait) -> None:
+        self.provider.refuse_change()
         url, lookup, engine = self.url, self.provider.lookup, self.provider.engine()
         stat = await lookup.ask(url, wait)
         if stat is None:
@@ -323,11 +328,13 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
                 f"it is a directory that holds files and that Snakemake has not made (it has no"
                 f" {TIMESTAMP}); remove it yourself if it is meant to be an output"
             )
+        self.provider.storing.forget(url)
         await wait(engine.remove(url, recursive=is_tree, missing_ok=True))
         lookup.memory.forget(url)
         lookup.memory.remember(url, None, time.monotonic())
 
     async def _touch(self, wait: Wait) -> None:
+        self.provider.refuse_change()
         engine, lookup = self.provider.engine(), self.provider.lookup
         stat = await self._found(wait)
         now = int(time.time())
@@ -360,7 +367,8 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
     def _limit(self, operation: Operation) -> contextlib.AbstractAsyncContextManager[Any]:
         """Return the user's rate limit, nothing for a question that memory answers."""
         asks = operation in (Operation.EXISTS, Operation.MTIME, Operation.SIZE)
-        if asks and self.provider.lookup.memory.recall(self.url) is not None:
+        known = asks and (self.provider.lookup.memory.recall(self.url) or self._shared_copy())
+        if known:
             return contextlib.nullcontext()
         return self._rate_limiter(operation)
 
@@ -379,6 +387,26 @@ def remove_local(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def stat_of_copy(path: Path) -> Stat | None:
+    """Return the remote stat that a local copy tells, None if it is none or its maker is not known.
+
+    A copy has the remote time, in whole seconds; a file that a job has just written has not.
+    """
+    try:
+        info = path.stat()
+        if path.is_dir():
+            with contextlib.suppress(FileNotFoundError):
+                info = (path / TIMESTAMP).stat()
+        seconds, rest = divmod(info.st_mtime_ns, 10**9)
+        if rest:
+            return None
+        if path.is_dir():
+            return Stat("directory", 0, seconds)
+        return Stat("file", info.st_size, seconds)
+    except OSError:
+        return None
 
 
 def _fill(cache: IOCacheStorageInterface, key: str, stat: Stat) -> None:

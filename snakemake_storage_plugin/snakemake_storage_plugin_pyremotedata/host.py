@@ -1,0 +1,123 @@
+"""What a provider knows of the Snakemake that runs it, beyond what the plugin interface tells.
+
+The interface names neither the outputs of one job together nor the kind of process it runs in.
+Both are read from the workflow, which is found at the one place where it makes the provider.
+Where anything is not as expected, every answer is the plain one: no siblings, not a cluster job.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+_CALLERS_AT_MOST = 30
+# What Snakemake gets through the local file system only, or not at all.
+_NOT_STORED = ("pipe", "service", "nodelocal")
+
+
+class Host:
+    """The workflow that a provider serves.
+
+    Parameters
+    ----------
+    workflow : object or None
+        Snakemake's workflow, None if it is not known.
+    """
+
+    def __init__(self, workflow: Any = None) -> None:
+        self._workflow = workflow
+        self._jobs: dict[int, Any] = {}
+        self._objects: list[Any] = []  # keeps the ids of `_jobs` from being used again
+        self._jobs_of: tuple[int, int] | None = None
+
+    @classmethod
+    def of_caller(cls) -> Host:
+        """Return the host whose storage registry is making the calling provider."""
+        frame = sys._getframe(1)
+        for _ in range(_CALLERS_AT_MOST):
+            if frame.f_code.co_name == "register_storage":
+                return cls(getattr(frame.f_locals.get("self"), "workflow", None))
+            if frame.f_back is None:
+                break
+            frame = frame.f_back
+        return cls()
+
+    @property
+    def is_remote_job(self) -> bool:
+        """Whether this process runs a job for the main process, perhaps on another node."""
+        return bool(getattr(self._workflow, "remote_exec", False))
+
+    @property
+    def shares_local_copies(self) -> bool:
+        """Whether all processes of the workflow see the same local copies."""
+        return self._shares("STORAGE_LOCAL_COPIES")
+
+    @property
+    def stores_again(self) -> bool:
+        """Whether the main process stores once more what this one, a remote job, stores."""
+        return self.is_remote_job and self.shares_local_copies and self._shares("INPUT_OUTPUT")
+
+    def siblings(self, storage_object: Any) -> list[Any]:
+        """Return the other objects that Snakemake is about to store with an output of a job.
+
+        In the main process it stores the outputs of a finished job one after another, and at the
+        first one all are finished. None for logs, which are stored for failed jobs, too.
+        """
+        try:
+            if not self._workflow.is_main_process:
+                return []
+            job = self._job(storage_object)
+            return [
+                other
+                for other in _stored_of(job)
+                if other is not storage_object and type(other) is type(storage_object)
+            ]
+        except Exception:
+            return []
+
+    def unwritable(self, provider: Any) -> tuple[str, str] | None:
+        """Return rule and query of an output of a job to come that a provider would store."""
+        try:
+            if self._workflow.dryrun or self._workflow.iocache.active:
+                return None  # the DAG is being built, or is only shown
+            for job in self._workflow.dag.needrun_jobs():
+                for found in _stored_of(job):
+                    if found.provider is provider:
+                        return job.rule.name, found.print_query
+        except Exception:
+            return None
+        return None
+
+    def _shares(self, what: str) -> bool:
+        settings = getattr(self._workflow, "storage_settings", None)
+        return any(usage.name == what for usage in getattr(settings, "shared_fs_usage", ()))
+
+    def _job(self, storage_object: Any) -> Any:
+        """Return the job that has an object among its outputs."""
+        job = self._jobs.get(id(storage_object))
+        if job is None:
+            jobs = self._workflow.dag.jobs
+            of = (id(self._workflow.dag), len(jobs))
+            if of != self._jobs_of:
+                self._jobs_of = of
+                pairs = [
+                    (f.storage_object, job) for job in jobs for f in job.output if f.is_storage
+                ]
+                self._objects = [output for output, _job in pairs]
+                self._jobs = {id(output): job for output, job in pairs}
+            job = self._jobs[id(storage_object)]
+        return job
+
+
+def _stored_of(job: Any) -> Iterator[Any]:
+    """Yield the objects of outputs, benchmark and logs of a job that are stored."""
+    benchmark = [job.benchmark] if job.benchmark else []
+    for f in chain(job.output, benchmark, job.log):
+        if (
+            f.is_storage
+            and f.storage_object.retrieve
+            and not any(k in f.flags for k in _NOT_STORED)
+        ):
+            yield f.storage_object

@@ -1,0 +1,151 @@
+"""What Snakemake stores and removes: never inputs, nothing twice, a job's outputs together."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+
+pytest.importorskip("snakemake")
+
+from .snakemake_workflow import Workflow, relayed_ssh_config
+
+
+@pytest.fixture
+def workflow(sshd, remote_directory, tmp_path):
+    made = Workflow(tmp_path / "work", sshd, remote_directory)
+    made.make_remote("in.txt", b"precious\n", mtime=1_600_000_000)
+    return made
+
+
+READ_ONLY = """
+    storage:
+        provider="pyremotedata",
+        read_only="yes",
+    rule all:
+        input: storage("@URL@/out.txt")
+    rule first:
+        input: storage("@URL@/in.txt")
+        output: "first.txt"
+        shell: "cp {input} {output}"
+    rule second:
+        input: "first.txt"
+        output: storage("@URL@/out.txt")
+        shell: "cp {input} {output}"
+"""
+
+
+def test_an_output_in_a_read_only_storage_is_refused_before_the_first_job_runs(workflow):
+    workflow.write(READ_ONLY)
+    workflow.run().failed("pyremotedata is read-only (setting read_only), but rule second", "/out")
+    assert not workflow.path("first.txt").exists()
+    assert not workflow.remote_path("out.txt").exists()
+
+
+def test_the_benchmark_of_a_job_counts_as_its_output(workflow):
+    workflow.write(
+        """
+        storage:
+            provider="pyremotedata",
+            read_only="yes",
+        rule only:
+            input: storage("@URL@/in.txt")
+            output: "out.txt"
+            benchmark: storage("@URL@/bench.tsv")
+            shell: "cp {input} {output}"
+        """
+    )
+    workflow.run().failed("read-only (setting read_only), but rule only", "/bench.tsv")
+    assert not workflow.path("out.txt").exists()
+
+
+@pytest.mark.parametrize("argument", ["--delete-all-output", "--touch"])
+def test_nothing_in_a_read_only_storage_is_removed_or_touched(workflow, argument):
+    out = workflow.make_remote("out.txt", b"done\n", mtime=1_600_000_001)
+    workflow.write(READ_ONLY)
+    arguments = [argument, "--forceall"] if argument == "--touch" else [argument]
+    workflow.run(*arguments).failed("read-only (setting read_only)", "/out.txt")
+    assert out.read_bytes() == b"done\n"
+    assert out.stat().st_mtime == 1_600_000_001
+
+
+def test_what_a_read_only_storage_holds_is_used(workflow):
+    workflow.write(
+        """
+        rule all:
+            input: "out.txt"
+        rule copy:
+            input: storage("@URL@/in.txt")
+            output: "out.txt"
+            shell: "cp {input} {output}"
+        """
+    )
+    workflow.run("--storage-pyremotedata-read-only", "yes").succeeded()
+    assert workflow.path("out.txt").read_bytes() == b"precious\n"
+    assert workflow.remote_path("in.txt").stat().st_mtime == 1_600_000_000
+
+
+def test_a_setting_that_is_neither_yes_nor_no_is_refused(workflow):
+    workflow.write(READ_ONLY.replace('"yes"', '"perhaps"'))
+    workflow.run().failed("read_only is not yes or no: 'perhaps'")
+
+
+COPY = """
+    rule all:
+        input: storage("@URL@/out/b.txt")
+    rule first:
+        input: storage("@URL@/in.txt"), storage("@URL@/given")
+        output: storage("@URL@/out/a.txt"), storage("@URL@/out/tree")
+        shell: "cp {input[0]} {output[0]}; cp -r {input[1]} {output[1]}"
+    rule second:
+        input: storage("@URL@/out/a.txt"), storage("@URL@/in.txt")
+        output: storage("@URL@/out/b.txt")
+        shell: "cat {input} > {output}"
+"""
+
+
+def remote_files(workflow):
+    root = workflow.remote_path("")
+    return sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
+
+
+INPUTS = ["given/deep/x", "given/y", "in.txt"]
+
+
+@pytest.fixture
+def copied(workflow):
+    workflow.make_remote("given/deep/x", b"x\n")
+    workflow.make_remote("given/y", b"y\n")
+    workflow.make_remote("out/other.txt", b"not of this workflow\n")
+    workflow.write(COPY)
+    return workflow
+
+
+def test_delete_all_output_removes_the_outputs_and_nothing_else(copied):
+    copied.run().succeeded()
+    assert len(remote_files(copied)) == len(INPUTS) + 1 + 5
+    copied.run("--delete-all-output", "--dry-run").succeeded()
+    assert len(remote_files(copied)) == len(INPUTS) + 1 + 5
+    copied.run("--delete-all-output").succeeded()
+    assert remote_files(copied) == [*INPUTS, "out/other.txt"]
+
+
+@pytest.mark.parametrize("arguments", [(), ("--keep-storage-local-copies",)])
+def test_cleaning_up_local_copies_removes_no_remote_input(copied, arguments):
+    copied.run(*arguments).succeeded()
+    kept = copied.local_copy("in.txt").exists()
+    assert kept is bool(arguments)
+    assert set(INPUTS) <= set(remote_files(copied))
+    assert copied.remote_path("in.txt").stat().st_mtime == 1_600_000_000
+    copied.run(*arguments, "--forceall").succeeded()
+    assert set(INPUTS) <= set(remote_files(copied))
+
+
+def test_a_failed_job_takes_its_own_outputs_away_and_no_input(copied):
+    copied.run().succeeded()
+    text = copied.path("Snakefile").read_text()
+    copied.path("Snakefile").write_text(text.replace("cat {input} >", "false; cat {input} >"))
+    copied.run("--forcerun", "second").failed("Error in rule second")
+    assert "out/b.txt" not in remote_files(copied)
+    assert {*INPUTS, "out/a.txt", "out/other.txt", "out/tree/y"} <= set(remote_files(copied))
