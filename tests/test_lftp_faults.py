@@ -301,6 +301,17 @@ def test_a_killed_lftp_is_noticed_at_once(sshd, relay_factory, there, tmp_path):
     wait_for(lambda: children() == [])
 
 
+def test_an_lftp_that_hangs_is_killed(sshd, there):
+    (there / "f").write_bytes(b"abc")
+    session = connected(sshd, timeout_s=1.0)
+    (pid,) = (p for p in children() if b"lftp" in Path(f"/proc/{p}/cmdline").read_bytes())
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(TransferTimeout):
+        session.stat(f"{there}/f")
+    assert not session.alive
+    wait_for(lambda: children() == [])
+
+
 def test_a_killed_ssh_is_noticed_at_once(sshd, relay_factory, there, tmp_path):
     (tmp_path / "out").write_bytes(os.urandom(16 << 20))
     relay = relay_factory(sshd.port, rate=1 << 20)

@@ -6,7 +6,7 @@
 - It ends with success after a file that shrank, and splices when it resumes. So what the server
   says of the open file is compared with what is expected at every opening: the first, those after
   a lost connection, every segment's, and one more after the last byte.
-- It cannot rename over a file where the server refuses that: see `LftpSession.rename`.
+- It cannot rename over a file where the server refuses that: see `LftpSite.publish`.
 - It sets an mtime only at the end of an upload, and together with the size: see `touch`.
 - Special files do not appear in its listings, and names with a line break cannot be said to it.
 """
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import posixpath
 import tempfile
 from collections.abc import Callable, Iterator
 
@@ -31,7 +30,6 @@ from ..errors import (
     from_oserror,
 )
 from ..model import Entry, Stat
-from ..names import TemporaryNames
 from ..nodestate import SessionSlots
 from ..url import RemoteURL
 from .base import Sink, Source
@@ -56,7 +54,6 @@ READ_WINDOW_BYTES = 3 << 20
 REQUESTS_AHEAD = 64
 _AHEAD = "sftp:max-packets-in-flight"
 OnBytes = Callable[[int], None]
-_temporary_names = TemporaryNames()
 
 
 class LftpSession:
@@ -231,7 +228,7 @@ class LftpSession:
         site, path = self._site, self._site.path(path)
         url = site.url(path)
         temporary = site.path(temporary)
-        _check_target(site.kind(path), overwrite, url)
+        site.check_target(path, overwrite)
         local = os.path.abspath(source.path)
         try:
             before = os.fstat(source.fd)
@@ -249,7 +246,7 @@ class LftpSession:
             stat = self._upload(local, temporary, source.size, url, watch)
             if stat.size != source.size:
                 raise ServerRefused(f"the server kept {stat.size} of {source.size} bytes", url)
-            self._publish(temporary, path, overwrite)
+            site.publish(temporary, path, overwrite)
         except BaseException:
             site.tidy("rm {}", temporary)
             raise
@@ -294,10 +291,8 @@ class LftpSession:
     def rename(self, old: str, new: str) -> None:
         """Rename within the server, replacing a file as safely as the server allows.
 
-        Some servers let a rename replace a file (MiG). Where it is refused because the name is
-        taken (OpenSSH; lftp cannot ask for its posix-rename), the old file is renamed aside, the
-        new one renamed in, and the old one removed, or put back if that fails. Between the two
-        renames nothing has the final name.
+        Where a rename does not replace a file, nothing has the new name for a moment: see
+        `LftpSite.publish`.
 
         Raises
         ------
@@ -307,9 +302,9 @@ class LftpSession:
         """
         site = self._site
         old, new = site.path(old), site.path(new)
-        _check_target(site.kind(new), True, site.url(new))
+        site.check_target(new, overwrite=True)
         try:
-            self._publish(old, new, True)
+            site.publish(old, new, overwrite=True)
         except RemoteFileNotFound as error:
             raise RemoteFileNotFound(error.message, site.url(old)) from None
 
@@ -418,39 +413,6 @@ class LftpSession:
             )
         raise error
 
-    def _publish(self, temporary: str, path: str, overwrite: bool) -> None:
-        """Rename to the final name: see `rename`."""
-        site = self._site
-        reply = site.move(temporary, path)
-        if reply.ok:
-            return
-        error = site.error(reply, path)
-        if type(error) is not TransferError:
-            raise error
-        if not overwrite:
-            _check_target(site.kind(path), overwrite, site.url(path))
-            raise error
-        aside = _beside(path)
-        if not site.move(path, aside).ok:
-            raise error
-        try:
-            reply = site.move(temporary, path)
-        except TransferError:
-            self._put_back(aside, path)
-            raise
-        if not reply.ok:
-            self._put_back(aside, path)
-            raise site.error(reply, path)
-        site.tidy("rm {}", aside)
-
-    def _put_back(self, aside: str, path: str) -> None:
-        if not self._site.tidy("mv {} {}", aside, path):
-            raise TransferError(
-                "could not be replaced, nor its old content put back, which now has the name"
-                f" {posixpath.basename(aside)}",
-                self._site.url(path),
-            )
-
 
 class _Progress:
     """Tells how many bytes have moved since it told last."""
@@ -474,10 +436,6 @@ def _read_in(size: int, ahead: int | None = None) -> str:
     return f"set sftp:size-read {size} && set {_AHEAD} {ahead} "
 
 
-def _beside(path: str) -> str:
-    return posixpath.join(posixpath.dirname(path), _temporary_names.next())
-
-
 def _changed_since(before: os.stat_result, local: str, source: Source) -> bool:
     """Whether the path no longer leads to the source as it was."""
     try:
@@ -486,10 +444,3 @@ def _changed_since(before: os.stat_result, local: str, source: Source) -> bool:
         return True
     same_file = (now.st_dev, now.st_ino) == (before.st_dev, before.st_ino)
     return not same_file or now.st_size != source.size or int(now.st_mtime) != source.mtime
-
-
-def _check_target(there: str | None, overwrite: bool, url: str) -> None:
-    if there == "directory":
-        raise ServerRefused("is a directory; a file was meant", url)
-    if there is not None and not overwrite:
-        raise ServerRefused("exists already", url)

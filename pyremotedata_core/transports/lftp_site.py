@@ -21,12 +21,15 @@ from ..errors import (
     TransferError,
 )
 from ..model import Entry, Stat
+from ..names import TemporaryNames
 from ..url import encode_path
 from .lftp_process import LftpProcess, Reply
 from .lftp_text import LIST, Log, escape_glob, from_failure, from_lost, parse_listing, parse_one
 
 _FAR = 1 << 43  # an offset that few files reach and every file system can seek to
 _SPECIAL = 4  # a file type of SFTP: neither file nor directory nor link
+
+_temporary_names = TemporaryNames()
 
 
 class LftpSite:
@@ -241,9 +244,43 @@ class LftpSite:
                 )
             raise error
 
-    def move(self, old: str, new: str) -> Reply:
-        """Rename as the server does it; many refuse a name that is taken."""
-        return self.run("mv {} {}", old, new)
+    def check_target(self, path: str, overwrite: bool) -> None:
+        """Raise `ServerRefused` if no file may be put there."""
+        kind = self.kind(path)
+        if kind == "directory":
+            raise ServerRefused("is a directory; a file was meant", self.url(path))
+        if kind is not None and not overwrite:
+            raise ServerRefused("exists already", self.url(path))
+
+    def publish(self, temporary: str, path: str, overwrite: bool) -> None:
+        """Rename to the final name.
+
+        Some servers let a rename replace a file (MiG). Where it is refused because the name is
+        taken (OpenSSH; lftp cannot ask for its posix-rename), the old file is renamed aside, the
+        new one renamed in, and the old one removed, or put back if that fails. Between the two
+        renames nothing has the final name.
+        """
+        reply = self._move(temporary, path)
+        if reply.ok:
+            return
+        error = self.error(reply, path)
+        if type(error) is not TransferError:
+            raise error
+        if not overwrite:
+            self.check_target(path, overwrite)
+            raise error
+        aside = posixpath.join(posixpath.dirname(path), _temporary_names.next())
+        if not self._move(path, aside).ok:
+            raise error
+        try:
+            reply = self._move(temporary, path)
+        except TransferError:
+            self._put_back(aside, path)
+            raise
+        if not reply.ok:
+            self._put_back(aside, path)
+            raise self.error(reply, path)
+        self.tidy("rm {}", aside)
 
     # --- inside ------------------------------------------------------------------------------
 
@@ -269,3 +306,14 @@ class LftpSite:
                 if self.kind(path) is None:
                     return RemoteFileNotFound("no such file or directory", error.url)
         return error
+
+    def _move(self, old: str, new: str) -> Reply:
+        return self.run("mv {} {}", old, new)
+
+    def _put_back(self, aside: str, path: str) -> None:
+        if not self.tidy("mv {} {}", aside, path):
+            raise TransferError(
+                "could not be replaced, nor its old content put back, which now has the name"
+                f" {posixpath.basename(aside)}",
+                self.url(path),
+            )
