@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from itertools import islice
 from typing import Any, Protocol
 
 from .config import ConnectionSettings
@@ -153,6 +152,7 @@ class Pool:
         self._draining: set[PoolSession] = set()
         # Questions before transfers before what may come later.
         self._queues: tuple[deque[Operation], ...] = (deque(), deque(), deque())
+        self._queued_bytes = 0
         self._waiting: set[Operation] = set()  # for their next attempt
         self._limit = settings.connections
         self._limit_until = 0.0
@@ -189,6 +189,7 @@ class Pool:
             operation.on_bytes = partial(self._count_and_tell, operation.on_bytes)
         queue = 2 if background else 1 if operation.load_bytes else 0
         self._queues[queue].append(operation)
+        self._queued_bytes += operation.load_bytes
         self._dispatch()
 
     def cancel(self, operation: Operation) -> None:
@@ -197,6 +198,7 @@ class Pool:
         for queue in self._queues:
             if operation in queue:
                 queue.remove(operation)
+                self._queued_bytes -= operation.load_bytes
                 self._loop.call_soon(partial(operation.done, None, _cancelled()))
                 return
 
@@ -223,7 +225,9 @@ class Pool:
                 session = self._choose(queue[0])
                 if session is None:
                     break
-                session.submit(queue.popleft())
+                operation = queue.popleft()
+                self._queued_bytes -= operation.load_bytes
+                session.submit(operation)
         if any(self._queues):
             if not self._sessions and self._reopen is None:
                 self._open_first()
@@ -284,6 +288,7 @@ class Pool:
             operation.done(None, _cancelled())
             return
         self._queues[1 if operation.load_bytes else 0].appendleft(operation)
+        self._queued_bytes += operation.load_bytes
         self._dispatch()
 
     def _last_heard(self) -> float:
@@ -298,6 +303,7 @@ class Pool:
         self._waiting.clear()
         for queue in self._queues:
             queue.clear()
+        self._queued_bytes = 0
         final = type(error)(error.message, error.url, retryable=False)
         for operation in failed:
             operation.done(None, final)
@@ -340,8 +346,8 @@ class Pool:
         leader = next((s for s in self._sessions if s.opened and s not in self._leader), None)
         if leader is None or not leader.rtt_s:
             return
-        queued = sum(operation.load_bytes for operation in islice(self._queues[1], 1000))
-        wanted = windows_worth_having(max(self.expected_bytes, queued), leader.rtt_s)
+        known_bytes = max(self.expected_bytes, self._queued_bytes)
+        wanted = windows_worth_having(known_bytes, leader.rtt_s)
         for _ in range(min(wanted, self._limit) - len(self._sessions)):
             if not leader.can_share or not self._open(leader):
                 self._can_share = leader.can_share
@@ -516,7 +522,7 @@ class Pool:
         if room <= 0 or not rate:
             return
         queued = sum(len(queue) for queue in self._queues)
-        left_bytes = max(self.expected_bytes, sum(o.load_bytes for o in self._queues[1]))
+        left_bytes = max(self.expected_bytes, self._queued_bytes)
         left_s = max(
             left_bytes / rate_bytes if rate_bytes else 0.0,
             max(self.expected_files, queued) / rate_files if rate_files else 0.0,

@@ -242,7 +242,7 @@ class FetchTree(_Many):
         self._ask_more()
 
     def _remote(self, relative: str) -> RemoteURL:
-        return self._url.join(relative) if relative else self._url
+        return self._url.below(relative) if relative else self._url
 
     def _local(self, relative: str) -> str:
         return os.path.join(self._directory, relative) if relative else self._directory
@@ -412,7 +412,7 @@ class StoreTree(_Many):
         self._ask_more()
 
     def _remote(self, relative: str) -> RemoteURL:
-        return self._url.join(relative) if relative else self._url
+        return self._url.below(relative) if relative else self._url
 
     def _list(self, item: str) -> None:
         try:

@@ -128,6 +128,11 @@ class RemoteURL:
         """The directory that holds it; the root is its own parent."""
         return replace(self, path=parent_path(self.path), trailing_slash=True)
 
+    def below(self, relative: str) -> RemoteURL:
+        """Return the URL of a path that is normal already, as names from a listing are."""
+        path = f"{self.path.rstrip('/')}/{relative}"
+        return RemoteURL(self.scheme, self.host, path, self.user, self.port)
+
     def join(self, relative: str) -> RemoteURL:
         """Return the URL of a decoded path relative to this one; an absolute one replaces it.
 
