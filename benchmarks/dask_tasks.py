@@ -1,0 +1,434 @@
+"""Dask tasks with remote inputs, side by side: the plugin and its peers, in one run.
+
+``python -m benchmarks.dask_tasks`` starts an sshd of its own, makes the data, and lets the ways to
+read a remote file take turns, each time on a fresh cluster of worker processes with Dask's and its
+own default settings. A figure is the wall time from the first listing to the last result, login
+and registration of the plugin included. Each task returns a checksum of what it read, which is
+compared. Quoted are median and spread.
+
+"local files" is the floor: the same tasks on local files. A task sleeps, or counts in pure Python
+for as many rounds as take that long on the idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from distributed import Client, Nanny, Scheduler, SpecCluster
+
+from benchmarks.transfer import MIB, Place, place_at
+from workflows.embedded_sshd import EmbeddedSshd
+
+OURS = "pyremotedata"
+FLOOR = "local files"
+START_TIMEOUT_S = 60
+WATCH_S = 0.02
+COMPUTES = ("sleep", "busy")
+_READ = re.compile(r'close "(.*)" bytes read (\d+)')
+
+
+@dataclass(frozen=True)
+class Case:
+    """Tasks that read files; with one file, all tasks read that one."""
+
+    files: int
+    file_bytes: int
+    tasks: int
+    compute_s: float
+    workers: int
+    caches: int = 1
+
+
+CASES = {
+    "100x100KB": Case(100, 100_000, 100, 0.1, 2),
+    "20x5MB": Case(20, 5_000_000, 20, 0.1, 2),
+    "200x20MB": Case(200, 20_000_000, 200, 0.5, 2),
+    "1x200MB": Case(1, 200_000_000, 20, 0.1, 4, caches=4),
+}
+DEFAULT_CASES = ["100x100KB", "20x5MB"]
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to read remote files in tasks: what the tasks are given, and how they read it."""
+
+    inputs: Callable[[Site, Client], list[Any]]
+    read: Callable[[Any], bytes]
+
+
+@dataclass(frozen=True)
+class Site:
+    """The server as the ways see it, a directory on it, and a folder of a run's own."""
+
+    place: Place
+    name: str
+    folder: Path
+
+    @property
+    def remote(self) -> Path:
+        """The directory of the files."""
+        return self.place.root / self.name
+
+    def options(self) -> dict[str, str]:
+        """Return what the ssh_config says."""
+        lines = self.place.config.read_text().splitlines()
+        return dict(line.strip().split(" ", 1) for line in lines if line.startswith(" "))
+
+    def login(self) -> dict[str, Any]:
+        """Return paramiko's arguments."""
+        told = self.options()
+        return {
+            "hostname": told["HostName"],
+            "port": int(told["Port"]),
+            "username": told["User"],
+            "key_filename": told["IdentityFile"].strip('"'),
+            "look_for_keys": False,
+            "allow_agent": False,
+        }
+
+
+@dataclass
+class Cell:
+    """One way on one case."""
+
+    way: str
+    seconds: list[float] = field(default_factory=list)
+    archive_bytes: list[int] = field(default_factory=list)
+    grown_bytes: list[int] = field(default_factory=list)
+    lag_s: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+# --- the ways -----------------------------------------------------------------------------------
+
+
+def ours_inputs(site: Site, client: Client) -> list[Any]:
+    """Register the plugin, and list."""
+    from dask_plugin import StagingPlugin, glob
+
+    client.register_plugin(StagingPlugin(ssh_config=str(site.place.config)))
+    pattern = f"sftp://{site.place.host}{site.remote}/*"
+    return glob(pattern, ssh_config=str(site.place.config))
+
+
+def local_inputs(site: Site, _: Client) -> list[Any]:
+    """List the server's files as local ones."""
+    return sorted(site.remote.iterdir())
+
+
+def fsspec_inputs(site: Site, _: Client, protocol: str = "sftp", **options: Any) -> list[Any]:
+    """List with fsspec, and have the tasks open with it."""
+    import fsspec
+
+    login = site.login()
+    host = login.pop("hostname")
+    found = fsspec.filesystem("sftp", host=host, **login).ls(str(site.remote), detail=False)
+    prefix, storage = (
+        ("sftp", login) if protocol == "sftp" else (f"{protocol}::sftp", {"sftp": login, **options})
+    )
+    return [(f"{prefix}://{host}{path}", storage) for path in sorted(found)]
+
+
+def simplecache_inputs(site: Site, client: Client) -> list[Any]:
+    """As `fsspec_inputs`, with a folder in which whole files are kept."""
+    cache = {"cache_storage": str(site.folder / "simplecache"), "same_names": False}
+    return fsspec_inputs(site, client, "simplecache", simplecache=cache)
+
+
+def fsspec_read(given: tuple[str, dict[str, Any]]) -> bytes:
+    """Read with fsspec, which keeps a connection per process; ahead, where the file can."""
+    import fsspec
+
+    url, options = given
+    with fsspec.open(url, "rb", **options) as file:
+        if hasattr(file, "prefetch"):  # else each 32 KiB would cost a round trip
+            file.prefetch(file.stat().st_size)
+        return file.read()
+
+
+def paramiko_inputs(site: Site, _: Client) -> list[Any]:
+    """List with paramiko, and have each task connect."""
+    login = site.login()
+    with connected(login) as sftp:
+        return [(login, f"{site.remote}/{name}") for name in sorted(sftp.listdir(str(site.remote)))]
+
+
+def paramiko_read(given: tuple[dict[str, Any], str]) -> bytes:
+    """Connect, and read with prefetching."""
+    login, path = given
+    with connected(login) as sftp, sftp.open(path, "rb") as file:
+        file.prefetch(file.stat().st_size)
+        return file.read()
+
+
+@contextmanager
+def connected(login: dict[str, Any]) -> Iterator[Any]:
+    """A connection with paramiko."""
+    import paramiko
+
+    with paramiko.SSHClient() as ssh:
+        ssh.set_missing_host_key_policy(paramiko.AutoAddPolicy())
+        ssh.connect(**login)
+        yield ssh.open_sftp()
+
+
+def sshfs_inputs(site: Site, _: Client) -> list[Any]:
+    """Mount with sshfs, and list."""
+    mount = site.folder / "mount"
+    mount.mkdir()
+    run = ["sshfs", "-F", str(site.place.config), "-o", "max_conns=4"]
+    subprocess.run([*run, f"{site.place.host}:{site.remote}", str(mount)], check=True)
+    return sorted(mount.iterdir())
+
+
+def path_read(given: Any) -> bytes:
+    """Read a local path, or what turns into one."""
+    with open(given, "rb") as file:
+        return file.read()
+
+
+WAYS = {
+    OURS: Way(ours_inputs, path_read),
+    FLOOR: Way(local_inputs, path_read),
+    "fsspec": Way(fsspec_inputs, fsspec_read),
+    "simplecache": Way(simplecache_inputs, fsspec_read),
+    "paramiko": Way(paramiko_inputs, paramiko_read),
+    "sshfs": Way(sshfs_inputs, path_read),
+}
+
+
+# --- a task, and what is watched beside it ------------------------------------------------------
+
+
+def work(read: Callable[[Any], bytes], given: Any, number: int, rounds: int, sleep_s: float) -> str:
+    """Read a file, compute, and return the checksum of what was read."""
+    digest = hashlib.sha256(read(given)).hexdigest()
+    time.sleep(sleep_s)
+    count_up(rounds)
+    return f"{number} {digest}"
+
+
+def count_up(rounds: int) -> int:
+    """Compute in pure Python."""
+    number = 0
+    for _ in range(rounds):
+        number += 1
+    return number
+
+
+def rounds_for(seconds: float) -> int:
+    """Return how many rounds take that long here."""
+    tries = []
+    for _ in range(5):
+        began = time.thread_time()
+        count_up(1_000_000)
+        tries.append(time.thread_time() - began)
+    return int(1_000_000 * seconds / min(tries))
+
+
+def watch(dask_worker: Any) -> None:
+    """Begin to note a worker's memory and the lag of its event loop."""
+    import psutil
+
+    process = psutil.Process()
+    dask_worker.watched_before = dask_worker.watched_peak = process.memory_info().rss
+    dask_worker.watched_ticks = []
+    digest = dask_worker.digest_metric
+
+    def noting(name: Any, value: float) -> None:
+        if name == "tick-duration":
+            dask_worker.watched_ticks.append(value)
+        digest(name, value)
+
+    def look() -> None:
+        while True:
+            rss = process.memory_info().rss
+            dask_worker.watched_peak = max(dask_worker.watched_peak, rss)
+            time.sleep(WATCH_S)
+
+    dask_worker.digest_metric = noting
+    threading.Thread(target=look, daemon=True).start()
+
+
+def watched(dask_worker: Any) -> tuple[int, list[float]]:
+    """Return by how many bytes a worker has grown, and the lags of its event loop."""
+    interval_s = dask_worker._tick_interval
+    lags = [max(0.0, tick - interval_s) for tick in dask_worker.watched_ticks]
+    return dask_worker.watched_peak - dask_worker.watched_before, lags
+
+
+# --- the runs -----------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Run the chosen cases and print a table for each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "cases", nargs="*", default=DEFAULT_CASES, metavar="CASE", help=", ".join(CASES)
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--round-trip-ms", type=float, nargs="+", default=[0.0, 20.0])
+    parser.add_argument("--compute", nargs="+", choices=COMPUTES, default=list(COMPUTES))
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    options = parser.parse_args()
+    unknown = set(options.cases) - set(CASES)
+    if unknown:
+        parser.error(f"unknown case: {', '.join(sorted(unknown))}")
+    ways = [way for way in options.ways if way != "sshfs" or shutil.which("sshfs")]
+    results = []
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
+        folder = Path(name)
+        log = folder / "sftp.log"
+        told = f"-e -l INFO 2>>{log}"
+        with EmbeddedSshd(external=True, sftp_arguments=told) as server:
+            for case in options.cases:
+                make_files(server.root / case, CASES[case])
+            for round_trip_ms in options.round_trip_ms:
+                with place_at(server, round_trip_ms, folder) as place:
+                    for case in options.cases:
+                        for compute in options.compute:
+                            cells = measure(case, compute, place, log, ways, options.rounds)
+                            report(case, compute, round_trip_ms, cells)
+                            results.append(
+                                {
+                                    "case": case,
+                                    "compute": compute,
+                                    "round_trip_ms": round_trip_ms,
+                                    "cells": [asdict(cell) for cell in cells],
+                                }
+                            )
+    if options.json:
+        options.json.write_text(json.dumps({"cpus": os.cpu_count(), "results": results}, indent=1))
+
+
+def measure(
+    name: str, compute: str, place: Place, log: Path, ways: list[str], rounds: int
+) -> list[Cell]:
+    """Let the ways take turns."""
+    case = CASES[name]
+    files = sorted((place.root / name).iterdir())
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+    expected = [f"{n} {digests[n % case.files]}" for n in range(case.tasks)]
+    sleep_s, count = (case.compute_s, 0) if compute == "sleep" else (0, rounds_for(case.compute_s))
+    cells = [Cell(way) for way in ways]
+    for number in range(rounds):
+        # Alternate who goes first, so that a drifting machine favours nobody.
+        for cell in reversed(cells) if number % 2 else cells:
+            log.write_text("")
+            way = WAYS[cell.way]
+            with tempfile.TemporaryDirectory(prefix="benchmark-run-") as folder:
+                site = Site(place, name, Path(folder))
+                try:
+                    run(case, way, site, partial(work, way.read), (count, sleep_s), cell, expected)
+                finally:
+                    if cell.way == "sshfs":
+                        subprocess.run(["fusermount", "-u", f"{folder}/mount"], check=False)
+            read = sum(int(size) for _, size in _READ.findall(log.read_text()))
+            cell.archive_bytes.append(read)
+    return cells
+
+
+def run(
+    case: Case,
+    way: Way,
+    site: Site,
+    task: Callable[..., str],
+    compute: tuple[int, float],
+    cell: Cell,
+    expected: list[str],
+) -> None:
+    """Run the tasks on a fresh cluster."""
+    with cluster(case, site.folder) as client:
+        client.run(watch)
+        began = time.perf_counter()
+        inputs = way.inputs(site, client)
+        numbers = range(case.tasks)
+        given = [inputs[number % case.files] for number in numbers]
+        results = client.gather(
+            client.map(task, given, numbers, rounds=compute[0], sleep_s=compute[1])
+        )
+        cell.seconds.append(time.perf_counter() - began)
+        if results != expected:
+            sys.exit(f"{cell.way}: the tasks did not read what is on the server")
+        grown, lags = zip(*client.run(watched).values(), strict=True)
+        cell.grown_bytes.append(max(grown))
+        ordered = sorted(lag for one in lags for lag in one)
+        cell.lag_s.append(ordered[int(0.999 * (len(ordered) - 1))] if ordered else 0.0)
+
+
+@contextmanager
+def cluster(case: Case, folder: Path) -> Iterator[Client]:
+    """Worker processes with one thread each, as `LocalCluster` has them, and their caches."""
+    workers = {
+        number: {
+            "cls": Nanny,
+            "options": {
+                "nthreads": 1,
+                "env": {
+                    "PYREMOTEDATA_CACHE_DIR": str(folder / f"cache-{number % case.caches}"),
+                    "PYREMOTEDATA_AUTO": "yes",
+                },
+                "local_directory": str(folder),
+                "silence_logs": logging.WARNING,
+            },
+        }
+        for number in range(case.workers)
+    }
+    scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard": False}}
+    with (
+        SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.WARNING) as started,
+        Client(started, timeout=START_TIMEOUT_S) as client,
+    ):
+        client.wait_for_workers(case.workers, timeout=START_TIMEOUT_S)
+        yield client
+
+
+def report(name: str, compute: str, round_trip_ms: float, cells: list[Cell]) -> None:
+    """Print a table: median, spread, how the first way compares, and what it cost."""
+    case = CASES[name]
+    total = case.files * case.file_bytes
+    first = cells[0]
+    print(f"\n{name}, {compute} {case.compute_s:g} s, {case.workers} workers,", end=" ")
+    print(f"round trip {round_trip_ms:g} ms")
+    print(f"\n| way | median s | spread s | {first.way} takes | archive | grown MiB | lag ms |")
+    print("|---|---|---|---|---|---|---|")
+    for cell in cells:
+        print(
+            f"| {cell.way} | {cell.median:.2f} | {min(cell.seconds):.2f}-{max(cell.seconds):.2f}"
+            f" | {first.median / cell.median:.2f}x | {max(cell.archive_bytes) / total:.2f}x"
+            f" | {max(cell.grown_bytes) / MIB:.0f} | {1000 * max(cell.lag_s):.0f} |",
+            flush=True,
+        )
+
+
+def make_files(directory: Path, case: Case) -> None:
+    """Write incompressible files."""
+    directory.mkdir()
+    for number in range(case.files):
+        (directory / f"f{number:04d}.bin").write_bytes(os.urandom(case.file_bytes))
+
+
+if __name__ == "__main__":
+    main()
