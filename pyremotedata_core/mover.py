@@ -553,11 +553,13 @@ class Store(_FileJob):
             self._submit("create", (self._temporary, self._url.path), self._created)
 
     def _created(self, _: Any, error: TransferError | None) -> None:
-        if error is not None or self.cancelled:
-            self._stored(None, error or _cancelled())
-            return
-        self._next = 0
-        self._move()
+        if error is not None:
+            self._stored(None, error)
+        elif self.cancelled:
+            self._all_moved()
+        else:
+            self._next = 0
+            self._move()
 
     def _segment(self, offset: int, length: int) -> None:
         self._submit(
@@ -573,9 +575,25 @@ class Store(_FileJob):
         if error is None:
             args = (self._temporary, self._url.path, self._source, self._overwrite)
             self._submit("publish", args, self._stored)
+        elif isinstance(error, ConnectionLost | TransferTimeout) and not self.cancelled:
+            # The time is up. It goes if the server is soon back, else when the next process comes.
+            self._submit(
+                "remove", (self._temporary,), partial(self._removed, self._temporary, None)
+            )
+            self._stored(None, error)
         else:
             # The temporary file is ours: it goes before the failure is told.
-            self._submit("remove", (self._temporary,), lambda _r, _e: self._stored(None, error))
+            self._submit(
+                "remove", (self._temporary,), partial(self._removed, self._temporary, error)
+            )
+
+    def _removed(
+        self, temporary: str, cause: TransferError | None, _: Any, error: TransferError | None
+    ) -> None:
+        if error is None:
+            self._mover.journal(self._url).end(temporary)
+        if cause is not None:
+            self._stored(None, cause)
 
     def _stored(self, stat: Stat | None, error: TransferError | None) -> None:
         self._source.close()

@@ -141,7 +141,7 @@ class SftpSession:
 
     def has_room(self, operation: Operation) -> bool:
         """Whether it would serve an operation now rather than only queue it."""
-        if not self.opened or self.load >= self.max_operations:
+        if not self.opened or not self.alive or self.load >= self.max_operations:
             return False
         return not operation.load_bytes or self.load_bytes < ASSIGN_BYTES
 

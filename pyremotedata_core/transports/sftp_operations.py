@@ -49,7 +49,8 @@ def begin(session: SftpSession, operation: Operation) -> None:
     elif operation.name == "scandir":
         _Listing(session, operation)
     else:
-        sequence = _SEQUENCES[operation.name](session, *operation.args)
+        options = {"again": True} if operation.name in _REPEATED and operation.attempts else {}
+        sequence = _SEQUENCES[operation.name](session, *operation.args, **options)
         _Run(session, sequence, partial(session.finish, operation))
 
 
@@ -186,12 +187,17 @@ def _touch(session: SftpSession, path: str, mtime: int) -> Sequence:
     _expect_ok(session, path, answer)
 
 
-def _rename(session: SftpSession, old: str, new: str, aside: str = "") -> Sequence:
+def _rename(
+    session: SftpSession, old: str, new: str, aside: str = "", *, again: bool = False
+) -> Sequence:
     """Rename over whatever file stands there, as safely as the server can.
 
     With posix-rename one atomic step. Without: a plain rename, which some servers (MiG) let
     overwrite; where it is refused because the new name exists, that file is renamed aside, the
     new one renamed in, the old one removed, and put back if that fails.
+
+    With ``again`` an attempt before may have done it, and its answer was lost: a missing old
+    name is then no error if the new one is there.
     """
     if "posix-rename@openssh.com" in session.extensions:
         answer = yield (
@@ -203,7 +209,11 @@ def _rename(session: SftpSession, old: str, new: str, aside: str = "") -> Sequen
             if code == wire.OK:
                 return
             if code != wire.UNSUPPORTED:
-                there = yield wire.LSTAT, _path(new)
+                there, source = yield [(wire.LSTAT, _path(new)), (wire.LSTAT, _path(old))]
+                if source[0] != wire.ATTRS:
+                    if again and there[0] == wire.ATTRS:
+                        return
+                    raise _error(session, old, source)
                 _refuse_directory(session, new, there)
                 raise _error(session, new, answer)
     # A plain rename moves *into* a directory on some servers: look first.
@@ -212,6 +222,11 @@ def _rename(session: SftpSession, old: str, new: str, aside: str = "") -> Sequen
     answer = yield wire.RENAME, _path(old) + _path(new)
     if answer[0] == wire.STATUS and wire.read_u32(answer[1]) == wire.OK:
         return
+    source = yield wire.LSTAT, _path(old)
+    if source[0] != wire.ATTRS:
+        if again and there[0] == wire.ATTRS:
+            return
+        raise _error(session, old, source)
     if there[0] != wire.ATTRS:
         raise _error(session, new, answer)
     if not aside:
@@ -593,7 +608,10 @@ class _Upload:
             _Run(session, _discard(self._temporary, error), end)
         else:
             path, overwrite = self._target
-            sequence = _publish(session, self._temporary, path, self._source, overwrite)
+            again = bool(operation.attempts)
+            sequence = _publish(
+                session, self._temporary, path, self._source, overwrite, again=again
+            )
             _Run(session, sequence, end)
 
     def _fail(self, error: TransferError) -> None:
@@ -624,8 +642,10 @@ def _local_changed(source: Source) -> TransferError:
     return TransferError(f"{source.path}: changed while it was uploaded", retryable=True)
 
 
-def _create(session: SftpSession, temporary: str, path: str) -> Sequence:
+def _create(session: SftpSession, temporary: str, path: str, *, again: bool = False) -> Sequence:
     """Make an empty file under a temporary name."""
+    if again:
+        yield wire.REMOVE, _path(temporary)
     flags = wire.O_WRITE | wire.O_CREAT | wire.O_EXCL
     answer = yield wire.OPEN, _path(temporary) + wire.u32(flags) + wire.NO_ATTRS
     if answer[0] != wire.HANDLE:
@@ -640,15 +660,30 @@ def _discard(temporary: str, error: TransferError) -> Sequence:
 
 
 def _publish(
-    session: SftpSession, temporary: str, path: str, source: Source, overwrite: bool
+    session: SftpSession,
+    temporary: str,
+    path: str,
+    source: Source,
+    overwrite: bool,
+    *,
+    again: bool = False,
 ) -> Sequence:
     """Check a complete temporary file, set its mtime, rename it.
 
     The times are set alone and after the close: some servers drop them from a request that sets
     more, and set their own when a handle closes.
+
+    With ``again`` an attempt before may have done any part of it, and its answer was lost.
     """
     url = _url(session, path)
+    wanted = Stat("file", source.size, source.mtime)
     try:
+        if again:
+            there = yield from _put_back(temporary, path)
+            left = yield wire.LSTAT, _path(temporary)
+            # Nobody else knows the temporary name.
+            if left[0] != wire.ATTRS and there and there.same_content(wanted):
+                return there
         dated, checked = yield [
             (wire.SETSTAT, _path(temporary) + wire.times(source.mtime)),
             (wire.STAT, _path(temporary)),
@@ -670,8 +705,12 @@ def _publish(
         if now.st_size != source.size or int(now.st_mtime) != source.mtime:
             raise _local_changed(source)
         if not overwrite:
-            there = yield wire.LSTAT, _path(path)
-            if there[0] == wire.ATTRS:
+            answer = yield wire.LSTAT, _path(path)
+            if answer[0] == wire.ATTRS:
+                there = wire.read_attrs(answer[1])[0]
+                if again and there.same_content(wanted):
+                    yield wire.REMOVE, _path(temporary)
+                    return there
                 raise ServerRefused("exists already", url)
         yield from _rename(session, temporary, path, aside_name(temporary))
     except TransferError:
@@ -682,17 +721,21 @@ def _publish(
 
 def _clear_orphan(_session: SftpSession, temporary: str, final: str) -> Sequence:
     """Remove what a killed upload left; put a file back that stood aside without successor."""
+    yield wire.REMOVE, _path(temporary)
+    yield from _put_back(temporary, final)
+
+
+def _put_back(temporary: str, final: str) -> Sequence:
+    """Put a file back that stood aside without successor; return what then stands there."""
     aside = aside_name(temporary)
-    _, old, new = yield [
-        (wire.REMOVE, _path(temporary)),
-        (wire.LSTAT, _path(aside)),
-        (wire.LSTAT, _path(final)),
-    ]
+    old, new = yield [(wire.LSTAT, _path(aside)), (wire.LSTAT, _path(final))]
     if old[0] == wire.ATTRS:
         if new[0] == wire.ATTRS:
             yield wire.REMOVE, _path(aside)
         else:
             yield wire.RENAME, _path(aside) + _path(final)
+            new = old
+    return wire.read_attrs(new[1])[0] if new[0] == wire.ATTRS else None
 
 
 def _info(session: SftpSession) -> Sequence:
@@ -707,6 +750,7 @@ def _info(session: SftpSession) -> Sequence:
     }
 
 
+_REPEATED = ("create", "publish", "rename")  # must know of an attempt whose answer was lost
 _SEQUENCES: dict[str, Callable[..., Sequence]] = {
     "stat": _stat,
     "realpath": _realpath,
