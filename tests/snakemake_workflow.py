@@ -66,6 +66,16 @@ class Workflow:
                 raise AssertionError(f"the run did not end:\n{text}") from None
         return Outcome(process.returncode, text)
 
+    def submit(self, *arguments: str, jobs: int = 2) -> Outcome:
+        """Run ``snakemake`` with its cluster-generic executor: every job a process of its own."""
+        script = self.path("submit.sh")
+        script.write_text('#!/bin/sh\nnohup sh "$1" > "$1.log" 2>&1 < /dev/null &\necho $!\n')
+        script.chmod(0o755)
+        cluster = ("--executor", "cluster-generic", "--cluster-generic-submit-cmd", str(script))
+        return self.run(
+            *cluster, "--jobs", str(jobs), "--seconds-between-status-checks", "1", *arguments
+        )
+
     def start(self, *arguments: str, cores: int = 2) -> subprocess.Popen[str]:
         """Start ``snakemake`` in a process group of its own."""
         command = [sys.executable, "-m", "snakemake", "--cores", str(cores), "--nocolor"]

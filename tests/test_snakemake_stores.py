@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("snakemake")
 
-from .snakemake_workflow import Workflow, relayed_ssh_config
+from .snakemake_workflow import Workflow
 
 
 @pytest.fixture
@@ -149,3 +149,67 @@ def test_a_failed_job_takes_its_own_outputs_away_and_no_input(copied):
     copied.run("--forcerun", "second").failed("Error in rule second")
     assert "out/b.txt" not in remote_files(copied)
     assert {*INPUTS, "out/a.txt", "out/other.txt", "out/tree/y"} <= set(remote_files(copied))
+
+
+EIGHT = """
+    rule many:
+        output: storage(expand("@URL@/out/{n}", n=range(8)))
+        log: storage("@URL@/log")
+        shell: "for f in {output}; do head -c 200000 /dev/urandom > $f; done; echo done > {log}"
+"""
+
+
+def test_the_outputs_of_a_job_are_stored_at_the_same_time_and_once(sshd_factory, tmp_path):
+    server = sshd_factory(log_requests=True)
+    server.make_directory("data")
+    workflow = Workflow(tmp_path / "work", server, "data")
+    workflow.write(EIGHT)
+    workflow.run("--keep-storage-local-copies").succeeded()
+    for n in range(8):
+        local = workflow.local_copy(f"out/{n}").read_bytes()
+        assert workflow.remote_path(f"out/{n}").read_bytes() == local
+    assert workflow.remote_path("log").read_bytes() == b"done\n"
+    assert server.requests("posix-rename") == 9
+    first_renamed = re.search("posix-rename old", server.sftp_log.read_text()).start()
+    begun = server.sftp_log.read_text()[:first_renamed]
+    assert begun.count("flags WRITE") >= 4
+
+
+@pytest.mark.parametrize("arguments", [(), ("--keep-storage-local-copies",), ("--keep-going",)])
+def test_one_output_that_cannot_be_stored_fails_the_run(chroot_sshd, tmp_path, arguments):
+    workflow = Workflow(tmp_path / "work", chroot_sshd, f"d{os.getpid()}-{tmp_path.name}")
+    workflow.make_remote("out/x")
+    closed = workflow.remote_path("closed")
+    closed.mkdir(mode=0o755)  # owned by root, and the account is not
+    workflow.write(
+        """
+        rule all:
+            input: storage("@URL@/out/a")
+        rule three:
+            output: storage("@URL@/out/a"), storage("@URL@/closed/b"), storage("@URL@/out/c")
+            shell: "for f in {output}; do head -c 200000 /dev/urandom > $f; done"
+        """
+    )
+    workflow.run(*arguments).failed("Failed to store output in sftp://", "/closed/b: the server")
+    # What was stored of the failed job has gone again, so that no run takes it for done.
+    assert not list(closed.iterdir())
+    assert [path.name for path in workflow.remote_path("out").iterdir()] == ["x"]
+    closed.chmod(0o777)
+    workflow.run(*arguments, "--rerun-incomplete").succeeded()
+    for name in ("out/a", "closed/b", "out/c"):
+        assert workflow.remote_path(name).stat().st_size == 200_000
+
+
+def test_without_its_siblings_being_known_every_output_is_stored_in_its_turn(workflow):
+    """Where Snakemake is not as we know it: here it has no workflow of that name."""
+    workflow.path("sitecustomize.py").write_text(
+        "import snakemake_storage_plugin_pyremotedata.host as host\n"
+        "host.Host.of_caller = classmethod(lambda cls: cls(object()))\n"
+    )
+    workflow.env["PYTHONPATH"] = str(workflow.directory)
+    workflow.write(EIGHT)
+    text = workflow.run("--keep-storage-local-copies").succeeded().text
+    assert text.count("\nStored sftp://") == 9
+    for n in range(8):
+        local = workflow.local_copy(f"out/{n}").read_bytes()
+        assert workflow.remote_path(f"out/{n}").read_bytes() == local

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 # Where Snakemake keeps the time of a directory; a directory's own changes with each entry.
 TIMESTAMP = ".snakemake_timestamp"
-NOTES = ".pyremotedata-stored"
+NOTES = ".stored"
 T = TypeVar("T")
 Signature = tuple[Any, ...]
 

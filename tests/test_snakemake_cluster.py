@@ -1,0 +1,117 @@
+"""Runs whose jobs are processes of their own, as on a cluster (the cluster-generic executor)."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+
+pytest.importorskip("snakemake")
+pytest.importorskip("snakemake_executor_plugin_cluster_generic")
+
+from .snakemake_workflow import Workflow, temporaries
+
+STORED_BEFORE = "by its job already"
+NOTHING_LOCAL_SHARED = ("--shared-fs-usage", "persistence", "sources", "software-deployment")
+
+
+@pytest.fixture
+def counted(sshd_factory, tmp_path):
+    """A workflow on a server of its own that writes down every request."""
+    server = sshd_factory(log_requests=True)
+    server.make_directory("data")
+    return Workflow(tmp_path / "work", server, "data")
+
+
+def read_files(workflow):
+    """Return the names of the files that the server has opened to be read."""
+    pattern = r'open "[^"]*/([^"/]+)" flags READ'
+    return re.findall(pattern, workflow.server.sftp_log.read_text())
+
+
+def test_a_job_whose_inputs_are_local_opens_no_connection(counted):
+    data = {n: os.urandom(1000) for n in range(3)}
+    for n, content in data.items():
+        counted.make_remote(f"in/{n}", content)
+    counted.make_remote("tree/sub/x", b"x\n")
+    counted.write(
+        """
+        rule all:
+            input: expand("out/{n}", n=range(3))
+        rule one:
+            input: storage("@URL@/in/{n}"), storage("@URL@/tree")
+            output: "out/{n}"
+            shell: "cat {input[0]} {input[1]}/sub/x > {output}"
+        """
+    )
+    counted.submit().succeeded()
+    for n, content in data.items():
+        assert counted.path(f"out/{n}").read_bytes() == content + b"x\n"
+    assert counted.server.logins() == 1
+
+
+STORE = """
+    rule all:
+        input: storage(expand("@URL@/out/{n}.a", n=range(2)))
+    rule one:
+        input: storage("@URL@/in/{n}")
+        output: storage("@URL@/out/{n}.a"), storage("@URL@/out/{n}.b")
+        shell: "cp {input} {output[0]}; cat {input} {input} > {output[1]}"
+"""
+
+
+def make_inputs(workflow):
+    data = {n: os.urandom(300_000) for n in range(2)}
+    for n, content in data.items():
+        workflow.make_remote(f"in/{n}", content)
+    return data
+
+
+def check_outputs(workflow, data):
+    for n, content in data.items():
+        assert workflow.remote_path(f"out/{n}.a").read_bytes() == content
+        assert workflow.remote_path(f"out/{n}.b").read_bytes() == content * 2
+
+
+def test_an_output_that_a_job_has_stored_is_not_stored_again(counted):
+    data = make_inputs(counted)
+    counted.write(STORE)
+    text = counted.submit().succeeded().text
+    check_outputs(counted, data)
+    assert counted.server.requests("posix-rename") == 4
+    assert text.count(STORED_BEFORE) == 4
+    # A job and the main process have a login each.
+    assert counted.server.logins() <= 3
+    notes = counted.path(".snakemake/storage/pyremotedata/.stored")
+    assert not list(notes.iterdir())
+    assert "Nothing to be done" in counted.submit().succeeded().text
+    assert not temporaries(counted.directory)
+
+
+@pytest.mark.parametrize("spoil", ["content", "remote", "note"])
+def test_in_doubt_an_output_is_stored_again(counted, spoil):
+    """What one line of the submit script does between the job and the main process."""
+    data = make_inputs(counted)
+    counted.write(STORE.replace("range(2)", "range(1)"))
+    local = counted.local_copy("out/0.a")
+    remote = counted.remote_path("out/0.a")
+    spoiling = {
+        # Same size, same time.
+        "content": f"cp {local} {local}.x; tr '\\000' '\\001' < {local}.x > {local}; rm {local}.x",
+        "remote": f"head -c 300000 /dev/zero > {remote}; touch -d @1600000000 {remote}",
+        "note": "for f in .snakemake/storage/pyremotedata/.stored/*; do echo > $f; done",
+    }[spoil]
+    submit = counted.path("submit_and_spoil.sh")
+    submit.write_text(
+        "#!/bin/sh\n"
+        f"sed -i 's|--mode .remote.|& \\&\\& sh {counted.path('spoil.sh')}|' \"$1\"\n"
+        'nohup sh "$1" > "$1.log" 2>&1 < /dev/null &\necho $!\n'
+    )
+    submit.chmod(0o755)
+    counted.path("spoil.sh").write_text(spoiling + "\n")
+    text = counted.submit("--cluster-generic-submit-cmd", str(submit)).succeeded().text
+    wanted = data[0].replace(b"\0", b"\1") if spoil == "content" else data[0]
+    assert remote.read_bytes() == wanted
+    assert text.count(STORED_BEFORE) == (0 if spoil == "note" else 1)
+    assert counted.remote_path("out/0.b").read_bytes() == data[0] * 2
