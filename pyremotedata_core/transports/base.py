@@ -131,6 +131,9 @@ class BlockingSession(Protocol):
     def touch(self, path: str, mtime: int) -> None:
         """Set the mtime of an existing file, in seconds."""
 
+    def clear_orphan(self, temporary: str, final: str) -> None:
+        """Remove what a killed upload left; put a file back that stood aside without successor."""
+
     def realpath(self, path: str) -> str:
         """Return the server's canonical form of a path."""
 

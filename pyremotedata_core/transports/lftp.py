@@ -349,6 +349,10 @@ class LftpSession:
         if site.stat(path).mtime != mtime:
             raise ServerRefused("the server did not keep the time", url)
 
+    def clear_orphan(self, temporary: str, final: str) -> None:
+        """Remove what a killed upload left; put a file back that stood aside without successor."""
+        self._site.clear_orphan(self._site.path(temporary), self._site.path(final))
+
     def realpath(self, path: str) -> str:
         """Return the path with the login directory resolved; links are not."""
         return self._site.path(path)

@@ -21,7 +21,7 @@ from ..errors import (
     TransferError,
 )
 from ..model import Entry, Stat
-from ..names import TemporaryNames
+from ..names import TemporaryNames, aside_name, is_temporary
 from ..url import encode_path
 from .lftp_process import LftpProcess, Reply
 from .lftp_text import LIST, Log, escape_glob, from_failure, from_lost, parse_listing, parse_one
@@ -269,7 +269,10 @@ class LftpSite:
         if not overwrite:
             self.check_target(path, overwrite)
             raise error
-        aside = posixpath.join(posixpath.dirname(path), _temporary_names.next())
+        part = temporary
+        if not is_temporary(posixpath.basename(part)):
+            part = posixpath.join(posixpath.dirname(path), _temporary_names.next())
+        aside = aside_name(part)
         if not self._move(path, aside).ok:
             raise error
         try:
@@ -281,6 +284,17 @@ class LftpSite:
             self._put_back(aside, path)
             raise self.error(reply, path)
         self.tidy("rm {}", aside)
+
+    def clear_orphan(self, temporary: str, final: str) -> None:
+        """Remove what a killed upload left; put a file back that stood aside without successor."""
+        self.tidy("rm {}", temporary)
+        aside = aside_name(temporary)
+        if self.kind(aside) is None:
+            return
+        if self.kind(final) is None:
+            self._move(aside, final)
+        else:
+            self.tidy("rm {}", aside)
 
     # --- inside ------------------------------------------------------------------------------
 
