@@ -1,0 +1,400 @@
+"""Connections that break, stall and come back: transfers complete, or end within their time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pyremotedata_core import (
+    ConnectionLost,
+    RemoteFileNotFound,
+    TransferEngine,
+    TransferError,
+    TransferTimeout,
+)
+
+from .relay import Relay
+from .servers import ScriptedSshd
+from .sites import TRANSPORTS, WAIT_S, temporaries, tree
+
+LARGE = 17 * 2**20 + 12_345
+
+
+class Link:
+    """An engine that reaches a server through a relay, and files at both ends."""
+
+    def __init__(self, server, relay: Relay, local: Path, **settings) -> None:
+        self.server, self.relay, self.local = server, relay, local
+        config = server.directory / f"ssh_config_{relay.port}"
+        alias = f"Host *\n    HostKeyAlias [127.0.0.1]:{server.port}\n"
+        config.write_text(alias + server.ssh_config.read_text())
+        values = {"timeout_s": 30.0, "ssh_config": str(config), **settings}
+        self.engine = TransferEngine(server.settings(**values))
+
+    def url(self, name: str) -> str:
+        return self.relay.url(self.server.url(name))
+
+    def fetch(self, name: str):
+        return self.engine.fetch(self.url(name), self.local / name)
+
+    def store(self, name: str):
+        return self.engine.store(self.local / name, self.url(name))
+
+    def make(self, name: str, size: int) -> bytes:
+        """Make a file on both sides' source: at the server."""
+        data = os.urandom(size)
+        self.server.make(name, data)
+        return data
+
+    def make_local(self, name: str, size: int) -> bytes:
+        data = os.urandom(size)
+        (self.local / name).write_bytes(data)
+        return data
+
+
+@pytest.fixture
+def link(sshd_factory, relay_factory, tmp_path):
+    """Make an engine behind a relay to a server of its own."""
+    links: list[Link] = []
+
+    def make(transport: str = "sftp", rate: float | None = 30e6, **settings) -> Link:
+        server = sshd_factory()
+        relay = relay_factory(server.port, rate=rate)
+        links.append(Link(server, relay, tmp_path, transport=transport, **settings))
+        return links[-1]
+
+    yield make
+    for each in links:
+        each.engine.close()
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.01)
+
+
+def under_way(directory: Path) -> Callable[[], object]:
+    """Whether a temporary file there has some bytes."""
+
+    def look() -> bool:
+        sizes = []
+        for path in temporaries(directory):
+            try:
+                sizes.append(os.stat(path).st_blocks)
+            except OSError:
+                continue
+        return any(sizes)
+
+    return look
+
+
+# --- broken ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["reset", "close"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_download_goes_on_after_the_connection_broke(link, tmp_path, transport, kind):
+    there = link(transport)
+    data = there.make("a", LARGE)
+    there.engine.stat(there.url("a")).result(WAIT_S)
+    there.relay.drop_after(LARGE // 2, kind=kind, times=2 if transport == "sftp" else 1)
+    assert there.fetch("a").result(WAIT_S).size == LARGE
+    assert tree(tmp_path) == {"a": data}
+    assert there.relay.status()["faults"] >= 1
+
+
+@pytest.mark.parametrize("kind", ["reset", "close"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_an_upload_goes_on_after_the_connection_broke(link, tmp_path, transport, kind):
+    there = link(transport)
+    data = there.make_local("a", LARGE)
+    there.server.make("a", b"old")
+    there.engine.stat(there.url("a")).result(WAIT_S)
+    there.relay.drop_after(LARGE // 2, direction="up", kind=kind)
+    assert there.store("a").result(WAIT_S).size == LARGE
+    assert tree(there.server.root) == {"a": data}
+    assert there.relay.status()["faults"] == 1
+
+
+def test_a_tree_goes_on_after_the_connection_broke_again_and_again(link, tmp_path):
+    there = link()
+    wanted = {}
+    for number in range(60):
+        wanted[f"{number:02}"] = there.make(f"t/{number:02}", number * 3000)
+    there.engine.stat(there.url("t")).result(WAIT_S)
+    there.relay.drop_after(400_000, times=3)
+    result = there.engine.fetch_tree(there.url("t"), tmp_path / "t").result(WAIT_S)
+    assert (result.files, result.failed) == (60, [])
+    assert tree(tmp_path / "t") == wanted
+    there.relay.drop_after(400_000, direction="up", times=3)
+    result = there.engine.store_tree(tmp_path / "t", there.url("u")).result(WAIT_S)
+    assert (result.files, result.failed) == (60, [])
+    assert tree(there.server.root / "u") == wanted
+    assert there.relay.status()["faults"] == 6
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_server_that_is_killed_and_restarted_is_waited_for(link, tmp_path, transport):
+    there = link(transport)
+    data = there.make("a", LARGE)
+    up = there.make_local("b", LARGE)
+    future = there.fetch("a")
+    wait_until(under_way(tmp_path))
+    there.server.halt()
+    time.sleep(1.0)
+    there.server.start()
+    assert future.result(WAIT_S).size == LARGE
+    future = there.store("b")
+    wait_until(under_way(there.server.root))
+    there.server.kill_sessions()
+    assert future.result(WAIT_S).size == LARGE
+    assert tree(tmp_path) == {"a": data, "b": up}
+    assert tree(there.server.root) == {"a": data, "b": up}
+
+
+def test_a_server_that_does_not_come_back_is_given_up(link, tmp_path):
+    there = link(timeout_s=3.0)
+    there.make("a", LARGE)
+    there.make_local("b", LARGE)
+    (tmp_path / "a").write_bytes(b"old")
+    futures = [there.fetch("a"), there.store("b")]
+    wait_until(under_way(tmp_path))
+    there.server.halt()
+    for future in futures:
+        assert isinstance(future.exception(WAIT_S), ConnectionLost)
+    assert (tmp_path / "a").read_bytes() == b"old"
+    assert temporaries(tmp_path) == []
+    assert not (there.server.root / "b").exists()
+
+
+# --- silent ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_black_hole_ends_a_download_in_time(link, tmp_path, transport):
+    there = link(transport, timeout_s=3.0)
+    data = there.make("a", LARGE)
+    (tmp_path / "a").write_bytes(b"old")
+    future = there.fetch("a")
+    wait_until(under_way(tmp_path))
+    there.relay.stall()
+    assert type(future.exception(20)) is TransferTimeout
+    assert tree(tmp_path) == {"a": b"old"}
+    there.relay.resume()
+    there.relay.set(rate=0)
+    assert there.fetch("a").result(WAIT_S).size == LARGE
+    assert tree(tmp_path) == {"a": data}
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_black_hole_ends_an_upload_in_time(link, tmp_path, transport):
+    there = link(transport, timeout_s=3.0)
+    data = there.make_local("a", LARGE)
+    there.server.make("a", b"old")
+    future = there.store("a")
+    wait_until(under_way(there.server.root))
+    there.relay.stall()
+    assert type(future.exception(20)) is TransferTimeout
+    assert (there.server.root / "a").read_bytes() == b"old"
+    there.relay.resume()
+    there.relay.set(rate=0)
+    assert there.store("a").result(WAIT_S).size == LARGE
+    assert (there.server.root / "a").read_bytes() == data
+    # What could not be removed then is removed by the next process that gets there.
+    there.engine.close()
+    with TransferEngine(there.engine.settings) as engine:
+        engine.stat(there.url("a")).result(WAIT_S)
+        wait_until(lambda: tree(there.server.root) == {"a": data})
+
+
+def test_a_black_hole_before_the_login_ends_in_time(link):
+    there = link(timeout_s=3.0)
+    there.relay.stall()
+    futures = [there.engine.stat(there.url("a")) for _ in range(5)]
+    assert {type(future.exception(20)) for future in futures} == {TransferTimeout}
+    there.relay.resume()
+    with pytest.raises(RemoteFileNotFound):
+        there.engine.stat(there.url("a")).result(WAIT_S)
+
+
+def test_an_idle_session_in_a_black_hole_does_not_hold_up_the_next_request_for_ever(link):
+    there = link(timeout_s=3.0)
+    there.engine.stat(there.url("")).result(WAIT_S)
+    there.relay.stall()
+    assert type(there.engine.stat(there.url("")).exception(20)) is TransferTimeout
+
+
+def test_a_pause_shorter_than_the_limit_is_sat_out(link, tmp_path):
+    there = link(timeout_s=20.0)
+    data = there.make("a", LARGE)
+    future = there.fetch("a")
+    wait_until(under_way(tmp_path))
+    there.relay.stall()
+    time.sleep(2.0)
+    there.relay.resume()
+    assert future.result(WAIT_S).size == LARGE
+    assert tree(tmp_path) == {"a": data}
+    assert there.server.logins() == 1 or there.relay.status()["faults"] <= 1
+
+
+def test_a_frozen_server_ends_in_time(link, tmp_path):
+    there = link(timeout_s=3.0)
+    there.make("a", LARGE)
+    future = there.fetch("a")
+    wait_until(under_way(tmp_path))
+    os.kill(there.server.pid, signal.SIGSTOP)
+    there.server.freeze()
+    try:
+        assert type(future.exception(20)) is TransferTimeout
+    finally:
+        there.server.thaw()
+        os.kill(there.server.pid, signal.SIGCONT)
+    assert tree(tmp_path) == {}
+
+
+# --- an answer is lost ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [3, LARGE])
+@pytest.mark.parametrize(
+    ("request_kind", "extensions"),
+    [("create", True), ("rename", True), ("mkdir", True), ("rename", False), ("remove", False)],
+)
+def test_a_request_whose_answer_is_lost_is_not_done_twice(tmp_path, request_kind, extensions, size):
+    """The server did it; the connection broke before it could say so."""
+    mark = str(tmp_path / "mark")
+    options = {"end_after": request_kind, "extensions": extensions, "mark": mark}
+    (tmp_path / "a").write_bytes(data := os.urandom(size))
+    with ScriptedSshd("relay", options) as server:
+        server.make("old/a", b"old")
+        with TransferEngine(server.settings(timeout_s=20.0)) as engine:
+            engine.store(tmp_path / "a", server.url("old/a")).result(WAIT_S)
+            new = server.url("new/deep/a")
+            engine.store(tmp_path / "a", new, overwrite=False).result(WAIT_S)
+        assert (tmp_path / "mark").exists(), "the fault never struck"
+        assert tree(server.root) == {
+            "new": None, "new/deep": None, "new/deep/a": data, "old": None, "old/a": data,
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [3, LARGE])
+def test_a_lost_answer_does_not_fail_a_file_of_a_tree(tmp_path, size):
+    """Nothing makes missing directories there, which would hide a second attempt."""
+    options = {"end_after": "rename", "mark": str(tmp_path / "mark")}
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t/a").write_bytes(data := os.urandom(size))
+    with ScriptedSshd("relay", options) as server:
+        with TransferEngine(server.settings(timeout_s=20.0)) as engine:
+            result = engine.store_tree(tmp_path / "t", server.url("t")).result(WAIT_S)
+        assert (tmp_path / "mark").exists(), "the fault never struck"
+        assert result.failed == []
+        assert tree(server.root) == {"t": None, "t/a": data}
+
+
+@pytest.mark.parametrize("extensions", [True, False])
+def test_small_changes_whose_answer_is_lost_are_not_told_as_failures(tmp_path, extensions):
+    for kind in ("rename", "remove", "mkdir"):
+        mark = tmp_path / kind
+        options = {"end_after": kind, "mark": str(mark), "extensions": extensions}
+        with (
+            ScriptedSshd("relay", options) as server,
+            TransferEngine(server.settings(timeout_s=20.0)) as engine,
+        ):
+            server.make("a", b"1")
+            url = server.url("a")
+            {
+                "rename": lambda e=engine, u=url: e.rename(u, u + "2"),
+                "remove": lambda e=engine, u=url: e.remove(u),
+                "mkdir": lambda e=engine, u=url: e.mkdir(u + "/../d"),
+            }[kind]().result(WAIT_S)
+            assert mark.exists(), "the fault never struck"
+            wanted = {"rename": {"a2": b"1"}, "remove": {}, "mkdir": {"a": b"1", "d": None}}
+            assert tree(server.root) == wanted[kind]
+
+
+# --- sources that change --------------------------------------------------------------------
+
+
+def rewrite(path: Path, how: str, data: bytes) -> bytes:
+    """Change a file as ``how`` says; return what it holds then."""
+    if how == "replaced":
+        new = path.with_name("new")
+        new.write_bytes(data)
+        new.rename(path)
+        return data
+    if how == "rewritten":
+        path.write_bytes(data)
+        return data
+    old = path.read_bytes()
+    content = old[: len(old) // 2] if how == "truncated" else old + data[:1000]
+    with path.open("r+b") as file:
+        file.truncate(len(content))
+        file.seek(0)
+        file.write(content)
+    return content
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("how", ["truncated", "grown", "replaced", "rewritten"])
+def test_a_source_that_changes_during_a_download_is_never_spliced(link, tmp_path, transport, how):
+    there = link(transport)
+    old = there.make("a", LARGE)
+    os.utime(there.server.root / "a", (1_000_000_000, 1_000_000_000))
+    future = there.fetch("a")
+    wait_until(under_way(tmp_path))
+    new = rewrite(there.server.root / "a", how, os.urandom(LARGE))
+    there.relay.set(rate=0)
+    future.result(WAIT_S)
+    # Whoever holds a file open reads it whole although another one has its name by now.
+    assert tree(tmp_path) in [{"a": new}] + [{"a": old}] * (how == "replaced")
+
+
+def test_a_source_that_does_not_stop_changing_is_an_error_and_the_old_file_stays(link, tmp_path):
+    there = link()
+    data = there.make("a", LARGE)
+    (tmp_path / "a").write_bytes(b"old")
+    stop = threading.Event()
+
+    def change() -> None:
+        mtime = 1_000_000_000
+        while not stop.wait(0.02):
+            mtime += 1
+            os.utime(there.server.root / "a", (mtime, mtime))
+
+    changer = threading.Thread(target=change)
+    changer.start()
+    try:
+        error = there.fetch("a").exception(WAIT_S)
+    finally:
+        stop.set()
+        changer.join()
+    assert isinstance(error, TransferError)
+    assert type(error).__name__ == "RemoteChanged"
+    assert error.retryable
+    assert tree(tmp_path) == {"a": b"old"}
+    there.relay.set(rate=0)
+    there.fetch("a").result(WAIT_S)
+    assert tree(tmp_path) == {"a": data}
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("how", ["truncated", "grown", "replaced", "rewritten"])
+def test_a_source_that_changes_during_an_upload_is_never_spliced(link, tmp_path, transport, how):
+    there = link(transport)
+    old = there.make_local("a", LARGE)
+    os.utime(tmp_path / "a", (1_000_000_000, 1_000_000_000))
+    there.server.make("a", b"old")
+    future = there.store("a")
+    wait_until(under_way(there.server.root))
+    new = rewrite(tmp_path / "a", how, os.urandom(LARGE))
+    there.relay.set(rate=0)
+    future.result(WAIT_S)
+    assert tree(there.server.root) in [{"a": new}] + [{"a": old}] * (how == "replaced")
