@@ -17,6 +17,7 @@ from ..errors import ConnectionLost, TransferError
 from .base import BlockingSession, Operation
 
 PROGRESS_S = 0.1  # progress is told at most this often
+ROUND_TRIPS = 6  # of a small file: opened, read, closed, and opened again
 
 _TRANSFERS = ("read", "write")
 
@@ -100,8 +101,12 @@ class ThreadedSession:
 
     @property
     def rtt_s(self) -> float:
-        """Round trip of a question in seconds, 0 when it is not known."""
-        return self._blocking.rtt_s
+        """Half of what a file waits for answers, in seconds; 0 when it is not known.
+
+        The pool reckons with two round trips for a file, which is what pipelined SFTP needs.
+        Here they follow one another and are more, so further sessions help sooner.
+        """
+        return self._blocking.rtt_s * ROUND_TRIPS / 2
 
     def has_room(self, _operation: Operation) -> bool:
         """Whether it would serve an operation now."""
