@@ -28,7 +28,8 @@ step() {
 step "ruff check" "$bin/ruff" check
 step "ruff format" "$bin/ruff" format --check
 step "mypy" "$bin/mypy"
-step "pytest" "$bin/python" -m pytest ${marker[@]+"${marker[@]}"} ${arguments[@]+"${arguments[@]}"}
+# Two at a time, whole files: much of a test is waiting for servers.
+step "pytest" "$bin/python" -m pytest -n 2 --dist loadfile ${marker[@]+"${marker[@]}"} ${arguments[@]+"${arguments[@]}"}
 
 printf '\n'
 if [ ${#failed[@]} -gt 0 ]; then
