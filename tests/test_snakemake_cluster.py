@@ -13,7 +13,11 @@ pytest.importorskip("snakemake_executor_plugin_cluster_generic")
 from .snakemake_workflow import Workflow, temporaries
 
 STORED_BEFORE = "by its job already"
-NOTHING_LOCAL_SHARED = ("--shared-fs-usage", "persistence", "sources", "software-deployment")
+# Each job has a place of its own for local copies, as on the disk of a node.
+APART = (
+    *("--shared-fs-usage", "persistence", "sources", "software-deployment", "source-cache"),
+    *("--remote-job-local-storage-prefix", "$JOB_COPIES"),
+)
 
 
 @pytest.fixture
@@ -115,3 +119,95 @@ def test_in_doubt_an_output_is_stored_again(counted, spoil):
     assert remote.read_bytes() == wanted
     assert text.count(STORED_BEFORE) == (0 if spoil == "note" else 1)
     assert counted.remote_path("out/0.b").read_bytes() == data[0] * 2
+
+
+SHARED = """
+    rule all:
+        input: storage(expand("@URL@/out/{n}", n=range(3)))
+    rule one:
+        input: storage("@URL@/reference"), storage("@URL@/in/{n}")
+        output: storage("@URL@/out/{n}")
+        shell: "test -w {input[0]} && cat {input} > {output} && echo spoilt >> {input[0]}"
+"""
+
+
+def submit_apart(workflow, *arguments, jobs):
+    """Run with local copies that are not shared, in a new directory for each job."""
+    script = workflow.path("submit_apart.sh")
+    script.write_text(
+        "#!/bin/sh\n"
+        f"export JOB_COPIES=$(mktemp -d {workflow.directory}/copies.XXXX)\n"
+        'nohup sh "$1" > "$1.log" 2>&1 < /dev/null &\necho $!\n'
+    )
+    script.chmod(0o755)
+    url = workflow.server.url(workflow.remote)
+    default = ("--default-storage-provider", "pyremotedata", "--default-storage-prefix", url)
+    generic = ("--cluster-generic-submit-cmd", str(script))
+    return workflow.submit(*APART, *default, *generic, *arguments, jobs=jobs)
+
+
+@pytest.fixture
+def shared(counted):
+    """Three jobs with one input in common, which each of them spoils for itself."""
+    reference = os.urandom(1_000_000)
+    counted.make_remote("reference", reference)
+    for n in range(3):
+        counted.make_remote(f"in/{n}", b"%d" % n)
+    counted.write(SHARED)
+
+    def check():
+        for n in range(3):
+            assert counted.remote_path(f"out/{n}").read_bytes() == reference + b"%d" % n
+        assert counted.remote_path("reference").read_bytes() == reference
+        assert not temporaries(counted.directory)
+
+    return counted, check
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_jobs_of_a_node_move_a_common_input_once(shared, jobs):
+    workflow, check = shared
+    submit_apart(workflow, jobs=jobs).succeeded()
+    check()
+    assert read_files(workflow).count("reference") == 1
+    assert sorted(read_files(workflow)) == ["0", "1", "2", "reference"]
+
+
+@pytest.mark.full
+def test_jobs_move_a_common_input_each_where_the_cache_is_switched_off(shared):
+    workflow, check = shared
+    submit_apart(workflow, "--storage-pyremotedata-node-cache", "no", jobs=1).succeeded()
+    check()
+    assert read_files(workflow).count("reference") == 3
+
+
+@pytest.mark.full
+def test_an_input_that_does_not_fit_into_the_cache_is_fetched_past_it(shared):
+    workflow, check = shared
+    workflow.env["PYREMOTEDATA_CACHE_BYTES"] = "1000"
+    submit_apart(workflow, jobs=1).succeeded()
+    check()
+    assert read_files(workflow).count("reference") == 3
+
+
+def test_the_cache_serves_a_second_run_where_the_user_wants_it(counted):
+    data = os.urandom(100_000)
+    counted.make_remote("in", data)
+    counted.write(
+        """
+        rule copy:
+            input: storage("@URL@/in")
+            output: "out"
+            shell: "cp {input} {output}"
+        """
+    )
+    cache = ("--storage-pyremotedata-node-cache", "yes")
+    counted.run(*cache).succeeded()
+    text = counted.run(*cache, "--forceall").succeeded().text
+    assert counted.path("out").read_bytes() == data
+    assert read_files(counted) == ["in"]
+    assert "from the node's cache" in text
+    newer = os.urandom(100_000)
+    counted.make_remote("in", newer)
+    counted.run(*cache, "--forceall").succeeded()
+    assert counted.path("out").read_bytes() == newer

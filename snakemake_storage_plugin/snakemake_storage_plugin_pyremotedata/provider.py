@@ -19,6 +19,7 @@ from pyremotedata_core.errors import ConfigurationError, TransferError
 
 from . import query as queries
 from .failures import StorageError
+from .fetching import Fetching
 from .host import Host
 from .lookup import Lookup
 from .prefetch import Prefetch
@@ -37,6 +38,7 @@ from .tally import Tally
 
 if TYPE_CHECKING:
     from pyremotedata_core.engine import TransferEngine
+    from pyremotedata_core.stager import Stager
 
 
 class StorageProvider(StorageProviderBase):
@@ -56,18 +58,24 @@ class StorageProvider(StorageProviderBase):
                 f"Storage provider pyremotedata has no setting {', '.join(unknown)}; see "
                 "'snakemake --help' for its settings (--storage-pyremotedata-...)."
             )
+        self.host = host = Host.of_caller()
+        apart = host.is_remote_job and not host.shares_local_copies
         try:
             ahead_bytes = prefetch_bytes(self.settings)
             self._read_only = is_yes(self.settings, "read_only")
+            cached = is_yes(self.settings, "node_cache", default=apart)
         except ConfigurationError as error:
             raise StorageError(error.message) from error
-        self.host = Host.of_caller()
         self.lookup = Lookup(self.engine)
         self.storing = Storing(self.engine, self.lookup, self.host, self.local_prefix)
-        self.prefetch = Prefetch(self.engine, self.local_prefix, ahead_bytes)
+        self.fetching = Fetching(
+            self.engine, self.lookup, self.stager if cached else None, self.logger.warning
+        )
+        self.prefetch = Prefetch(self.engine, self.local_prefix, 0 if cached else ahead_bytes)
         self.tally = Tally()
         self._lock = threading.Lock()
         self._engine: TransferEngine | None = None
+        self._stager: Stager | None = None
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> StorageProvider:
         return self
@@ -89,6 +97,22 @@ class StorageProvider(StorageProviderBase):
                     # Snakemake cleans nothing up then, which is when we tell otherwise.
                     atexit.register(self._tell_at_exit)
             return self._engine
+
+    def stager(self) -> Stager:
+        """Return this process's stager of the node's cache for the provider's settings.
+
+        Raises
+        ------
+        ConfigurationError
+            If a setting is wrong.
+        """
+        engine = self.engine()
+        with self._lock:
+            if self._stager is None:
+                from pyremotedata_core.stager import shared_stager
+
+                self._stager = shared_stager(engine.settings)
+            return self._stager
 
     def refuse_change(self) -> None:
         """Raise a `ConfigurationError` if the user wants nothing changed here."""

@@ -16,7 +16,7 @@ from pyremotedata_core.errors import ConfigurationError
 
 # What `storage: provider="pyremotedata", ...` takes for Snakemake itself.
 _SNAKEMAKES_OWN = {"keep_local", "retrieve"}
-_NOT_THE_CORES = {"max_requests_per_second", "prefetch", "read_only"}
+_NOT_THE_CORES = {"max_requests_per_second", "prefetch", "read_only", "node_cache"}
 PREFETCH_BYTES = 2 * 2**30
 _CORE_NAMES = {"timeout": "timeout_s"}
 
@@ -86,6 +86,12 @@ class StorageProviderSettings(StorageProviderSettingsBase):
     read_only: Optional[str] = _setting(
         "Store, touch and remove nothing: yes or no (default).", "YES_NO"
     )
+    node_cache: Optional[str] = _setting(
+        "Fetch inputs through the cache that all jobs of a node share, and copy them from there: "
+        "yes, no or auto (default: for cluster jobs whose local copies are not on a shared file "
+        "system). Nothing is fetched ahead then.",
+        "YES_NO_AUTO",
+    )
 
 
 def unknown_settings(settings: Any) -> list[str]:
@@ -113,20 +119,22 @@ def prefetch_bytes(settings: Any) -> int:
         ) from None
 
 
-def is_yes(settings: Any, name: str) -> bool:
-    """Return whether a setting is yes; one that is not made is no.
+def is_yes(settings: Any, name: str, default: bool = False) -> bool:
+    """Return whether a setting is yes; auto, and one that is not made, is the default.
 
     Raises
     ------
     ConfigurationError
-        If it is neither yes nor no.
+        If it is something else.
     """
     value = getattr(settings, name, None)
-    text = str(value).strip().lower()
+    text = "auto" if value is None else str(value).strip().lower()
     if text in ("yes", "true", "1", "on"):
         return True
-    if value is None or text in ("no", "false", "0", "off", ""):
+    if text in ("no", "false", "0", "off"):
         return False
+    if text in ("auto", ""):
+        return default
     raise ConfigurationError(f"pyremotedata settings: {name} is not yes or no: {value!r}")
 
 

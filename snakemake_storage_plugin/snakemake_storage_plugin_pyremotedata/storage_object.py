@@ -26,7 +26,7 @@ from snakemake_interface_storage_plugins.storage_object import (
     StorageObjectWrite,
 )
 
-from pyremotedata_core.errors import RemoteChanged, RemoteFileNotFound, TransferError
+from pyremotedata_core.errors import RemoteFileNotFound, TransferError
 from pyremotedata_core.model import Stat
 from pyremotedata_core.url import RemoteURL
 
@@ -265,7 +265,7 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
         path = self.local_path()
         path.parent.mkdir(parents=True, exist_ok=True)
         stat = await self._found(wait)
-        files, ahead = 1, False
+        files, ahead, cached = 1, False, False
         if stat.kind == "directory":
             files, moved = await self._retrieve_directory(path, wait)
         elif stat.kind == "file":
@@ -273,12 +273,14 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
                 remove_local(path)
             there = await self.provider.prefetch.take(self.url, stat, path, wait)
             ahead = bool(there)
-            got = stat if there is not None else await self._fetch_file(path, stat, wait)
-            moved = got.size
+            if there is None:
+                stat, cached = await self.provider.fetching.fetch(self.url, path, stat, wait)
+            moved = stat.size
         else:
             raise TransferError("it is neither a file nor a directory", str(self.url))
-        self.provider.tally.retrieved(files, moved, ahead)
+        self.provider.tally.retrieved(files, moved, ahead, cached)
         how = "fetched ahead" if ahead else time.monotonic() - started
+        how = "from the node's cache" if cached else how
         self._log("Retrieved", moved, how)
 
     async def _retrieve_directory(self, path: Path, wait: Wait) -> tuple[int, int]:
@@ -288,21 +290,6 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
         mtime = await self._mtime(wait)
         os.utime(path, (mtime, mtime))
         return result.files, result.bytes
-
-    async def _fetch_file(self, path: Path, stat: Stat, wait: Wait) -> Stat:
-        engine, memory = self.provider.engine(), self.provider.lookup.memory
-        asked_at = time.monotonic()
-        try:
-            got = await wait(engine.fetch(self.url, path, expect=stat))
-        except RemoteChanged:
-            # It has changed since it was asked about: what was remembered is out of date.
-            memory.forget(self.url)
-            got = await wait(engine.fetch(self.url, path))
-        except RemoteFileNotFound:
-            memory.remember(self.url, None, asked_at)
-            raise
-        memory.remember(self.url, got, asked_at)
-        return got
 
     async def _store(self, wait: Wait) -> None:
         self.provider.refuse_change()

@@ -17,6 +17,7 @@ class Tally:
         self._lock = threading.Lock()
         self._retrieved = self._retrieved_bytes = 0
         self._ahead = self._ahead_bytes = 0
+        self._cached = self._cached_bytes = 0
         self._stored = self._stored_bytes = 0
         self._waiting = 0
         self._waiting_since = 0.0
@@ -38,14 +39,28 @@ class Tally:
                 if not self._waiting:
                     self._waited_s += time.monotonic() - self._waiting_since
 
-    def retrieved(self, files: int, moved_bytes: int, ahead: bool = False) -> None:
-        """Count files that were retrieved; ``ahead``: they were there when asked for."""
+    def retrieved(
+        self, files: int, moved_bytes: int, ahead: bool = False, cached: bool = False
+    ) -> None:
+        """Count files that were retrieved.
+
+        Parameters
+        ----------
+        files, moved_bytes : int
+        ahead : bool
+            They were there when asked for.
+        cached : bool
+            They came from the node's cache.
+        """
         with self._lock:
             self._retrieved += files
             self._retrieved_bytes += moved_bytes
             if ahead:
                 self._ahead += files
                 self._ahead_bytes += moved_bytes
+            if cached:
+                self._cached += files
+                self._cached_bytes += moved_bytes
 
     def stored(self, files: int, moved_bytes: int) -> None:
         """Count files that were stored."""
@@ -70,10 +85,12 @@ class Tally:
             parts.append(
                 f"{_files(self._retrieved)} ({size_text(self._retrieved_bytes)}) retrieved"
                 + (ahead if self._ahead else "")
+                + (f", {self._cached} of them from the node's cache" if self._cached else "")
             )
         if self._stored:
             parts.append(f"{_files(self._stored)} ({size_text(self._stored_bytes)}) stored")
-        waited_bytes = self._retrieved_bytes - self._ahead_bytes + self._stored_bytes
+        waited_bytes = self._retrieved_bytes - self._ahead_bytes - self._cached_bytes
+        waited_bytes += self._stored_bytes
         rate = rate_text(waited_bytes, self._waited_s)
         return f"{'; '.join(parts)}; {self._waited_s:.1f} s of waiting for transfers ({rate})"
 

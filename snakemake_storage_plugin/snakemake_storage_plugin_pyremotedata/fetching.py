@@ -1,0 +1,110 @@
+"""Downloads of files: straight to the local copy, or through the cache that a node's jobs share."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from pyremotedata_core.errors import (
+    ConfigurationError,
+    LocalStorageFull,
+    RemoteChanged,
+    RemoteFileNotFound,
+)
+from pyremotedata_core.model import Stat
+from pyremotedata_core.url import RemoteURL
+
+from .lookup import Lookup
+from .storing import in_thread
+from .waiting import Wait
+from .workspace import temporary_path
+
+if TYPE_CHECKING:
+    from pyremotedata_core.engine import TransferEngine
+    from pyremotedata_core.stager import Stager
+
+
+class Fetched(NamedTuple):
+    """A file that is there; ``from_cache``: another process of the node had moved the bytes."""
+
+    stat: Stat
+    from_cache: bool = False
+
+
+class Fetching:
+    """Fetches for one provider. Thread-safe.
+
+    Parameters
+    ----------
+    engine : callable
+        Returns the engine.
+    lookup : Lookup
+        Learns what was fetched.
+    stager : callable or None
+        Returns the stager of the node's cache, None where the cache is not used.
+    warn : callable
+        Told what keeps the cache from being used.
+    """
+
+    def __init__(
+        self,
+        engine: Callable[[], TransferEngine],
+        lookup: Lookup,
+        stager: Callable[[], Stager] | None,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._engine = engine
+        self._lookup = lookup
+        self._stager = stager
+        self._warn = warn
+
+    async def fetch(self, url: RemoteURL, path: Path, stat: Stat, wait: Wait) -> Fetched:
+        """Fetch a file that is known to be what ``stat`` says, or what it is by now.
+
+        Raises
+        ------
+        TransferError
+        """
+        memory = self._lookup.memory
+        asked_at = time.monotonic()
+        try:
+            got = await self._from_cache(url, path, stat, wait)
+            if got is None:
+                got = Fetched(await wait(self._engine().fetch(url, path, expect=stat)))
+        except RemoteChanged:
+            # It has changed since it was asked about: what was remembered is out of date.
+            memory.forget(url)
+            got = Fetched(await wait(self._engine().fetch(url, path)))
+        except RemoteFileNotFound:
+            memory.remember(url, None, asked_at)
+            raise
+        if not got.from_cache:
+            memory.remember(url, got.stat, asked_at)
+        return got
+
+    async def _from_cache(
+        self, url: RemoteURL, path: Path, stat: Stat, wait: Wait
+    ) -> Fetched | None:
+        """Copy a file from the node's cache, into which it is fetched unless it is there."""
+        if self._stager is None:
+            return None
+        try:
+            stager = self._stager()
+            lease = await wait(stager.stage(url, expect=stat))
+        except (LocalStorageFull, ConfigurationError) as error:
+            self._warn(f"Not through the node's cache: {error}")
+            return None
+        with lease:
+            part = temporary_path(path.parent)
+            copying = in_thread(stager.copy_out, lease, part)
+            try:
+                await wait(copying)
+                os.replace(part, path)
+            except BaseException:
+                # A thread cannot be stopped: what it still makes has to go.
+                copying.add_done_callback(lambda _copied: part.unlink(missing_ok=True))
+                raise
+        return Fetched(lease.stat, lease.from_cache)
