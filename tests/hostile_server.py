@@ -67,7 +67,7 @@ class Liar:
 
     def serve(self) -> None:
         if self.what == "mute":
-            time.sleep(3600)
+            time.sleep(120)
         if self.what == "banner":
             self.send(b"Welcome to the cluster!\r\nYou have new mail.\r\n")
         for kind, body in packets(sys.stdin.buffer):
@@ -85,7 +85,7 @@ class Liar:
             case "silent":
                 return
             case "deaf":
-                time.sleep(3600)
+                time.sleep(120)
             case "quit":
                 os._exit(1)
             case "half":
