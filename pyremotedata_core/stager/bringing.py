@@ -23,6 +23,7 @@ from ..url import RemoteURL
 from .daemons import Daemons
 from .lease import Lease, Pins
 from .nodecache import NoRoom, Pin, TransferLock
+from .source import Source, check_delivered
 
 if TYPE_CHECKING:
     from .stager import Stager
@@ -77,6 +78,8 @@ class Staging:
         self.pin: Pin | None = None
         self.incoming: Path | None = None
         self.transfer: Future[Stat] | None = None
+        self.source: Source | None = None
+        self.is_here = False
         self.over = threading.Event()
 
     def enter(self, phase: str) -> None:
@@ -245,7 +248,8 @@ class Bringing:
 
     def _transfer(self, staging: Staging) -> None:
         assert staging.incoming is not None
-        transfer = self._stager.engine.fetch(
+        staging.source = self._stager.source
+        transfer = (staging.source or self._stager.engine).fetch(
             staging.url,
             staging.incoming / staging.url.name,
             expect=staging.stat,
@@ -263,6 +267,15 @@ class Bringing:
             transfer.cancel()
 
     def _transferred(self, staging: Staging, done: Future[Stat]) -> None:
+        source = staging.source
+        try:
+            self._settle(staging, done)
+        finally:
+            if source is not None:
+                source.ended(staging.url, staging.stat, is_here=staging.is_here)
+
+    def _settle(self, staging: Staging, done: Future[Stat]) -> None:
+        """Publish what has come, or do what its failure asks for."""
         with self._mutex:
             staging.transfer = None
             if staging.phase == "ended":
@@ -279,7 +292,10 @@ class Bringing:
             return
         assert staging.incoming is not None
         assert staging.pin is not None
+        if staging.source is not None:
+            check_delivered(staging.incoming / staging.url.name, staging.stat, str(staging.url))
         cache.publish(staging.key, staging.incoming, staging.url.name)
+        staging.is_here = True
         pin, staging.pin = staging.pin, None
         self._finish(staging, pin, from_cache=False)
 

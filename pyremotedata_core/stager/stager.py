@@ -24,6 +24,7 @@ from .draft import Draft
 from .lease import Lease, Pins
 from .nodecache import NodeCache, Pin, cache_key
 from .place import cache_root
+from .source import Source
 
 if TYPE_CHECKING:
     from ..engine import TransferEngine
@@ -63,6 +64,8 @@ class Stager:
     when_full : set of callables
         Called, on any thread, when a file waits for room in the cache: who holds leases that it
         can do without releases them then. Must not block.
+    source : Source or None
+        What brings files in place of the engine; see `Source`.
 
     Notes
     -----
@@ -74,6 +77,7 @@ class Stager:
     ) -> None:
         self.settings = settings if settings is not None else ConnectionSettings.load()
         self.when_full: set[Callable[[], None]] = set()
+        self.source: Source | None = None
         self._given_engine = engine
         self._open_cache: NodeCache | None = None
         self._pins = Pins()
@@ -134,6 +138,22 @@ class Stager:
             raise
         finally:
             self._count(waited_s=monotonic() - began)
+
+    def find(self, url: str | RemoteURL, stat: Stat) -> Lease | None:
+        """Lease a file if it is in the cache now; never brings it, waits for nobody.
+
+        Raises
+        ------
+        TransferError
+            If the cache cannot be read.
+        """
+        url = RemoteURL.parse(url)
+        key = self._key(url, stat)
+        try:
+            pin = self._pin(key, url.name)
+        except OSError as error:
+            raise from_oserror(error) from None
+        return self._lease(key, stat, pin, url, from_cache=True) if pin is not None else None
 
     def stat(self, url: str | RemoteURL) -> Future[Stat]:
         """Ask for a file's size and mtime; an answer is remembered for `STAT_LASTS_S` seconds."""
@@ -253,10 +273,7 @@ class Stager:
         """Lease the entry if it is in the cache."""
         key = self._key(request.url, stat)
         try:
-            pin = self._pins.borrow(key)
-            if pin is None:
-                found = self.cache.find(key, request.url.name)
-                pin = self._pins.add(key, found) if found else None
+            pin = self._pin(key, request.url.name)
         except OSError as error:
             request.fail(from_oserror(error))
             return True
@@ -265,9 +282,25 @@ class Stager:
         self._lend(request, key, stat, pin, from_cache=True)
         return True
 
+    def _pin(self, key: str, name: str) -> Pin | None:
+        """Return a pin on an entry that is in the cache, counted once."""
+        pin = self._pins.borrow(key)
+        if pin is None:
+            found = self.cache.find(key, name)
+            pin = self._pins.add(key, found) if found else None
+        return pin
+
     def _lend(self, request: Request, key: str, stat: Stat, pin: Pin, *, from_cache: bool) -> None:
         """Answer a request with a lease, for which the pin has been counted."""
+        lease = self._lease(key, stat, pin, request.url, from_cache=from_cache)
+        if from_cache:
+            self._count(cache_hits=1, cache_bytes=stat.size)
+        else:
+            self._count(files=1, bytes=stat.size)
+        if not request.succeed(lease):
+            lease.release()
 
+    def _lease(self, key: str, stat: Stat, pin: Pin, url: RemoteURL, *, from_cache: bool) -> Lease:
         def give_back(now: bool) -> None:
             if now:
                 self._pins.give_back(key)
@@ -275,13 +308,7 @@ class Stager:
             else:
                 self._pins.give_back_later(key)
 
-        lease = Lease(pin.path, stat, request.url, from_cache, give_back)
-        if from_cache:
-            self._count(cache_hits=1, cache_bytes=stat.size)
-        else:
-            self._count(files=1, bytes=stat.size)
-        if not request.succeed(lease):
-            lease.release()
+        return Lease(pin.path, stat, url, from_cache, give_back)
 
     def _deny(self, request: Request, error: BaseException) -> None:
         """Answer a request with an error, unless a fresh look at the file may help."""
