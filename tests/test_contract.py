@@ -517,5 +517,3 @@ def test_offsets_beyond_four_gibibytes_are_right(site: Site, tmp_path):
                 assert os.pread(file.fileno(), len(mark), offset) == mark
             assert os.pread(file.fileno(), 100, 2**31) == bytes(100)
         local.unlink()
-
-
