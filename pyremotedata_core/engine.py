@@ -111,6 +111,10 @@ class TransferEngine:
         """Make a directory, by default with its parents."""
         return self._request("mkdir", (_plain(url), parents, exist_ok), _same)
 
+    def rmdir(self, url: AnyURL) -> Future[None]:
+        """Remove an empty directory."""
+        return self._request("rmdir", (_plain(url),), _same)
+
     def remove(
         self, url: AnyURL, *, recursive: bool = False, missing_ok: bool = False
     ) -> Future[None]:

@@ -250,6 +250,10 @@ def _mkdir(
     return mover.mkdir(_url(url), done, parents=parents, exist_ok=exist_ok)
 
 
+def _rmdir(mover: Mover, done: Any, _count: Count, url: PlainURL) -> Job:
+    return mover.rmdir(_url(url), done)
+
+
 def _remove(
     mover: Mover, done: Any, _count: Count, url: PlainURL, recursive: bool, missing_ok: bool
 ) -> Job:
@@ -338,6 +342,7 @@ _METHODS: dict[str, Callable[..., Job]] = {
     "touch": _touch,
     "rename": _rename,
     "mkdir": _mkdir,
+    "rmdir": _rmdir,
     "remove": _remove,
     "read": _read,
     "fetch": _fetch,

@@ -132,6 +132,10 @@ class Mover:
 
         return self._ask(url, "mkdir", (url.path,), made)
 
+    def rmdir(self, url: RemoteURL, done: Done) -> Job:
+        """Remove an empty directory."""
+        return self._ask(url, "rmdir", (url.path,), done)
+
     def remove(self, url: RemoteURL, done: Done, *, recursive: bool, missing_ok: bool) -> Job:
         """Remove a file or link, and with ``recursive`` a directory and what is in it."""
 
