@@ -1,0 +1,227 @@
+"""The open files of the fsspec file system: one that reads ahead, one that is stored on close."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from fsspec.compression import compr
+from fsspec.core import OpenFile
+
+from .errors import TransferError, from_oserror
+from .model import Stat
+from .remote import wait_for
+from .stream import BLOCK_BYTES, RemoteReader
+
+if TYPE_CHECKING:
+    from .filesystem import RemoteFileSystem
+
+LINES_BYTES = 1 << 17
+
+_log = logging.getLogger(__name__)
+
+
+class ReadFile(io.BufferedReader):
+    """A `RemoteReader` with what users of fsspec expect of a file, and fast in lines.
+
+    Pickles, which xarray and Dask need. A file that is no longer what it was when it was opened
+    raises `RemoteChanged`. A forked child may read on with it.
+    """
+
+    mode = "rb"
+
+    def __init__(self, fs: RemoteFileSystem, path: str, stat: Stat) -> None:
+        super().__init__(_Source(fs.engine, fs.url(path), stat), LINES_BYTES)
+        self.fs, self.path, self.size = fs, path, stat.size
+        self.blocksize = BLOCK_BYTES
+        self._stat = stat
+
+    def __reduce__(self) -> Any:
+        return _reopen, (self.fs, self.path, tuple(self._stat), self.tell())
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What `RemoteFileSystem.info` says of it."""
+        return details(self.path, self._stat)
+
+    @property
+    def full_name(self) -> str:
+        """Its URL."""
+        return self.fs.unstrip_protocol(self.path)
+
+    def info(self) -> dict[str, Any]:
+        """Return what `RemoteFileSystem.info` says of it."""
+        return self.details
+
+
+class _Source(RemoteReader):
+    _pid = os.getpid()
+
+    def read1(self, size: int | None = -1) -> bytes:
+        if self._pid != os.getpid():  # forked: what is on its way goes to the parent
+            self._blocks.clear()
+            self._pid = os.getpid()
+        return super().read1(size)
+
+
+class WriteFile(io.BufferedRandom):
+    """A temporary local file that is stored when it is closed, whole or not at all.
+
+    Nothing is stored if its ``with`` block ends with an exception, or if it is never closed. It
+    may be read and sought in meanwhile.
+    """
+
+    def __init__(
+        self, fs: RemoteFileSystem, path: str, mode: str, autocommit: bool, compression: str | None
+    ) -> None:
+        try:
+            place = tempfile.mkdtemp(prefix="pyremotedata-")
+            self._clear = weakref.finalize(self, _clear, place, os.getpid())
+            self._local = os.path.join(place, "content")
+            super().__init__(io.FileIO(self._local, "w+"))
+        except OSError as error:
+            raise from_oserror(error, tempfile.gettempdir()) from None
+        self.fs, self.path, self.autocommit = fs, path, autocommit
+        self._mode, self._compression = mode, compression
+        self._pid = os.getpid()
+        self.wanted = True
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        self.wanted = self.wanted and kind is None
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "wanted", False) and not self.closed and self._pid == os.getpid():
+            _log.warning("%s was never closed, and so is not stored", self.name)
+            self.discard()
+
+    @property
+    def mode(self) -> str:  # type: ignore[override]
+        """``wb`` or ``xb``."""
+        return self._mode
+
+    @property
+    def name(self) -> str:
+        """Its URL."""
+        return self.fs.unstrip_protocol(self.path)
+
+    full_name = name
+
+    def write(self, data: Any) -> int:
+        """Write to the temporary file."""
+        return _locally(self._local, super().write, data)
+
+    def close(self) -> None:
+        """Store the file; in a transaction, leave that to its end."""
+        if self.closed:
+            return
+        self.wanted = self.wanted and not _leaves_by_exception(self)
+        self._close_local()
+        if self._pid != os.getpid():
+            return  # forked: it is the parent's
+        if not self.wanted:
+            self.discard()
+        elif self.autocommit:
+            self.commit()
+
+    def commit(self) -> None:
+        """Store what was written."""
+        self._close_local()
+        try:
+            if self.wanted:
+                local = self._local
+                if self._compression:
+                    local = _locally(local, _compress, local, self._compression)
+                future = self.fs.engine.store(
+                    local, self.fs.url(self.path), overwrite=self._mode != "xb"
+                )
+                wait_for(future)
+        finally:
+            self.discard()
+            self.fs.invalidate_cache()
+
+    def discard(self) -> None:
+        """Throw away what was written."""
+        self.wanted = False
+        with contextlib.suppress(TransferError):
+            self._close_local()
+        self._clear()
+
+    def _close_local(self) -> None:
+        try:
+            _locally(self._local, super().close)
+        except TransferError:
+            self.wanted = False
+            self._clear()
+            raise
+
+
+class WriteText(io.TextIOWrapper):
+    """Text over a `WriteFile`, which it tells of an exception."""
+
+    buffer: WriteFile
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        self.buffer.wanted = self.buffer.wanted and kind is None
+        self.close()
+
+    def __del__(self) -> None:
+        if not self.closed:
+            self.buffer.__del__()
+
+
+def details(name: str, stat: Stat) -> dict[str, Any]:
+    """Return what fsspec calls the info of a file."""
+    size = stat.size if stat.kind == "file" else 0
+    return {"name": name, "size": size, "type": stat.kind, "mtime": stat.mtime, "mode": stat.mode}
+
+
+def _reopen(fs: RemoteFileSystem, path: str, stat: tuple[Any, ...], at: int) -> ReadFile:
+    file = ReadFile(fs, path, Stat(*stat))
+    file.seek(at)
+    return file
+
+
+def _locally(path: str, work: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return work(*args)
+    except OSError as error:
+        raise from_oserror(error, path) from None
+
+
+def _compress(path: str, compression: str) -> str:
+    packed = f"{path}.packed"
+    with (
+        open(path, "rb") as source,
+        open(packed, "wb") as target,
+        compr[compression](target, mode="wb") as file,
+    ):
+        shutil.copyfileobj(source, file, BLOCK_BYTES)
+    return packed
+
+
+def _clear(place: str, pid: int) -> None:
+    if pid == os.getpid():  # not in a forked child
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _leaves_by_exception(file: WriteFile) -> bool:
+    """Whether the file is being closed because the block of its `fsspec.open` has failed.
+
+    OpenFile closes its file without a word of the exception, which only its own frame knows.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is OpenFile.__exit__.__code__:
+            known = frame.f_locals
+            return known["self"].path == file.path and known["args"][0] is not None
+        frame = frame.f_back  # type: ignore[assignment]
+    return False

@@ -1,0 +1,313 @@
+"""The libraries that read and write through the fsspec file system, in all their processes."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import pickle
+
+import pytest
+
+fsspec = pytest.importorskip("fsspec")
+
+import cloudpickle  # noqa: E402
+
+from pyremotedata_core import RemoteChanged, RemoteFileNotFound  # noqa: E402
+from pyremotedata_core.filesystem import RemoteFileSystem  # noqa: E402
+from pyremotedata_core.stream import BLOCK_BYTES  # noqa: E402
+
+CANARY = "canary-5a1f"
+WAIT_S = 60
+
+
+@pytest.fixture
+def options(sshd) -> dict[str, str]:
+    return {"ssh_config": str(sshd.ssh_config)}
+
+
+@pytest.fixture
+def fs(sshd, options) -> RemoteFileSystem:
+    return fsspec.filesystem("pyremotedata", host=sshd.alias, **options)
+
+
+@pytest.fixture
+def place(sshd, remote_directory):
+    return sshd.root / remote_directory
+
+
+@pytest.fixture
+def url(sshd, remote_directory) -> str:
+    return "pyremotedata+" + sshd.url(remote_directory)
+
+
+def table(rows: int, first: int = 0) -> bytes:
+    lines = (f"{n},{n * n % 977},name {n}\n" for n in range(first, first + rows))
+    return b"n,square,name\n" + "".join(lines).encode()
+
+
+# --- processes ----------------------------------------------------------------------------------
+
+
+def in_a_fork(work) -> str:
+    """Run in a forked child; return "" or what went wrong."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        except BaseException as error:
+            os.write(writing, repr(error).encode()[:4000])
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as file:
+        said = file.read().decode()
+    os.waitpid(pid, 0)
+    return said
+
+
+def test_a_forked_child_reads_and_writes_with_the_same_objects(fs, place):
+    data = os.urandom(20 * BLOCK_BYTES)
+    (place / "a").write_bytes(data)
+    file = fs.open(f"{place}/a")
+    assert file.read(5 * BLOCK_BYTES) == data[: 5 * BLOCK_BYTES]  # more is on its way
+    unfinished = fs.open(f"{place}/parents", "wb")
+    unfinished.write(b"1")
+    unfinished.flush()
+
+    def work():
+        assert fs.ls(str(place), detail=False) == [f"{place}/a"]
+        assert file.read() == data[5 * BLOCK_BYTES :]
+        fs.pipe(f"{place}/childs", b"2")
+        unfinished.close()
+        assert not (place / "parents").exists(), "the file is the parent's"
+        fs.engine.close()
+
+    assert in_a_fork(work) == ""
+    assert file.read() == data[5 * BLOCK_BYTES :]
+    unfinished.close()
+    assert (place / "parents").read_bytes() == b"1"
+    assert fs.cat(f"{place}/childs") == b"2"
+
+
+def read_all(fs, file) -> tuple[bytes, bytes]:
+    read = fs.cat(file.path), file.read()
+    fs.engine.close()
+    return read
+
+
+def test_another_process_reads_with_a_pickle_of_them(fs, place):
+    (place / "a").write_bytes(b"0123456789")
+    file = fs.open(f"{place}/a")
+    file.seek(4)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        read = pool.apply_async(read_all, (fs, file)).get(WAIT_S)
+    assert read == (b"0123456789", b"456789")
+
+
+def test_a_pickled_open_file_knows_what_it_was(fs, place):
+    (place / "a").write_bytes(b"0123456789")
+    pickled = pickle.dumps(fs.open(f"{place}/a"))
+    (place / "a").write_bytes(b"012345")
+    with pytest.raises(RemoteChanged):
+        pickle.loads(pickled).read()
+
+
+def test_file_systems_are_equal_by_their_options(sshd, fs, options):
+    again = fsspec.filesystem("pyremotedata", host=sshd.alias, **options)
+    other = fsspec.filesystem("pyremotedata", host=sshd.alias, timeout_s=7, **options)
+    assert again is fs
+    assert pickle.loads(pickle.dumps(fs)) == fs
+    assert hash(fs) == hash(again)
+    assert other != fs
+    assert RemoteFileSystem.from_json(fs.to_json()) == fs
+
+
+@pytest.mark.parametrize("given", ["argument", "environment"])
+def test_a_secret_is_in_nothing_that_leaves_the_process(sshd, options, place, monkeypatch, given):
+    (place / "a").write_bytes(b"1")
+    if given == "argument":
+        options = {**options, "password": CANARY, "key_passphrase": CANARY}
+    else:
+        monkeypatch.setenv("PYREMOTEDATA_PASSWORD", CANARY)
+        monkeypatch.setenv("PYREMOTEDATA_KEY_PASSPHRASE", CANARY)
+        options = {**options, "timeout_s": 61}  # an instance of its own
+    fs = fsspec.filesystem("pyremotedata", host=sshd.alias, **options)
+    assert fs.cat(f"{place}/a") == b"1"
+    assert fs.engine.settings.password.reveal() == CANARY
+    things = [fs, fs.open(f"{place}/a"), fsspec.core.OpenFile(fs, f"{place}/a"), fs.get_mapper("")]
+    shown = [repr(vars(fs)), fs.to_json(), json.dumps(fs.to_dict()), fs._fs_token, fs.fsid]
+    shown += [repr(thing) for thing in things]
+    shown += [str(vars(fs.engine)), fs.unstrip_protocol("/x")]
+    assert not any(CANARY in text for text in shown)
+    for dumps in (pickle.dumps, cloudpickle.dumps):
+        assert not any(CANARY.encode() in dumps(thing) for thing in things)
+    if given == "argument":
+        del options["password"], options["key_passphrase"]
+        assert fsspec.filesystem("pyremotedata", host=sshd.alias, **options) is fs, "one token"
+
+
+def test_the_configured_password_goes_to_no_other_host(sshd, options, monkeypatch):
+    monkeypatch.setenv("PYREMOTEDATA_REMOTE_URI", "elsewhere")
+    monkeypatch.setenv("PYREMOTEDATA_PASSWORD", CANARY)
+    fs = fsspec.filesystem("pyremotedata", host=sshd.alias, timeout_s=62, **options)
+    assert fs.engine.settings.for_url(fs.url("/x")).password is None
+    fs = fsspec.filesystem("pyremotedata", host=sshd.alias, password="other", **options)
+    assert fs.engine.settings.for_url(fs.url("/x")).password.reveal() == "other"
+
+
+def test_unpickling_needs_no_configuration(monkeypatch, tmp_path):
+    monkeypatch.setenv("PYREMOTEDATA_CONFIG", str(tmp_path / "none.yaml"))
+    fs = fsspec.filesystem("pyremotedata", host="archive", timeout_s=64)
+    RemoteFileSystem.clear_instance_cache()
+    assert pickle.loads(pickle.dumps(fs)) == fs, "as on Dask's scheduler"
+
+
+# --- fsspec's own ---------------------------------------------------------------------------
+
+
+def test_a_local_cache_can_be_put_in_front(options, place, url, tmp_path):
+    (place / "a").write_bytes(table(1000))
+    chained = {"pyremotedata+sftp": options, "filecache": {"cache_storage": str(tmp_path)}}
+    with fsspec.open(f"filecache::{url}/a", **chained) as file:
+        assert file.read() == table(1000)
+    assert len(list(tmp_path.iterdir())) == 2, "the file and the cache's own notes"
+
+
+def test_a_mapping_reads_and_writes_keys(fs, place):
+    mapping = fs.get_mapper(str(place))
+    mapping["a/b"] = b"1"
+    mapping.setitems({"c": b"2", "d": b"3"})
+    assert sorted(mapping) == ["a/b", "c", "d"]
+    assert mapping.getitems(["a/b", "d"]) == {"a/b": b"1", "d": b"3"}
+    del mapping["c"]
+    with pytest.raises(KeyError):
+        mapping["c"]
+    assert "c" not in mapping
+
+
+# --- pandas, Dask ---------------------------------------------------------------------------------
+
+
+def test_pandas_reads_and_writes_tables(options, place, url):
+    pandas = pytest.importorskip("pandas")
+    (place / "a.csv").write_bytes(table(50_000))
+    frame = pandas.read_csv(f"{url}/a.csv", storage_options=options)
+    assert frame.equals(pandas.read_csv(io.BytesIO(table(50_000))))
+    for name in ("b.csv", "b.csv.gz"):
+        frame.to_csv(f"{url}/{name}", index=False, storage_options=options)
+        assert pandas.read_csv(place / name).equals(frame)
+        assert pandas.read_csv(f"{url}/{name}", storage_options=options).equals(frame)
+    assert (place / "b.csv").read_bytes() == table(50_000)
+    with pytest.raises(RemoteFileNotFound):
+        pandas.read_csv(f"{url}/none.csv", storage_options=options)
+
+
+def test_pandas_reads_and_writes_parquet(options, place, url):
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    frame = pandas.read_csv(io.BytesIO(table(50_000)))
+    frame.to_parquet(f"{url}/a.parquet", storage_options=options)
+    assert pandas.read_parquet(place / "a.parquet").equals(frame)
+    part = pandas.read_parquet(f"{url}/a.parquet", columns=["square"], storage_options=options)
+    assert part.equals(frame[["square"]])
+
+
+@pytest.fixture(scope="module")
+def client():
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=2, processes=True, dashboard_address=":0"
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def dataframe(client):
+    pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    return pytest.importorskip("dask.dataframe")
+
+
+def test_dask_reads_tables_in_its_workers(dataframe, options, place, url):
+    import pandas
+
+    for part in range(5):
+        (place / f"{part}.csv").write_bytes(table(20_000, part * 20_000))
+    frame = dataframe.read_csv(f"{url}/*.csv", blocksize=100_000, storage_options=options)
+    assert frame.npartitions > 10
+    expected = pandas.concat(
+        [pandas.read_csv(place / f"{part}.csv") for part in range(5)], ignore_index=True
+    )
+    pandas.testing.assert_frame_equal(
+        frame.compute().reset_index(drop=True), expected, check_dtype=False
+    )
+
+
+def test_dask_writes_tables_that_are_seen_at_once(dataframe, options, place, url):
+    import pandas
+
+    frame = pandas.read_csv(io.BytesIO(table(10_000)))
+    parts = dataframe.from_pandas(frame, npartitions=4)
+    parts.to_csv(f"{url}/t/*.csv", index=False, storage_options=options)
+    joined = b"".join(
+        (place / f"t/{n}.csv").read_bytes().removeprefix(b"n,square,name\n") for n in range(4)
+    )
+    assert b"n,square,name\n" + joined == table(10_000)
+    parts.to_parquet(f"{url}/p", storage_options=options)
+    back = dataframe.read_parquet(f"{url}/p", storage_options=options).compute()
+    pandas.testing.assert_frame_equal(back, frame, check_dtype=False)
+    parts.to_parquet(f"{url}/p", overwrite=True, storage_options=options)
+    assert len(dataframe.read_parquet(f"{url}/p", storage_options=options)) == 10_000
+
+
+def test_an_error_in_a_worker_is_the_cores(client, options, url):
+    def read():
+        with fsspec.open(f"{url}/none", **options) as file:
+            return file.read()
+
+    with pytest.raises(RemoteFileNotFound):
+        client.submit(read, pure=False).result(WAIT_S)
+
+
+def test_the_graph_holds_no_secret(dataframe, options, place, url, monkeypatch):
+    from dask.base import collections_to_expr
+
+    monkeypatch.setenv("PYREMOTEDATA_PASSWORD", CANARY)
+    (place / "a.csv").write_bytes(table(100))
+    frame = dataframe.read_csv(f"{url}/*.csv", storage_options={**options, "timeout_s": 63})
+    assert CANARY.encode() not in cloudpickle.dumps(frame)
+    assert CANARY.encode() not in cloudpickle.dumps(dict(frame.__dask_graph__()))
+    assert CANARY not in repr(dict(collections_to_expr(frame).__dask_graph__()))
+
+
+# --- arrays ---------------------------------------------------------------------------------------
+
+
+def test_hdf5_reads_and_writes_open_files(fs, place):
+    h5py = pytest.importorskip("h5py")
+    numpy = pytest.importorskip("numpy")
+    values = numpy.random.default_rng(1).random((200, 3000))
+    with fs.open(f"{place}/a.h5", "wb") as file, h5py.File(file, "w") as written:
+        written.create_dataset("values", data=values, chunks=(50, 500))
+    with h5py.File(place / "a.h5") as local:
+        assert (local["values"][:] == values).all()
+    with fs.open(f"{place}/a.h5") as file, h5py.File(file) as read:
+        assert (read["values"][60:70, ::7] == values[60:70, ::7]).all()
+
+
+def test_zarr_reads_and_writes_through_it(options, place, url):
+    zarr = pytest.importorskip("zarr", "3")
+    numpy = pytest.importorskip("numpy")
+    values = numpy.random.default_rng(2).random((300, 300))
+    array = zarr.create_array(f"{url}/a.zarr", data=values, chunks=(50, 50),
+                              storage_options=options)  # fmt: skip
+    assert (zarr.open_array(place / "a.zarr", mode="r")[:] == values).all()
+    array[10:20] = 0
+    again = zarr.open_array(f"{url}/a.zarr", mode="r", storage_options=options)[:]
+    assert (again[10:20] == 0).all()
+    assert (again[20:] == values[20:]).all()

@@ -1,0 +1,401 @@
+"""The fsspec file system: what it writes is there whole, or not at all."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import signal
+import tempfile
+import threading
+import zipfile
+
+import pytest
+
+fsspec = pytest.importorskip("fsspec")
+
+from fsspec.callbacks import Callback  # noqa: E402
+
+from pyremotedata_core import (  # noqa: E402
+    ConnectionLost,
+    LocalStorageFull,
+    RemotePermissionDenied,
+    ServerRefused,
+    TransferError,
+)
+from pyremotedata_core.filesystem import RemoteFileSystem  # noqa: E402
+
+from .sites import temporaries, tree  # noqa: E402
+
+MTIME = 1_234_567_890
+LARGE = 8 * 2**20 + 5
+
+
+@pytest.fixture
+def options(sshd) -> dict[str, str]:
+    return {"host": sshd.alias, "ssh_config": str(sshd.ssh_config)}
+
+
+@pytest.fixture
+def fs(options) -> RemoteFileSystem:
+    return fsspec.filesystem("pyremotedata", **options)
+
+
+@pytest.fixture
+def place(sshd, remote_directory, tmp_path, monkeypatch):
+    """A directory of the server; neither there nor in the temporary folder may anything remain."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    path = sshd.root / remote_directory
+    yield path
+    assert not temporaries(path)
+    assert not list(folder.glob("pyremotedata-*"))
+
+
+class Failed(Exception):
+    """What a user's block raises."""
+
+
+def write_half(writer, half=b"half", then=None) -> None:
+    """Write in a ``with`` block that fails, or does something else, before it ends."""
+    with writer as file:
+        file.write(half)
+        if then is None:
+            raise Failed
+        then()
+
+
+# --- open files -----------------------------------------------------------------------------
+
+
+def test_a_file_appears_whole_when_it_is_closed(fs, place):
+    data = os.urandom(LARGE)
+    with fs.open(f"{place}/new/a", "wb") as file:
+        for start in range(0, LARGE, 1_000_000):
+            file.write(data[start : start + 1_000_000])
+            assert file.tell() == min(start + 1_000_000, LARGE)
+        assert not (place / "new").exists()
+        assert file.full_name == fs.unstrip_protocol(f"{place}/new/a")
+    assert (place / "new/a").read_bytes() == data
+    assert file.closed
+    file.close()
+
+
+def writers(fs, options, path):
+    url = fs.unstrip_protocol(str(path))
+    yield fs.open(str(path), "wb"), b"half"
+    yield fs.open(str(path), "w", encoding="utf-8"), "half"
+    yield fs.open(str(path), "wb", compression="gzip"), b"half"
+    yield fs.open(str(path), "wt", compression="gzip", encoding="utf-8"), "half"
+    for mode, half in (("wb", b"half"), ("wt", "half")):
+        for compression in (None, "gzip"):
+            options["compression"] = compression
+            yield fsspec.open(url, mode, **options), half
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_an_exception_in_the_block_leaves_what_was_there(fs, options, place, number):
+    path = place / "a"
+    path.write_bytes(b"old")
+    writer, half = list(writers(fs, options, path))[number]
+    with pytest.raises(Failed):
+        write_half(writer, half)
+    assert tree(place) == {"a": b"old"}
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_a_block_that_ends_well_replaces_what_was_there(fs, options, place, number):
+    path = place / "a"
+    path.write_bytes(b"old")
+    writer, half = list(writers(fs, options, path))[number]
+    try:
+        raise Failed
+    except Failed:  # an exception outside the block is none of it
+        with writer as file:
+            file.write(half)
+    data = path.read_bytes()
+    assert (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data) == b"half"
+    assert (data[:2] == b"\x1f\x8b") == (number in (2, 3, 5, 7))
+
+
+@pytest.mark.parametrize("mode", ["wb", "w"])
+def test_a_file_that_is_never_closed_is_not_stored_and_that_is_told(fs, place, mode, caplog):
+    file = fs.open(f"{place}/a", mode)
+    file.write(b"half" if mode == "wb" else "half")
+    del file
+    assert "never closed" in caplog.text
+    assert f"{place}/a" in caplog.text
+    assert tree(place) == {}
+
+
+def test_a_new_file_never_replaces_one(fs, place):
+    with fs.open(f"{place}/a", "xb") as file:
+        file.write(b"1")
+    with pytest.raises(FileExistsError) as caught:
+        fs.open(f"{place}/a", "xb")
+    assert isinstance(caught.value, TransferError)
+    with pytest.raises(TransferError):
+        write_half(fs.open(f"{place}/b", "xb"), then=lambda: (place / "b").write_bytes(b"its"))
+    assert tree(place) == {"a": b"1", "b": b"its"}
+    (place / "local").write_bytes(b"2")
+    for create in (
+        lambda: fs.pipe_file(f"{place}/a", b"2", mode="create"),
+        lambda: fs.put_file(f"{place}/local", f"{place}/a", mode="create"),
+        lambda: fs.mkdir(f"{place}/a"),
+        lambda: fs.makedirs(f"{place}/a"),
+    ):
+        with pytest.raises(FileExistsError):
+            create()
+    assert (place / "a").read_bytes() == b"1"
+
+
+def test_one_may_seek_and_read_while_writing(fs, place):
+    with fs.open(f"{place}/a.zip", "wb") as file, zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("x", b"1" * 1000)
+        archive.writestr("y", b"2")
+    with fs.open(f"{place}/a.zip") as file, zipfile.ZipFile(file) as archive:
+        assert archive.read("x") == b"1" * 1000
+    with fs.open(f"{place}/b", "wb") as file:
+        file.write(b"0123")
+        file.seek(1)
+        assert file.read(2) == b"12"
+        file.seek(0)
+        file.write(b"9")
+    assert (place / "b").read_bytes() == b"9123"
+
+
+def test_a_refused_upload_is_the_cores_error(chroot_sshd, tmp_path):
+    closed = chroot_sshd.make_directory("written-never")
+    closed.chmod(0o500)
+    fs = fsspec.filesystem(
+        "pyremotedata", host=chroot_sshd.alias, ssh_config=str(chroot_sshd.ssh_config)
+    )
+    path = f"{chroot_sshd.remote_path('written-never')}/a"
+    with pytest.raises(RemotePermissionDenied), fs.open(path, "wb") as file:
+        file.write(b"1")
+    with pytest.raises(PermissionError):
+        fs.pipe(path, b"1")
+
+
+def test_a_full_local_disk_is_told_and_stores_nothing(fs, place, tmp_path, monkeypatch):
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+        with pytest.raises(LocalStorageFull), fs.open(f"{place}/a", "wb") as file:
+            file.write(b"x" * (2 << 20))
+        with pytest.raises(LocalStorageFull):
+            fs.pipe(f"{place}/a", b"x" * (2 << 20))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, old)
+    assert tree(place) == {}
+
+
+# --- transactions ---------------------------------------------------------------------------
+
+
+def test_a_transaction_stores_all_its_files_at_its_end(fs, place):
+    with fs.transaction:
+        for name in "ab":
+            with fs.open(f"{place}/{name}", "wb") as file:
+                file.write(name.encode())
+        assert tree(place) == {}
+    assert tree(place) == {"a": b"a", "b": b"b"}
+    assert fs.size(f"{place}/a") == 1
+
+
+def test_a_transaction_that_fails_stores_nothing(fs, place):
+    (place / "a").write_bytes(b"old")
+
+    def work():
+        with fs.transaction:
+            fs.open(f"{place}/a", "wb").close()
+            write_half(fs.open(f"{place}/b", "wb"))
+
+    with pytest.raises(Failed):
+        work()
+    assert tree(place) == {"a": b"old"}
+
+
+def test_a_transaction_leaves_out_a_file_whose_block_failed(fs, place):
+    with fs.transaction:
+        with pytest.raises(Failed):
+            write_half(fs.open(f"{place}/a", "wb"))
+        with fs.open(f"{place}/b", "wb") as file:
+            file.write(b"b")
+    assert tree(place) == {"b": b"b"}
+
+
+# --- many files -----------------------------------------------------------------------------
+
+
+class Heard(Callback):
+    def __init__(self):
+        super().__init__()
+        self.children = {}
+
+    def branched(self, path_1, path_2, **_):
+        self.children[path_2] = child = Callback()
+        return child
+
+
+def test_a_tree_is_stored_with_its_times_and_progress(fs, place, tmp_path):
+    source = tmp_path / "source"
+    for number in range(100):
+        path = source / str(number % 7) / f"{number}.bin"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(os.urandom(number * 100))
+        os.utime(path, (MTIME, MTIME))
+    (source / "empty").mkdir()
+    heard = Heard()
+    fs.put(str(source), f"{place}/t", recursive=True, callback=heard)
+    assert tree(place / "t") == tree(source)
+    assert (place / "t/1/8.bin").stat().st_mtime == MTIME
+    assert heard.value == heard.size == 100
+    child = heard.children[f"{place}/t/1/99.bin"]
+    assert child.value == child.size == 9900
+
+
+def test_many_values_are_stored_at_once(fs, place):
+    data = {f"{place}/{n % 5}/{n}": os.urandom(n) for n in range(200)}
+    fs.pipe(data)
+    assert {f"{place}/{name}": content for name, content in tree(place).items() if content
+            is not None} == data  # fmt: skip
+
+
+def test_a_tree_is_copied_and_keeps_the_times(fs, place):
+    for number in range(40):
+        path = place / "s" / str(number % 3) / str(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(os.urandom(number))
+        os.utime(path, (MTIME, MTIME))
+    fs.copy(f"{place}/s", f"{place}/t", recursive=True)
+    assert tree(place / "t") == tree(place / "s")
+    assert (place / "t/0/0").stat().st_mtime == MTIME
+
+
+def test_a_failure_in_a_tree_is_raised(fs, place, tmp_path):
+    for name in "abc":
+        (tmp_path / "s" / name).mkdir(parents=True)
+        (tmp_path / "s" / name / "x").write_bytes(b"1")
+    (place / "b").write_bytes(b"a file where a directory is to be")
+    with pytest.raises(ServerRefused):
+        fs.put(f"{tmp_path}/s/", str(place), recursive=True)
+
+
+# --- small changes --------------------------------------------------------------------------
+
+
+def test_files_and_directories_are_renamed_and_not_copied(fs, place):
+    (place / "d").mkdir()
+    (place / "d/x").write_bytes(b"1")
+    (place / "a").write_bytes(b"2")
+    inode = (place / "a").stat().st_ino
+    fs.mv(f"{place}/a", f"{place}/b")
+    assert (place / "b").stat().st_ino == inode
+    fs.mv(f"{place}/b", f"{place}/d")
+    fs.mv(f"{place}/d", f"{place}/e", recursive=True)
+    fs.mv(f"{place}/e/*", f"{place}/new/")
+    fs.mv(f"{place}/new/x", f"{place}/new/x")
+    assert tree(place) == {"e": None, "new": None, "new/x": b"1", "new/b": b"2"}
+
+
+def test_a_rename_replaces_a_file(fs, place):
+    (place / "a").write_bytes(b"new")
+    (place / "b").write_bytes(b"old")
+    fs.mv(f"{place}/a", f"{place}/b")
+    assert tree(place) == {"b": b"new"}
+
+
+def test_removing_takes_what_was_named_and_nothing_else(fs, place):
+    for name in ("a/b/c", "a/x", "ab/x", "keep/x", "f1", "f2"):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(b"1")
+    (place / "a/link").symlink_to(place / "keep")
+    fs.rm([f"{place}/a", f"{place}/a/b", f"{place}/ab"], recursive=True)
+    fs.rm(f"{place}/f?")
+    assert tree(place) == {"keep": None, "keep/x": b"1"}
+    with pytest.raises(TransferError):
+        fs.rm(f"{place}/keep")
+    fs.rm_file(f"{place}/keep/x")
+    assert tree(place) == {"keep": None}
+
+
+def test_removing_to_a_depth_takes_files_only_so_deep(fs, place):
+    (place / "a/b").mkdir(parents=True)
+    (place / "a/x").write_bytes(b"1")
+    (place / "a/b/y").write_bytes(b"1")
+    with pytest.raises(TransferError):
+        fs.rm(f"{place}/a", recursive=True, maxdepth=1)
+    assert tree(place) == {"a": None, "a/b": None, "a/b/y": b"1"}
+    fs.rm(f"{place}/a", recursive=True, maxdepth=9)
+    assert tree(place) == {}
+
+
+def test_only_an_empty_directory_is_removed_as_one(fs, place):
+    fs.makedirs(f"{place}/a/b")
+    (place / "a/x").write_bytes(b"1")
+    fs.rmdir(f"{place}/a/b")
+    with pytest.raises(TransferError):
+        fs.rmdir(f"{place}/a")
+    assert tree(place) == {"a": None, "a/x": b"1"}
+
+
+def test_directories_are_made_with_their_parents_if_wanted(fs, place):
+    fs.mkdir(f"{place}/a/b")
+    fs.makedirs(f"{place}/a/b", exist_ok=True)
+    with pytest.raises(FileNotFoundError):
+        fs.mkdir(f"{place}/x/y", create_parents=False)
+    assert tree(place) == {"a": None, "a/b": None}
+
+
+def test_touch_makes_empties_or_only_dates(fs, place):
+    fs.touch(f"{place}/a")
+    assert tree(place) == {"a": b""}
+    (place / "a").write_bytes(b"1")
+    os.utime(place / "a", (MTIME, MTIME))
+    fs.touch(f"{place}/a", truncate=False)
+    assert (place / "a").read_bytes() == b"1"
+    assert (place / "a").stat().st_mtime > MTIME
+    fs.touch(f"{place}/a", truncate=True)
+    assert tree(place) == {"a": b""}
+
+
+# --- breaking off -----------------------------------------------------------------------------
+
+
+def test_ctrl_c_gives_up_what_is_under_way(sshd, place, relay_factory, tmp_path):
+    (place / "a").write_bytes(os.urandom(LARGE))
+    relay = relay_factory(sshd.port)
+    config = tmp_path / "ssh_config"
+    alias = f"Host *\n    HostKeyAlias [127.0.0.1]:{sshd.port}\n"
+    config.write_text(alias + sshd.ssh_config.read_text())
+    url = "pyremotedata+" + relay.url(sshd.url(place.name))
+    fs, path = fsspec.url_to_fs(f"{url}/a", ssh_config=str(config))
+    assert fs.exists(path)
+    relay.stall()
+    timer = threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        fs.get(path, str(tmp_path / "got"))
+    timer.join()
+    relay.resume()
+    fs.ls(str(place))
+    assert not temporaries(tmp_path)
+    assert not (tmp_path / "got").exists()
+    assert not fs.engine._link._pending
+    fs.engine.close()
+
+
+def test_a_server_that_dies_leaves_the_old_file(sshd_factory, place):
+    server = sshd_factory()
+    (place / "a").write_bytes(b"old")
+    fs = fsspec.filesystem(
+        "pyremotedata", host=server.alias, ssh_config=str(server.ssh_config), timeout_s=1
+    )
+    with pytest.raises(ConnectionLost):
+        write_half(fs.open(f"{place}/a", "wb"), then=server.halt)
+    assert tree(place) == {"a": b"old"}
