@@ -45,6 +45,7 @@ class Workflow:
         self.directory = directory
         self.server = server
         self.remote = remote
+        self.timeout_s = RUN_TIMEOUT_S
         self.env = {"PYREMOTEDATA_SSH_CONFIG": str(server.ssh_config)}
         directory.mkdir(parents=True, exist_ok=True)
 
@@ -59,7 +60,7 @@ class Workflow:
         """Run ``snakemake``."""
         with self.start(*arguments, cores=cores) as process:
             try:
-                text, _ = process.communicate(timeout=RUN_TIMEOUT_S)
+                text, _ = process.communicate(timeout=self.timeout_s)
             except subprocess.TimeoutExpired:
                 kill_group(process)
                 text, _ = process.communicate()

@@ -1,9 +1,9 @@
 """Uploads: each file whole or not at all, and the same content not twice.
 
-Snakemake stores an output twice where a cluster job and the main process share a file system,
-and touches the local copy in between, so that times tell nothing. The cluster job leaves a note
-of what it stored: the digest of the content, and what the server then said of the file. The main
-process skips the upload if both still hold, and in any doubt uploads.
+Snakemake stores an output twice where a cluster job and the main process share a file system (with
+SLURM thrice), and touches the local copy in between, so that times tell nothing. The cluster job
+leaves a note of what it stored: the digest of the content, and what the server then said of the
+file. The next process skips the upload if both still hold, and in any doubt uploads.
 """
 
 from __future__ import annotations
@@ -133,12 +133,12 @@ class Storing:
         self._remember(url, path, before)
         return Stored(result.files, result.bytes)
 
-    # --- notes for the main process
+    # --- notes for the processes that store the same once more
 
     async def _noted(self, url: RemoteURL, path: Path, wait: Wait) -> Stat | None:
         """Return what the server has of a file, if that is the content of the local one."""
         note = self._note_of(url)
-        if self._host.is_remote_job or not note.exists():
+        if not note.exists():
             return None
         try:
             told = json.loads(note.read_text())
@@ -155,8 +155,9 @@ class Storing:
         except (OSError, ValueError, KeyError, TypeError):
             return None
         finally:
-            with contextlib.suppress(OSError):
-                note.unlink()
+            if not self._host.stores_again:
+                with contextlib.suppress(OSError):
+                    note.unlink()
 
     async def _note(
         self,
@@ -166,7 +167,7 @@ class Storing:
         wait: Wait,
         unchanged: Callable[[], bool],
     ) -> None:
-        """Tell the main process what was stored; without the note it stores it again."""
+        """Tell the next process what was stored; without the note it stores it again."""
         try:
             told = {"digest": await wait(digest), "size": got.size, "mtime": got.mtime}
             if unchanged():
