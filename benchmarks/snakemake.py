@@ -1,0 +1,381 @@
+"""Snakemake over remote files, side by side: this plugin, its peer, and local files, in one run.
+
+``python -m benchmarks.snakemake`` starts an sshd of its own, makes the data, installs the peer
+(snakemake-storage-plugin-sftp) in a venv below the user's cache directory, and lets the tools take
+turns. Every figure is the wall time of ``snakemake`` in a fresh process with default settings:
+start-up, listing, jobs, times and publication included. Results are compared byte by byte after
+each run. Quoted are median and spread; at the end, the requests and logins that the server saw in
+one more run of ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import textwrap
+import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from tests.relay import Relay
+from tests.servers import Sshd
+
+from .transfer import timed
+
+OURS, PEER, FLOOR = "pyremotedata", "sftp plugin", "local files"
+PEER_PACKAGES = ("snakemake-storage-plugin-sftp==0.1.3", "paramiko<4")
+PEER_ARGUMENTS = ("--storage-sftp-max-requests-per-second", "1000")
+MB = 1_000_000
+
+
+@dataclass(frozen=True)
+class Case:
+    """A workflow and its data.
+
+    Attributes
+    ----------
+    files, file_bytes, directories : int
+        Inputs on the server, and over how many directories they are spread.
+    rules : str
+        The Snakefile: ``IN(n)`` is the n-th input and ``OUT(name)`` an output, wherever they are.
+    arguments : tuple of str
+        Further arguments of ``snakemake``.
+    """
+
+    files: int
+    file_bytes: int
+    rules: str
+    arguments: tuple[str, ...] = ()
+    directories: int = 1
+    local: str = ""  # a shell check of the local results, with $IN for the inputs
+    remote: str = ""  # the same for the remote ones
+
+
+def dry(files: int, directories: int) -> Case:
+    """A dry-run over many inputs."""
+    rules = f"""
+        rule join:
+            input: [IN(n) for n in range({files})]
+            output: "joined"
+            shell: "cat {{input}} > {{output}}"
+    """
+    return Case(files, 100, rules, ("--dry-run",), directories)
+
+
+CASES = {
+    **{f"dry-{n}-{d}": dry(n, d) for n in (60, 300, 3000) for d in (1, 30)},
+    "60-jobs": Case(
+        60,
+        100_000,
+        """
+        rule all:
+            input: [f"done/{n}" for n in range(60)]
+        rule one:
+            input: lambda w: IN(int(w.n))
+            output: "done/{n}"
+            shell: "cp {input} {output}"
+        """,
+        local="for n in $(seq 0 59); do cmp $IN/0/$n done/$n || exit 1; done",
+    ),
+    "60-inputs": Case(
+        60,
+        100_000,
+        """
+        rule join:
+            input: [IN(n) for n in range(60)]
+            output: "joined"
+            shell: "cat {input} > {output}"
+        """,
+        local="(for n in $(seq 0 59); do cat $IN/0/$n; done) | cmp - joined",
+    ),
+    "40-computing": Case(
+        40,
+        5 * MB,
+        """
+        rule all:
+            input: [f"done/{n}" for n in range(40)]
+        rule one:
+            input: lambda w: IN(int(w.n))
+            output: "done/{n}"
+            shell: "sleep 0.3; cp {input} {output}"
+        """,
+        local="for n in $(seq 0 39); do cmp $IN/0/$n done/$n || exit 1; done",
+    ),
+    "8-outputs": Case(
+        1,
+        MB,
+        """
+        rule all:
+            input: [OUT(f"{n}/{k}") for n in range(6) for k in range(8)]
+        rule eight:
+            input: IN(0)
+            output: [OUT("{n}/%d" % k) for k in range(8)]
+            shell: "for f in {output}; do cp {input} $f; done"
+        """,
+        remote="for n in 0 1 2 3 4 5; do for k in 0 1 2 3 4 5 6 7; do"
+        " cmp $IN/0/0 $n/$k || exit 1; done; done",
+    ),
+}
+DEFAULT_CASES = ["dry-300-1", "60-jobs", "60-inputs", "40-computing", "8-outputs"]
+
+HEADERS = {
+    OURS: """
+        storage:
+            provider="pyremotedata"
+        place = lambda path: storage.pyremotedata("sftp://{user}@127.0.0.1:{port}{root}/" + path)
+    """,
+    PEER: """
+        place = lambda path: storage.sftp("sftp://127.0.0.1:{port}{root}/" + path)
+    """,
+    FLOOR: """
+        place = lambda path: "{root}/" + path
+    """,
+}
+
+
+@dataclass
+class Cell:
+    """One tool on one case."""
+
+    tool: str
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+@dataclass(frozen=True)
+class Place:
+    """The server as a tool sees it; the peer finds its key and the server's in ``home``."""
+
+    server: Sshd
+    port: int
+    config: Path
+    home: Path
+
+
+def main() -> None:
+    """Run the chosen cases and print a table for each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "cases", nargs="*", default=DEFAULT_CASES, metavar="CASE", help=", ".join(CASES)
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--round-trip-ms", type=float, nargs="+", default=[20.0])
+    parser.add_argument("--cores", type=int, default=4)
+    parser.add_argument("--without", nargs="*", default=[], metavar="TOOL", help="leave out")
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    options = parser.parse_args()
+    unknown = set(options.cases) - set(CASES)
+    if unknown:
+        parser.error(f"unknown case: {', '.join(sorted(unknown))}")
+    tools = [tool for tool in HEADERS if tool not in options.without]
+    pythons = dict.fromkeys(tools, Path(sys.executable))
+    if PEER in tools:
+        pythons[PEER] = peer_python()
+    results = []
+    with (
+        tempfile.TemporaryDirectory(prefix="benchmark-") as folder,
+        Sshd(lines=["MaxStartups 100", "MaxSessions 100"]) as server,
+        Sshd(log_requests=True) as counting,
+    ):
+        for name in options.cases:
+            make_data(server.root / name, CASES[name])
+            for round_trip_ms in options.round_trip_ms:
+                with place_at(server, round_trip_ms, Path(folder)) as place:
+                    bench = Bench(name, place, Path(folder) / "work", pythons, options.cores)
+                    cells = bench.measure(options.rounds)
+                report(name, round_trip_ms, cells)
+                results.append(
+                    {
+                        "case": name,
+                        "round_trip_ms": round_trip_ms,
+                        "cells": [asdict(cell) for cell in cells],
+                    }
+                )
+            if OURS in tools:
+                make_data(counting.root / name, CASES[name])
+                count(name, counting, Path(folder), pythons, options.cores)
+            shutil.rmtree(server.root / name)
+    if options.json:
+        options.json.write_text(json.dumps({"cpus": os.cpu_count(), "results": results}, indent=1))
+
+
+class Bench:
+    """One case on one server.
+
+    Parameters
+    ----------
+    name : str
+    place : Place
+    directory : Path
+        Where ``snakemake`` runs; removed and made for each run.
+    pythons : dict
+        The interpreter of each tool.
+    cores : int
+    """
+
+    def __init__(
+        self, name: str, place: Place, directory: Path, pythons: dict[str, Path], cores: int
+    ) -> None:
+        self._name = name
+        self._case = CASES[name]
+        self._place = place
+        self._directory = directory
+        self._pythons = pythons
+        self._cores = cores
+
+    def measure(self, rounds: int) -> list[Cell]:
+        """Let the tools take turns; one warm-up round is not counted."""
+        cells = [Cell(tool) for tool in self._pythons]
+        for number in range(rounds + 1):
+            # Alternate who goes first, so that a drifting machine favours nobody.
+            for cell in cells if number % 2 else reversed(cells):
+                seconds = self.run(cell.tool)
+                if number:
+                    cell.seconds.append(seconds)
+        return cells
+
+    def run(self, tool: str) -> float:
+        """Run one tool once; return the wall seconds, of a result that has been compared."""
+        root = self._place.server.root / self._name
+        shutil.rmtree(self._directory, ignore_errors=True)
+        shutil.rmtree(root / "out", ignore_errors=True)
+        self._directory.mkdir()
+        (self._directory / "Snakefile").write_text(self._snakefile(tool, root))
+        argv = [str(self._pythons[tool]), "-m", "snakemake", "--cores", str(self._cores), "-q"]
+        argv += ["-d", str(self._directory), "-s", str(self._directory / "Snakefile")]
+        if tool == PEER:
+            argv += [*PEER_ARGUMENTS, "--storage-sftp-username", self._place.server.user]
+        seconds = timed(
+            [*argv, *self._case.arguments],
+            {
+                "PYREMOTEDATA_SSH_CONFIG": str(self._place.config),
+                "HOME": str(self._place.home),
+            },
+        )
+        self._check(tool, root)
+        return seconds
+
+    def _snakefile(self, tool: str, root: Path) -> str:
+        header = textwrap.dedent(HEADERS[tool]).format(
+            user=self._place.server.user, port=self._place.port, root=root
+        )
+        names = f"""
+            IN = lambda n: place(f"in/{{n % {self._case.directories}}}/{{n}}")
+            OUT = lambda name: place("out/" + name)
+        """
+        return header + textwrap.dedent(names) + textwrap.dedent(self._case.rules)
+
+    def _check(self, tool: str, root: Path) -> None:
+        environment = {**os.environ, "IN": str(root / "in")}
+        for script, where in (
+            (self._case.local, self._directory),
+            (self._case.remote, root / "out"),
+        ):
+            if (
+                script
+                and subprocess.run(["sh", "-c", script], cwd=where, env=environment).returncode
+            ):
+                sys.exit(f"{tool}, {self._name}: the result is not what it should be")
+
+
+def count(name: str, server: Sshd, folder: Path, pythons: dict[str, Path], cores: int) -> None:
+    """Print what a server sees of one run of ours."""
+    place = Place(server, server.port, server.ssh_config, folder)
+    logins, before = server.logins(), server.request_kinds()
+    Bench(name, place, folder / "counted", pythons, cores).run(OURS)
+    kinds = {k: n - before.get(k, 0) for k, n in server.request_kinds().items()}
+    told = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()) if n)
+    print(f"\nThe server saw {server.logins() - logins} logins of ours, and: {told}", flush=True)
+
+
+def report(name: str, round_trip_ms: float, cells: list[Cell]) -> None:
+    """Print a table: median, spread, and how the others compare with the first."""
+    case = CASES[name]
+    print(f"\n{name}, round trip {round_trip_ms:g} ms: {case.files} x {case.file_bytes} bytes in")
+    print("\n| tool | median s | spread s | ours is faster by |")
+    print("|---|---|---|---|")
+    for cell in cells:
+        print(
+            f"| {cell.tool} | {cell.median:.2f} | {min(cell.seconds):.2f}-{max(cell.seconds):.2f}"
+            f" | {cell.median / cells[0].median:.2f}x |",
+            flush=True,
+        )
+
+
+def make_data(root: Path, case: Case) -> None:
+    """Write incompressible inputs below a directory of the server."""
+    for number in range(case.files):
+        path = root / "in" / str(number % case.directories) / str(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(os.urandom(case.file_bytes))
+        # Older than what any run makes of them.
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+
+
+@contextmanager
+def place_at(server: Sshd, round_trip_ms: float, folder: Path) -> Iterator[Place]:
+    """Give the server, behind a relay that makes the round trip."""
+    if not round_trip_ms:
+        home = make_home(folder / "home", server, server.known_hosts)
+        yield Place(server, server.port, server.ssh_config, home)
+        return
+    with Relay(server.port, one_way_ms=round_trip_ms / 2) as relay:
+        key = " ".join(server.known_hosts.read_text().split()[1:])
+        known = folder / "known_hosts"
+        known.write_text(f"[127.0.0.1]:{relay.port} {key}\n")
+        config = folder / "ssh_config"
+        text = server.ssh_config.read_text().replace(str(server.known_hosts), str(known))
+        config.write_text(text.replace(f"Port {server.port}", f"Port {relay.port}"))
+        yield Place(server, relay.port, config, make_home(folder / "home", server, known))
+
+
+def make_home(home: Path, server: Sshd, known_hosts: Path) -> Path:
+    """Make a home directory as the peer needs it: it takes no key but ``id_rsa``."""
+    ssh = home / ".ssh"
+    key = ssh / "id_rsa"
+    if not key.exists():
+        ssh.mkdir(parents=True, mode=0o700)
+        command = ["ssh-keygen", "-q", "-t", "rsa", "-m", "PEM", "-N", "", "-f", str(key)]
+        subprocess.run(command, check=True)
+        with (server.directory / "authorized_keys").open("a") as authorized:
+            authorized.write(key.with_suffix(".pub").read_text())
+    shutil.copy(known_hosts, ssh / "known_hosts")
+    return home
+
+
+def peer_python() -> Path:
+    """Return the interpreter of a venv that has the peer, made below the user's cache directory."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    place = cache / "pyremotedata-benchmarks" / "snakemake-sftp"
+    python = place / "bin" / "python"
+    try:
+        subprocess.run(
+            [python, "-c", "import snakemake, snakemake_storage_plugin_sftp"],
+            check=True,
+            capture_output=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        print(f"installing {' '.join(PEER_PACKAGES)} in {place}", file=sys.stderr)
+        venv.create(place, with_pip=True, clear=True)
+        version = importlib.metadata.version("snakemake")
+        subprocess.run(
+            [python, "-m", "pip", "install", "-q", f"snakemake=={version}", *PEER_PACKAGES],
+            check=True,
+        )
+    return python
+
+
+if __name__ == "__main__":
+    main()
