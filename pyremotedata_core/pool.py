@@ -33,7 +33,8 @@ CHANNEL_BYTES = 2 << 20  # OpenSSH's channel window: what one session carries in
 SAMPLE_S = 0.2
 IDLE_S = 60.0  # an idle session is closed after this
 FIRST_REFUSALS_S = 20.0  # patience with a server that has never let us in
-MAX_ATTEMPTS = 8  # of one operation, none of which moved a byte
+MAX_ATTEMPTS = 8  # of one operation, none of which got further than the one before
+MIN_ATTEMPTS = 3  # before the time limit of operations that get no further counts
 REMEMBER_LOGIN_S = 300.0  # a refused login is not tried again for so long
 
 
@@ -249,7 +250,7 @@ class Pool:
         self, operation: Operation, final: Done, result: Any, error: TransferError | None
     ) -> None:
         if error is not None and self._worth_retrying(operation, error):
-            operation.attempts = operation.attempts + 1 if not operation.moved else 1
+            self._note_attempt(operation)
             if operation.moved and operation.on_bytes:
                 operation.on_bytes(-operation.moved)
                 operation.moved = 0
@@ -275,10 +276,21 @@ class Pool:
             return False
         if not isinstance(error, ConnectionLost | TransferTimeout | ServerRefused):
             return False  # the mover knows what to do about a changed file
-        if operation.attempts >= MAX_ATTEMPTS:
-            return False
-        quiet = time.monotonic() - max(self._last_heard(), operation.born)
-        return quiet < self._settings.timeout_s * 0.95
+        now, limit = time.monotonic(), self._settings.timeout_s
+        if operation.moved <= operation.most and (
+            operation.attempts >= MAX_ATTEMPTS
+            or (operation.attempts >= MIN_ATTEMPTS and now - operation.troubled > limit)
+        ):
+            return False  # it gets no further
+        quiet = now - max(self._last_heard(), operation.born)
+        return quiet < limit * 0.95
+
+    def _note_attempt(self, operation: Operation) -> None:
+        if not operation.attempts or operation.moved > operation.most:
+            operation.attempts = 0
+            operation.troubled = time.monotonic()
+            operation.most = operation.moved
+        operation.attempts += 1
 
     def _again(self, operation: Operation) -> None:
         if operation not in self._waiting:

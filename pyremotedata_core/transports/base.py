@@ -71,6 +71,8 @@ class Operation:
     attempts: int = 0
     born: float = 0.0
     moved: int = field(default=0)
+    most: int = 0  # that any attempt moved
+    troubled: float = 0.0  # since when no attempt got further
 
 
 class BlockingSession(Protocol):
