@@ -92,7 +92,7 @@ class Liar:
                 self.send(whole[: len(whole) // 2])
                 os._exit(0)
             case "garbage":
-                whole = bytes(range(256)) * 64
+                whole = bytes(range(256)) * 2048
             case "huge":
                 whole = struct.pack(">IBI", 0x7FFFFFFF, answer_kind, request_id) + b"x" * 100_000
             case "tiny":
@@ -118,6 +118,7 @@ class Liar:
         if kind in (STAT, LSTAT, FSTAT):
             return self.attributes(take_string(body), kind)
         if kind in (OPEN, OPENDIR):
+            self.listed = False
             return HANDLE, string(b"handle")
         if kind == READDIR:
             return self.listing()
@@ -134,7 +135,6 @@ class Liar:
 
     def listing(self) -> tuple[int, bytes]:
         if self.listed:
-            self.listed = False
             return self.status(EOF)
         self.listed = True
         count = 0xFFFFFFFF if self.what == "too many names" else len(self.names)

@@ -186,6 +186,19 @@ def test_a_server_that_does_not_come_back_is_given_up(link, tmp_path):
     assert not (there.server.root / "b").exists()
 
 
+def test_a_connection_that_breaks_before_it_gets_any_further_is_given_up(link, tmp_path):
+    there = link(timeout_s=2.0)
+    there.make("a", LARGE)
+    there.make_local("b", LARGE)
+    there.relay.drop_after(500_000, times=1000)
+    assert isinstance(there.fetch("a").exception(WAIT_S), ConnectionLost)
+    there.relay.resume()
+    there.relay.drop_after(500_000, times=1000, direction="up")
+    assert isinstance(there.store("b").exception(WAIT_S), ConnectionLost)
+    assert tree(there.local).keys() == {"b"}
+    assert not (there.server.root / "b").exists()
+
+
 # --- silent ---------------------------------------------------------------------------------
 
 

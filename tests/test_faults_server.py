@@ -1,0 +1,256 @@
+"""Servers that lie, disks that are full: an error in time, and no broken file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+
+import pytest
+
+from pyremotedata_core import (
+    ConnectionLost,
+    LocalStorageFull,
+    RemoteChanged,
+    ServerRefused,
+    TransferEngine,
+    TransferError,
+    TransferTimeout,
+    UnsafeName,
+)
+
+from .hostile_server import FILE
+from .servers import ScriptedSshd
+from .sites import WAIT_S, temporaries, tree
+
+TIMEOUT_S = 2.0
+
+
+@contextlib.contextmanager
+def liar(what: str, *names: str, **settings):
+    """A server that lies as ``what`` says, and an engine that talks to it."""
+    with (
+        ScriptedSshd("lie", what, names) as server,
+        TransferEngine(server.settings(**{"timeout_s": TIMEOUT_S, **settings})) as engine,
+    ):
+        base = f"sftp://{server.user}@127.0.0.1:{server.port}/lies"
+        yield engine, base, server
+
+
+def ask_all(engine: TransferEngine, base: str, tmp_path) -> list[BaseException | None]:
+    """Ask for one thing after the other; return their errors."""
+    asks = [
+        lambda: engine.stat(f"{base}/file.bin"),
+        lambda: engine.scandir(base),
+        lambda: engine.fetch(f"{base}/file.bin", tmp_path / "file.bin"),
+        lambda: engine.fetch_tree(base, tmp_path / "tree"),
+        lambda: engine.store(__file__, f"{base}/up.bin"),
+        lambda: engine.remove(f"{base}/file.bin"),
+        lambda: engine.realpath(base),
+    ]
+    return [ask().exception(WAIT_S) for ask in asks]
+
+
+def nothing_but_whole_files(tmp_path) -> None:
+    found = tree(tmp_path)
+    assert {name: data for name, data in found.items() if data not in (None, FILE)} == {}
+
+
+def test_the_liar_tells_the_truth_when_nothing_is_asked_of_it(tmp_path):
+    """So that the other tests fail for the right reason."""
+    with liar("") as (engine, base, _):
+        errors = ask_all(engine, base, tmp_path)
+        assert errors[:4] == [None] * 4
+        assert (tmp_path / "file.bin").read_bytes() == FILE
+        assert tree(tmp_path / "tree") == {"file.bin": FILE}
+        assert isinstance(errors[4], TransferError)
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        ("garbage", ServerRefused),
+        ("huge", ServerRefused),
+        ("tiny", ServerRefused),
+        ("wrong id", ServerRefused),
+        ("wrong type", ServerRefused),
+        ("unknown type", ServerRefused),
+        ("cut", ServerRefused),
+        ("banner", ServerRefused),
+        ("old", ServerRefused),
+        ("mute", TransferTimeout),
+        ("silent", TransferTimeout),
+        ("deaf", TransferTimeout),
+        ("half", (ConnectionLost, TransferTimeout)),
+        pytest.param("quit", (ConnectionLost, TransferTimeout), marks=pytest.mark.full),
+    ],
+)
+def test_what_is_not_sftp_is_an_error_in_time(tmp_path, what, expected):
+    with liar(what) as (engine, base, server):
+        error = engine.stat(f"{base}/file.bin").exception(WAIT_S)
+        assert isinstance(error, expected)
+        error = engine.fetch(f"{base}/file.bin", tmp_path / "file.bin").exception(WAIT_S)
+        assert isinstance(error, expected)
+        assert str(server.port) in str(error)
+        if what == "banner":
+            assert "Welcome" in str(error)
+        assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "cut",
+        "twice",
+        *(pytest.param(w, marks=pytest.mark.full) for w in ("garbage", "wrong type", "half")),
+    ],
+)
+def test_whatever_is_asked_of_a_liar_ends(tmp_path, what):
+    with liar(what) as (engine, base, _):
+        for error in ask_all(engine, base, tmp_path):
+            assert error is None or isinstance(error, TransferError)
+            assert "internal error" not in str(error)
+    nothing_but_whole_files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        ("too much", ServerRefused),
+        ("lying length", ServerRefused),
+        ("nothing", RemoteChanged),
+        ("early end", RemoteChanged),
+        ("giant", TransferError),
+        ("too many names", None),
+        ("chatter", None),
+        ("short", None),
+    ],
+)
+def test_wrong_data_make_no_file(tmp_path, what, expected):
+    with liar(what) as (engine, base, _):
+        error = engine.fetch(f"{base}/file.bin", tmp_path / "file.bin").exception(WAIT_S)
+    if expected is None:
+        assert error is None
+        assert tree(tmp_path) == {"file.bin": FILE}
+    else:
+        assert isinstance(error, expected)
+        assert "internal error" not in str(error)
+        assert tree(tmp_path) == {}
+
+
+def test_a_listing_that_promises_too_many_names_is_refused(tmp_path):
+    with liar("too many names") as (engine, base, _):
+        assert type(engine.scandir(base).exception(WAIT_S)) is ServerRefused
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "..", "a/b", "/etc/x", "a\0b", "", "../../../../tmp/evil", "."]
+)
+def test_a_name_that_leaves_its_directory_is_refused(tmp_path, name):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    with liar("", "good.bin", name) as (engine, base, _):
+        if name in (".", ".."):  # every server lists these two
+            names = [entry.name for entry in engine.scandir(base).result(WAIT_S)]
+            assert names == ["good.bin"]
+            return
+        assert type(engine.scandir(base).exception(WAIT_S)) is UnsafeName
+        error = engine.fetch_tree(base, tmp_path / "in" / "deep").exception(WAIT_S)
+        assert type(error) is UnsafeName
+        error = engine.remove(base, recursive=True).exception(WAIT_S)
+        assert type(error) is UnsafeName
+    assert tree(tmp_path) == {"in": None, "in/deep": None}
+
+
+def test_a_name_that_looks_like_a_temporary_one_of_ours_is_not_fetched(tmp_path):
+    ours = ".pyremotedata-0123abcd-00ff.part"
+    with liar("", "good.bin", ours) as (engine, base, _):
+        engine.fetch_tree(base, tmp_path / "t").result(WAIT_S)
+    assert tree(tmp_path / "t") == {"good.bin": FILE}
+
+
+def test_a_server_that_reads_short_is_read_to_the_end(tmp_path):
+    """Requests answered by less than they asked for, in files of one and of many segments."""
+    data = os.urandom(9 * 2**20 + 7)
+    with (
+        ScriptedSshd("relay", {"read_bytes": 10_000}) as server,
+        TransferEngine(server.settings()) as engine,
+    ):
+        server.make("large", data)
+        server.make("small", data[:25_000])
+        for name in ("large", "small"):
+            engine.fetch(server.url(name), tmp_path / name).result(WAIT_S)
+    assert tree(tmp_path) == {"large": data, "small": data[:25_000]}
+
+
+# --- full disks -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 8 MiB."""
+    if os.getuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)]
+    if subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_file_that_does_not_fit_is_refused(sshd, remote_directory, small_disk):
+    sshd.make(f"{remote_directory}/a", bytes(20 * 2**20))
+    (small_disk / "a").write_bytes(b"old")
+    with TransferEngine(sshd.settings()) as engine:
+        error = engine.fetch(sshd.url(f"{remote_directory}/a"), small_disk / "a").exception(WAIT_S)
+    assert type(error) is LocalStorageFull
+    assert "free some space" in str(error)
+    assert str(small_disk) in str(error)
+    assert tree(small_disk) == {"a": b"old"}
+
+
+def test_a_disk_that_fills_up_holds_whole_files_only(sshd, remote_directory, small_disk):
+    """Each of them fits, all of them do not."""
+    names = [f"{number}" for number in range(8)]
+    data = {name: os.urandom(3 * 2**20) for name in names}
+    for name in names:
+        sshd.make(f"{remote_directory}/{name}", data[name])
+    with TransferEngine(sshd.settings()) as engine:
+        urls = {name: sshd.url(f"{remote_directory}/{name}") for name in names}
+        futures = {name: engine.fetch(urls[name], small_disk / name) for name in names}
+        errors = {name: future.exception(WAIT_S) for name, future in futures.items()}
+        full = [name for name, error in errors.items() if error]
+        assert len(full) >= 6
+        assert {type(errors[name]) for name in full} == {LocalStorageFull}
+        assert tree(small_disk) == {name: data[name] for name in names if name not in full}
+
+        for path in small_disk.iterdir():
+            path.unlink()
+        result = engine.fetch_tree(sshd.url(remote_directory), small_disk)
+        assert type(result.exception(WAIT_S)) is LocalStorageFull
+        assert all(tree(small_disk)[name] == data[name] for name in os.listdir(small_disk))
+
+        for path in small_disk.iterdir():
+            path.unlink()
+        engine.fetch(urls["0"], small_disk / "0").result(WAIT_S)
+    assert tree(small_disk) == {"0": data["0"]}
+
+
+@pytest.mark.parametrize("size", [6 * 2**20, 20 * 2**20])
+def test_a_full_remote_disk_is_told_and_nothing_remains(sshd, small_disk, tmp_path, size):
+    (small_disk / "taken").write_bytes(bytes(4 * 2**20))
+    (small_disk / "a").write_bytes(b"old")
+    (tmp_path / "a").write_bytes(os.urandom(size))
+    base = f"sftp://{sshd.user}@127.0.0.1:{sshd.port}{small_disk}"
+    with TransferEngine(sshd.settings()) as engine:
+        error = engine.store(tmp_path / "a", f"{base}/a").exception(WAIT_S)
+        assert type(error) is ServerRefused
+        assert "full" in str(error)
+        assert not error.retryable
+        assert temporaries(small_disk) == []
+        assert (small_disk / "a").read_bytes() == b"old"
+        (small_disk / "taken").unlink()
+        (tmp_path / "b").write_bytes(b"fits")
+        engine.store(tmp_path / "b", f"{base}/a").result(WAIT_S)
+    assert tree(small_disk) == {"a": b"fits"}
