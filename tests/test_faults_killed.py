@@ -1,0 +1,115 @@
+"""``kill -9`` at any moment: no broken file under a final name, and the next run puts all right."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from workflows.embedded_sshd import descendants
+
+from .sites import temporaries, tree
+
+SIZES = [0, 1, 100_000, 300_000, 5 * 2**20, 18 * 2**20 + 1]
+OWNER = """\
+import sys
+from pyremotedata_core import Remote
+verb, url, local = sys.argv[1:]
+with Remote(url) as remote:
+    if verb == "get":
+        remote.get(url, local)
+    else:
+        remote.put(local, url)
+"""
+
+
+def make_tree(root: Path) -> dict[str, bytes | None]:
+    content: dict[str, bytes | None] = {"sub": None}
+    for number, size in enumerate(SIZES * 2):
+        content[f"sub/{number}" if number % 2 else f"{number}"] = os.urandom(size)
+    for name, data in content.items():
+        path = root / name
+        if data is None:
+            path.mkdir(parents=True, exist_ok=True)
+        else:
+            path.write_bytes(data)
+    return content
+
+
+def check(root: Path, old: dict[str, bytes | None], new: dict[str, bytes | None]) -> int:
+    """Check that every file is the old or the new one, whole; return how many are new."""
+    found = {n: d for n, d in tree(root).items() if not n.rpartition("/")[2].startswith(".")}
+    for name, data in found.items():
+        assert data in (old.get(name, new[name]), new[name]), f"{name} is broken"
+    for name in old:
+        assert name in found, f"{name} was lost"
+    return sum(found[name] == new[name] for name in found)
+
+
+def kill(process: subprocess.Popen, everything: bool) -> None:
+    """Kill the process, and at once all that it has started."""
+    pids = [process.pid, *(descendants(process.pid) if everything else [])]
+    for pid in pids:
+        try:
+            os.kill(pid, 9)
+        except ProcessLookupError:
+            continue
+    process.wait(20)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("times", [5, pytest.param(50, marks=pytest.mark.full)])
+@pytest.mark.parametrize("verb", ["get", "put"])
+def test_killed_at_random_moments(sshd_factory, relay_factory, tmp_path, verb, times):
+    server = sshd_factory()
+    relay = relay_factory(server.port, rate=40e6)
+    config = tmp_path / "config"
+    alias = f"Host *\n HostKeyAlias [127.0.0.1]:{server.port}\n"
+    config.write_text(alias + server.ssh_config.read_text())
+    here, there = tmp_path / "t", server.root / "t"
+    source, target = (there, here) if verb == "get" else (here, there)
+    old = make_tree(target)
+    for name in list(old)[5:]:
+        if old[name] is not None:
+            (target / name).unlink()
+            del old[name]
+    new = make_tree(source)
+    url = relay.url(server.url("t"))
+    if verb == "get":  # the tree is got under its name into the directory that holds it
+        arguments = [verb, url, str(tmp_path) + "/"]
+    else:
+        arguments = [verb, str(here), relay.url(server.url()) + "/"]
+    by_command = [sys.executable, "-m", "pyremotedata_core.cli", *arguments]
+    by_script = [sys.executable, "-c", OWNER, verb, arguments[-1] if verb == "put" else url]
+    by_script.append(arguments[-1] if verb == "get" else str(here))
+    environment = {**os.environ, "PYREMOTEDATA_SSH_CONFIG": str(config)}
+
+    interrupted = 0
+    for number in range(times):
+        process = subprocess.Popen(
+            by_script if number % 2 else by_command, env=environment, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 30
+        while process.poll() is None and not temporaries(target):
+            assert time.monotonic() < deadline, "it does not begin"
+            time.sleep(0.005)
+        time.sleep(random.uniform(0, 1.2))
+        interrupted += process.poll() is None
+        kill(process, everything=number % 3 == 0)
+        check(target, old, new)
+    assert interrupted, "it was never killed in mid-transfer"
+
+    subprocess.run(by_command, env=environment, check=True, timeout=60)
+    assert check(target, old, new) == len(new)
+    deadline = time.monotonic() + 10
+    while temporaries(target) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if temporaries(target):  # those of the run before last may go when that has really ended
+        subprocess.run(by_command, env=environment, check=True, timeout=60)
+    assert temporaries(target) == []
+    assert tree(target) == new
