@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import pytest
 from pyremotedata_core import __version__
 
 from .servers import free_port
-from .sites import tree
+from .sites import temporaries, tree
 
 MTIME = 1_234_567_890
 
@@ -395,3 +396,42 @@ def test_the_doctor_names_what_is_wrong(run, sshd, url):
     assert "BAD connection: " in said
     assert "check host and port" in said
     assert "no such file" in run("doctor", url("none"), status=1).stdout
+
+
+# --- broken off -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["get", "put"])
+def test_ctrl_c_ends_quietly_and_leaves_nothing(
+    run, sshd, url, make, here, there, relay_factory, verb
+):
+    relay = relay_factory(sshd.port, rate=8e6)
+    config = here.parent / "config"
+    alias = f"Host *\n HostKeyAlias [127.0.0.1]:{sshd.port}\n"
+    config.write_text(alias + sshd.ssh_config.read_text())
+    (make("a") if verb == "get" else here / "a").write_bytes(bytes(40 * 2**20))
+    target = here if verb == "get" else there
+    ends = [relay.url(url("a")), "b"] if verb == "get" else ["a", relay.url(url("b"))]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pyremotedata_core.cli", verb, "--ssh-config", config, *ends],
+        cwd=here,
+        env=run.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 30
+    while not temporaries(target):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert "b" not in tree(target)
+    if verb == "put":
+        # The next login clears away what the connection was too slow for.
+        run("ls", "--ssh-config", config, relay.url(url()))
+    deadline = time.monotonic() + 10
+    while temporaries(target):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
