@@ -181,7 +181,7 @@ def test_a_connection_lost_while_storing_is_made_again(workflow, relay_factory, 
     workflow.run().succeeded()
     assert relay.status()["faults"] == 1
     assert workflow.remote_path("out").read_bytes() == bytes(8_000_000)
-    assert not temporaries(workflow.server.root)
+    assert not temporaries(workflow.server.root / workflow.remote)
 
 
 def test_a_failed_input_stops_the_others_and_leaves_nothing_half_done(chroot_sshd, tmp_path):

@@ -113,7 +113,7 @@ def test_remote_directories_are_outputs_and_inputs(workflow):
         *(".", "./deep", "./deep/er", "./empty"),
     ]
     assert "Nothing to be done" in workflow.run().succeeded().text
-    assert not temporaries(workflow.directory) + temporaries(workflow.server.root)
+    assert not temporaries(workflow.directory) + temporaries(workflow.server.root / workflow.remote)
 
 
 SIXTY = """

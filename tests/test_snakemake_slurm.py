@@ -68,7 +68,7 @@ def check(workflow):
     for sample, known in workflow.known.items():
         thinned = workflow.remote_path(f"results/thinned/{sample}.fastq.gz")
         assert fastq.measure(thinned, sample).reads == -(-known.reads // THIN_EVERY)
-    assert not temporaries(workflow.directory) + temporaries(workflow.server.root)
+    assert not temporaries(workflow.directory) + temporaries(workflow.server.root / workflow.remote)
 
 
 def test_with_a_shared_file_system_the_jobs_move_nothing_twice(workflow):
