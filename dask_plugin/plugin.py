@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
+import platform
 from dataclasses import fields
 from itertools import chain
 from typing import Any
 
 from distributed.core import Status
 from distributed.diagnostics.plugin import WorkerPlugin
+from distributed.protocol.pickle import dumps
 
 from pyremotedata_core import ConfigurationError, ConnectionSettings
 from pyremotedata_core.config import parse_bytes
 from pyremotedata_core.stager import Stager, shared_stager
 
 from . import current
+from .broker import JOIN, Broker
+from .peers import PeerSource
 from .remotefile import RemoteFile
 from .staging import Opened, WorkerStaging
 from .walk import handles_in
@@ -40,6 +46,7 @@ _RUNNING = {"executing", "long-running", "cancelled", "resumed"}
 _AHEAD_SHARE = 4
 SETTLE_S = 0.01
 RETIRE_S = 1.0
+JOIN_S = 10.0
 SHORTEST_BAR_S = 0.005
 TOPIC = "pyremotedata"
 
@@ -57,6 +64,9 @@ class StagingPlugin(WorkerPlugin):
     ahead_bytes : int or str
         How many bytes that may be, such as ``"2 GiB"``; never more than a quarter of the
         cache's budget.
+    archive_reads : int
+        How many files the whole cluster reads from the archive at a time. The first worker's
+        plugin decides.
     **settings
         Fields of `pyremotedata_core.ConnectionSettings` that are to hold on the workers, such
         as ``cache_dir``, ``cache_bytes``, ``connections``, ``ssh_config``. What is not given is
@@ -70,6 +80,11 @@ class StagingPlugin(WorkerPlugin):
 
     Notes
     -----
+    A file is read from the archive once per cluster: the first node that wants it reads it, the
+    others pull it from there, over Dask's own connections. A plugin on the scheduler, which this
+    one installs, arranges that; it needs this package there. Where that fails, each node reads
+    from the archive.
+
     Each fetch is a red bar of its task in the dashboard's task stream, and each file that a task
     opens an event: ``client.get_events("pyremotedata")``.
 
@@ -81,7 +96,12 @@ class StagingPlugin(WorkerPlugin):
     name = "pyremotedata-staging"
 
     def __init__(
-        self, *, ahead_files: int = 64, ahead_bytes: int | str = "2 GiB", **settings: Any
+        self,
+        *,
+        ahead_files: int = 64,
+        ahead_bytes: int | str = "2 GiB",
+        archive_reads: int = 64,
+        **settings: Any,
     ) -> None:
         known = {field.name for field in fields(ConnectionSettings)}
         for key in settings:
@@ -92,7 +112,10 @@ class StagingPlugin(WorkerPlugin):
                 )
             if key not in known:
                 raise ConfigurationError(f"unknown setting {key!r}")
+        if archive_reads < 1:
+            raise ConfigurationError(f"archive_reads is not valid: {archive_reads!r}")
         self.ahead_files = ahead_files
+        self.archive_reads = archive_reads
         try:
             self.ahead_bytes = parse_bytes(ahead_bytes)
         except (ValueError, KeyError):
@@ -100,13 +123,14 @@ class StagingPlugin(WorkerPlugin):
         self.settings = settings
         self._worker: Any = None
         self._staging: WorkerStaging | None = None
+        self._peers: PeerSource | None = None
         self._settling = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_worker": None, "_staging": None}
+        return {**self.__dict__, "_worker": None, "_staging": None, "_peers": None}
 
-    def setup(self, worker: Any) -> None:
-        """Take up work on a worker. Settings are read with the first file, and fail there."""
+    async def setup(self, worker: Any) -> None:
+        """Take up work on a worker. Wrong settings fail with the first file."""
         self._worker = worker
         self._staging = WorkerStaging(
             self._make_stager, self.ahead_files, self.ahead_bytes, self._tell
@@ -116,10 +140,14 @@ class StagingPlugin(WorkerPlugin):
             if task.state in ("waiting", "ready", "constrained"):
                 handles = chain(handles_in(task.run_spec), self._handles_before(task))
                 self._want(self._staging, task, list(handles))
+        await self._join(worker, self._staging)
 
     def teardown(self, worker: Any) -> None:
         """Give everything back."""
         staging, self._staging = self._staging, None
+        peers, self._peers = self._peers, None
+        if peers is not None:
+            peers.close()
         if staging is not None:
             current.dismiss(worker)
             self._retire(worker, staging)
@@ -186,6 +214,31 @@ class StagingPlugin(WorkerPlugin):
         closing = worker.status not in _WORKING
         if not staging.close(keep=(lambda _: False) if closing else runs):
             worker.loop.call_later(RETIRE_S, self._retire, worker, staging)
+
+    async def _join(self, worker: Any, staging: WorkerStaging) -> None:
+        """Have the broker say where files come from; without one they come from the archive."""
+        try:
+            async with asyncio.timeout(JOIN_S):
+                stager, node = await asyncio.to_thread(self._open_stager, staging)
+                if stager.source is not None or self._staging is not staging:
+                    return  # another worker of this process has joined
+                # Listens before it joins: a word that nobody hears would end the worker's stream.
+                self._peers = peers = PeerSource(worker, stager)
+                await worker.scheduler.register_scheduler_plugin(
+                    plugin=dumps(Broker(self.archive_reads)), name=Broker.name, idempotent=True
+                )
+                peers.joined(
+                    await getattr(worker.scheduler, JOIN)(worker=worker.address, node=node)
+                )
+                staging.origin_of = peers.origin_of
+        except Exception as error:
+            _log.info("each node reads from the archive: there is no broker: %s", error)
+
+    def _open_stager(self, staging: WorkerStaging) -> tuple[Stager, str]:
+        """Return the stager, and what names its node: a cache directory on a host."""
+        stager = staging.stager
+        found = os.stat(stager.cache.root)
+        return stager, f"{platform.node()}:{found.st_dev}:{found.st_ino}"
 
     def _make_stager(self) -> Stager:
         return shared_stager(ConnectionSettings.load(**self.settings))

@@ -43,9 +43,9 @@ def stats(client: Any, workers: list[str] | None = None) -> Any:
     -------
     Report
         A dictionary from addresses to files and bytes that the worker fetched from the archive,
-        files and bytes that its tasks found on the node, seconds that tasks waited, and seconds
-        of fetching that were hidden behind computing. Workers without the plugin are left out.
-        With an asynchronous client, an awaitable of it.
+        that it pulled from other nodes, and that its tasks found on their node; seconds that
+        tasks waited, and seconds of fetching that were hidden behind computing. Workers without
+        the plugin are left out. With an asynchronous client, an awaitable of it.
     """
     if client.asynchronous:
         return _stats(client, workers)

@@ -40,6 +40,8 @@ class Counts(NamedTuple):
     ----------
     files, archive_bytes : int
         Fetched from the archive by this worker.
+    peer_files, peer_bytes : int
+        Pulled from other nodes by this worker.
     cache_files, cache_bytes : int
         Opened by tasks without that: they were on the node.
     waited_s : float
@@ -52,6 +54,8 @@ class Counts(NamedTuple):
 
     files: int = 0
     archive_bytes: int = 0
+    peer_files: int = 0
+    peer_bytes: int = 0
     cache_files: int = 0
     cache_bytes: int = 0
     waited_s: float = 0.0
@@ -63,7 +67,8 @@ class Counts(NamedTuple):
 class Opened(NamedTuple):
     """A file that a task has opened; ``start`` and ``stop`` of its fetching in seconds of `time`.
 
-    ``source`` is "archive" if this worker has fetched it for the task, else "node".
+    ``source`` is "archive" if this worker has fetched it for the task, "peer" if it has pulled it
+    from another node, else "node".
     """
 
     key: Hashable
@@ -128,6 +133,7 @@ class WorkerStaging:
     ) -> None:
         self._make_stager = make_stager
         self._tell = tell
+        self.origin_of: Callable[[str], str] = lambda _: "archive"  # what this worker has moved
         self._stager: Stager | None = None
         self._ahead_files = ahead_files
         self._ahead_bytes = ahead_bytes
@@ -258,7 +264,8 @@ class WorkerStaging:
             self._loose.pop(wish.handle, None)
             self._changed.notify()
         self.end(("loose", wish.handle))
-        source = "archive" if wish.moved or not lease.from_cache else "node"
+        has_moved = wish.moved or not lease.from_cache
+        source = self.origin_of(wish.handle.url) if has_moved else "node"
         took_s, stop = (wish.took_s, wish.came) if wish.came else (waited_s, time())
         size = lease.stat.size
         self._tell(Opened(key, wish.handle.url, size, source, stop - took_s, stop, waited_s))
@@ -369,7 +376,11 @@ class WorkerStaging:
     def _note_moved(self, wish: Wish, done: Future[Lease]) -> None:
         if done.exception() is None and not done.result().from_cache:
             wish.moved = True
-            self._count(files=1, archive_bytes=done.result().stat.size)
+            size = done.result().stat.size
+            if self.origin_of(wish.handle.url) == "peer":
+                self._count(peer_files=1, peer_bytes=size)
+            else:
+                self._count(files=1, archive_bytes=size)
 
     def _count(self, **more: float) -> None:
         with self._changed:

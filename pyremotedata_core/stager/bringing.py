@@ -267,29 +267,29 @@ class Bringing:
             transfer.cancel()
 
     def _transferred(self, staging: Staging, done: Future[Stat]) -> None:
-        source = staging.source
         try:
-            self._settle(staging, done)
+            tries_again = self._settle(staging, done)
         finally:
-            if source is not None:
-                source.ended(staging.url, staging.stat, is_here=staging.is_here)
+            if staging.source is not None:
+                staging.source.ended(staging.url, staging.stat, is_here=staging.is_here)
+        if tries_again:
+            self._transfer(staging)
 
-    def _settle(self, staging: Staging, done: Future[Stat]) -> None:
-        """Publish what has come, or do what its failure asks for."""
+    def _settle(self, staging: Staging, done: Future[Stat]) -> bool:
+        """Publish what has come, or end; return whether to try again."""
         with self._mutex:
             staging.transfer = None
             if staging.phase == "ended":
-                return
+                return False
         error = error_of(done)
         cache = self._stager.cache
         if isinstance(error, LocalStorageFull) and not staging.made_room:
             staging.made_room = True
             if cache.make_room(staging.stat.size):
-                self._transfer(staging)
-                return
+                return True
         if error is not None:
             self._fail(staging, error)
-            return
+            return False
         assert staging.incoming is not None
         assert staging.pin is not None
         if staging.source is not None:
@@ -298,6 +298,7 @@ class Bringing:
         staging.is_here = True
         pin, staging.pin = staging.pin, None
         self._finish(staging, pin, from_cache=False)
+        return False
 
     # --- the end ----------------------------------------------------------------------------
 

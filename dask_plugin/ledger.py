@@ -1,0 +1,203 @@
+"""The broker's decisions: who reads a file from the archive, who pulls it from whom, who waits.
+
+No I/O and no Dask: calls take what workers tell, and return what is to be told to them.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+Worker = str
+Node = str
+# To a worker: ("fetch", file, None), ("pull", file, from this worker) or ("wait", file, None).
+Word = tuple[Worker, tuple[str, Hashable, Worker | None]]
+
+PULLS_PER_NODE = 4
+# Files that nobody brings just now are forgotten beyond this number, the oldest first.
+REMEMBERED = 100_000
+
+
+@dataclass
+class File:
+    """What is known of one file."""
+
+    holders: set[Node] = field(default_factory=set)
+    reader: Worker | None = None  # who reads it from the archive now
+    pulls: dict[Worker, tuple[Node, Worker]] = field(default_factory=dict)
+    waiting: OrderedDict[Worker, bool] = field(default_factory=OrderedDict)  # in background?
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody brings it, or wants to."""
+        return not (self.reader or self.pulls or self.waiting)
+
+
+class Ledger:
+    """Which node holds which file, and who brings what. Not thread-safe.
+
+    Parameters
+    ----------
+    archive_reads : int
+        How many files the whole cluster reads from the archive at a time.
+    """
+
+    def __init__(self, archive_reads: int) -> None:
+        self.archive_reads = archive_reads
+        self._files: OrderedDict[Hashable, File] = OrderedDict()
+        self._nodes: dict[Worker, Node] = {}
+        self._reading = 0
+        self._pulling: dict[Node, int] = defaultdict(int)  # from these
+        # Files whose next reader waits for others to end: foreground, background.
+        self._queues: tuple[OrderedDict[Hashable, None], ...] = (OrderedDict(), OrderedDict())
+        self._stuck: dict[Hashable, None] = {}  # files whose holders are busy
+
+    # --- what workers tell ------------------------------------------------------------------
+
+    def join(self, worker: Worker, node: Node) -> None:
+        """Learn of a worker, and of the node whose cache it uses."""
+        self._nodes[worker] = node
+
+    def want(
+        self, worker: Worker, file: Hashable, *, background: bool, lost: Worker | None = None
+    ) -> list[Word]:
+        """A worker wants a file that its node has not got. Asking again is no harm.
+
+        ``lost`` is a worker from which it could not pull the file.
+        """
+        node = self._nodes.get(worker)
+        if node is None:
+            return [(worker, ("fetch", file, None))]
+        entry = self._entry(file)
+        entry.holders.discard(node)  # it has evicted the file
+        if lost is not None:
+            self._release(entry, worker)
+            entry.holders.discard(self._nodes.get(lost, ""))
+        if entry.reader == worker:
+            return [(worker, ("fetch", file, None))]
+        if worker in entry.pulls:
+            return [(worker, ("pull", file, entry.pulls[worker][1]))]
+        entry.waiting[worker] = background
+        words = self._go_on(file)
+        if worker in entry.waiting:
+            words.append((worker, ("wait", file, None)))
+        return words
+
+    def ended(self, worker: Worker, file: Hashable, *, is_here: bool) -> list[Word]:
+        """A worker has the file in its cache, or does not bring it any more."""
+        entry = self._entry(file)
+        entry.waiting.pop(worker, None)
+        self._release(entry, worker)
+        if is_here and worker in self._nodes:
+            entry.holders.add(self._nodes[worker])
+        return self._go_on_with({file: None, **self._stuck})
+
+    def leave(self, worker: Worker) -> list[Word]:
+        """A worker has gone; what it was bringing others bring."""
+        node = self._nodes.pop(worker, None)
+        is_empty = node not in self._nodes.values()
+        touched: dict[Hashable, None] = {}
+        for file, entry in self._files.items():
+            if is_empty and node is not None:
+                entry.holders.discard(node)
+            if entry.reader == worker or worker in entry.pulls or worker in entry.waiting:
+                entry.waiting.pop(worker, None)
+                self._release(entry, worker)
+                touched[file] = None
+        return self._go_on_with({**touched, **self._stuck})
+
+    # --- what others ask --------------------------------------------------------------------
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes there are."""
+        return len(set(self._nodes.values()))
+
+    @property
+    def workers(self) -> list[Worker]:
+        """All workers that have joined."""
+        return list(self._nodes)
+
+    def workers_with(self, file: Hashable) -> set[Worker]:
+        """Return the workers whose node holds a file."""
+        entry = self._files.get(file)
+        holders = entry.holders if entry is not None else set()
+        return {worker for worker, node in self._nodes.items() if node in holders}
+
+    def report(self) -> dict[str, Any]:
+        """Return numbers for a look from outside."""
+        return {"files": len(self._files), "nodes": self.nodes, "reading": self._reading}
+
+    # --- decisions --------------------------------------------------------------------------
+
+    def _go_on_with(self, files: Iterable[Hashable]) -> list[Word]:
+        return [*(word for file in files for word in self._go_on(file)), *self._use_slots()]
+
+    def _go_on(self, file: Hashable) -> list[Word]:
+        """Let those who wait for a file pull it, or one of them read it."""
+        entry = self._files.get(file)
+        if entry is None:
+            return []
+        words: list[Word] = []
+        for worker in sorted(entry.waiting, key=lambda one: entry.waiting[one]):
+            source = self._source_for(entry)
+            if source is not None:
+                del entry.waiting[worker]
+                entry.pulls[worker] = (self._nodes[source], source)
+                self._pulling[self._nodes[source]] += 1
+                words.append((worker, ("pull", file, source)))
+        self._stuck.pop(file, None)
+        if entry.waiting and (entry.holders or entry.pulls):
+            self._stuck[file] = None
+        reads = bool(entry.waiting) and not (entry.holders or entry.pulls or entry.reader)
+        in_background = all(entry.waiting.values())
+        for background, queue in enumerate(self._queues):
+            if not reads or background != in_background:
+                queue.pop(file, None)
+        if reads:
+            self._queues[in_background][file] = None
+            words.extend(self._use_slots())
+        return words
+
+    def _source_for(self, entry: File) -> Worker | None:
+        """Return the worker of the least busy node that holds the file, None when all are busy."""
+        free = [node for node in entry.holders if self._pulling[node] < PULLS_PER_NODE]
+        if not free:
+            return None
+        best = min(free, key=lambda node: (self._pulling[node], node))
+        return next((one for one, node in self._nodes.items() if node == best), None)
+
+    def _use_slots(self) -> list[Word]:
+        """Let files be read from the archive as far as the limit allows, foreground first."""
+        return list(self._readers())
+
+    def _readers(self) -> Iterator[Word]:
+        while self._reading < self.archive_reads and (queue := self._queues[0] or self._queues[1]):
+            file, _ = queue.popitem(last=False)
+            entry = self._files[file]
+            if not entry.waiting:
+                continue
+            worker = min(entry.waiting, key=lambda one: entry.waiting[one])
+            del entry.waiting[worker]
+            entry.reader = worker
+            self._reading += 1
+            yield worker, ("fetch", file, None)
+
+    def _release(self, entry: File, worker: Worker) -> None:
+        if entry.reader == worker:
+            entry.reader = None
+            self._reading -= 1
+        if worker in entry.pulls:
+            node, _ = entry.pulls.pop(worker)
+            self._pulling[node] -= 1
+
+    def _entry(self, file: Hashable) -> File:
+        entry = self._files.setdefault(file, File())
+        self._files.move_to_end(file)
+        if len(self._files) > REMEMBERED:
+            oldest = next(iter(self._files))
+            if self._files[oldest].is_idle:
+                del self._files[oldest]
+        return entry

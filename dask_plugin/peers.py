@@ -1,0 +1,415 @@
+"""PeerSource: a worker's files come from the archive or from another node, as the broker says.
+
+It is the `Source` of the worker's Stager. An `Order` is one file on its way. What concerns orders
+and peers runs on the worker's event loop, which never blocks: disk and engine have threads of
+their own. A pull moves bounded chunks over Dask's own comms; the source's checksum of each is
+compared with what arrived. Whenever the broker is silent, or a pull fails, the archive serves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Hashable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from time import monotonic
+from typing import Any
+
+from pyremotedata_core import RemoteURL, Stat, TransferError
+from pyremotedata_core.errors import from_oserror
+from pyremotedata_core.stager import Stager
+from pyremotedata_core.stager.daemons import Daemons
+
+from .broker import ASK, TELL
+
+_log = logging.getLogger(__name__)
+
+READ = "pyremotedata_read"  # a worker's question to another
+# A pull holds two chunks: one is written while the next one comes.
+CHUNK_BYTES = 4 * 2**20
+# Of all pulls from this worker together.
+READERS = 4
+ANSWER_S = 10.0
+RENEW_S = 30.0
+LOOK_S = 2.0
+_REMEMBERED = 4096
+
+
+class PullFailed(TransferError):
+    """Another worker has not given the file; the next holder, or the archive, will."""
+
+
+class Order(Future[Stat]):
+    """A file on its way to this node; ``cancel`` makes it end soon, with an error."""
+
+    def __init__(
+        self, source: PeerSource, url: RemoteURL, path: str, stat: Stat, background: bool
+    ) -> None:
+        super().__init__()
+        self._source = source
+        self.url = url
+        self.path = path
+        self.stat = stat
+        self.background = background
+        self.asked = 0.0  # when the broker was asked, 0 when there is nothing to wait for
+        self.answered = False
+        self.is_over = False
+        self.fetching: Future[Stat] | None = None
+        self.pulling: asyncio.Task[None] | None = None
+
+    @property
+    def file(self) -> Hashable:
+        """What names the content in the whole cluster."""
+        return (str(self.url), self.stat.size, self.stat.mtime)
+
+    def cancel(self) -> bool:
+        """Have it stopped. It ends when nothing is written any more."""
+        self._source.stop(self)
+        return False
+
+    def finish(self, stat: Stat | None, error: BaseException | None) -> None:
+        """End it, once."""
+        if self.done():
+            return
+        if error is not None:
+            self.set_exception(error)
+        else:
+            self.set_result(stat or self.stat)
+
+
+class PeerSource:
+    """Brings files for one worker's Stager; a `Source`.
+
+    Parameters
+    ----------
+    worker : distributed.Worker
+    stager : Stager
+        Files of which it is the source once the worker has joined.
+    """
+
+    def __init__(self, worker: Any, stager: Stager) -> None:
+        self._worker = worker
+        self._stager = stager
+        self._nodes = 0
+        self._loop = worker.loop.asyncio_loop
+        self._orders: dict[Hashable, Order] = {}  # by file; on the loop only
+        self._threads = Daemons("pyremotedata-order", 2)
+        self._disk = ThreadPoolExecutor(READERS, "pyremotedata-peer")
+        self._look: Any = None
+        self._origins: OrderedDict[str, str] = OrderedDict()
+        self._mutex = threading.Lock()
+        worker.stream_handlers[TELL] = self._told
+        worker.handlers[READ] = self.read
+
+    def joined(self, nodes: int) -> None:
+        """Begin, in a cluster of so many nodes; with one the archive serves, without a question."""
+        self._nodes = self._nodes or nodes  # it may have been told of more meanwhile
+        self._stager.source = self
+
+    def close(self) -> None:
+        """Take no more orders; those that are on their way end. On the event loop."""
+        if self._stager.source is self:
+            self._stager.source = None
+        # The stream's handler stays, for words that are on their way.
+        self._worker.handlers.pop(READ, None)
+        self._nodes = 1
+        for order in list(self._orders.values()):
+            if order.fetching is None:
+                self._read_archive(order)
+        self._disk.shutdown(wait=False)
+
+    # --- for the Stager, on any thread --------------------------------------------------------
+
+    def fetch(
+        self, url: RemoteURL, path: str | os.PathLike[str], *, expect: Stat, background: bool
+    ) -> Future[Stat]:
+        """Begin to bring a file; see `Source`."""
+        order = Order(self, url, os.fspath(path), expect, background)
+        if self._nodes <= 1 or not self._call(self._ask, order):
+            return self._stager.engine.fetch(url, path, expect=expect, background=background)
+        return order
+
+    def ended(self, url: RemoteURL, stat: Stat, *, is_here: bool) -> None:
+        """Tell the broker that the node has a file, or does not bring it any more."""
+        file = (str(url), stat.size, stat.mtime)
+        self._call(self._send, {"what": "ended", "file": file, "is_here": is_here})
+
+    def origin_of(self, url: str) -> str:
+        """Return where a file came from that this worker brought: "archive" or "peer"."""
+        with self._mutex:
+            return self._origins.get(url, "archive")
+
+    def stop(self, order: Order) -> None:
+        """Stop an order; on any thread."""
+        if not self._call(self._stop, order):
+            order.finish(None, TransferError("the worker has ended", str(order.url)))
+
+    def _call(self, call: Any, *args: Any) -> bool:
+        """Have something done on the event loop; False if it has ended."""
+        try:
+            self._loop.call_soon_threadsafe(call, *args)
+        except RuntimeError:
+            return False
+        return True
+
+    # --- orders, on the event loop ------------------------------------------------------------
+
+    def _ask(self, order: Order, lost: str | None = None) -> None:
+        if order.is_over:
+            return
+        self._orders[order.file] = order
+        order.asked, order.answered, order.pulling = monotonic(), False, None
+        more = {"lost": lost} if lost else {}
+        sent = self._send(
+            {"what": "want", "file": order.file, "background": order.background, **more}
+        )
+        if not sent:
+            self._read_archive(order)
+        elif self._look is None:
+            self._look = self._loop.call_later(LOOK_S, self._look_after)
+
+    def _send(self, message: dict[str, Any]) -> bool:
+        stream = self._worker.batched_stream
+        if not (stream and stream.comm and not stream.comm.closed()):
+            return False
+        self._worker.batched_send({"op": ASK, **message})
+        return True
+
+    def _told(self, what: str, file: Any = None, source: str | None = None, nodes: int = 0) -> None:
+        """Hear the broker; an exception here would end the worker's stream."""
+        try:
+            if what == "nodes":
+                self._nodes = nodes
+                return
+            order = self._orders.get(tuple(file))
+            if order is None:
+                return
+            order.answered = True
+            if order.fetching or order.pulling or order.is_over:
+                return
+            if what == "fetch":
+                self._read_archive(order)
+            elif what == "pull":
+                order.asked = 0.0
+                order.pulling = self._loop.create_task(self._pull(order, source))
+        except Exception:
+            _log.exception("cannot do what the broker says: %s %s", what, file)
+
+    def _look_after(self) -> None:
+        """Ask again, or do without the broker, where it is silent for too long."""
+        self._look = None
+        now = monotonic()
+        waiting = [order for order in self._orders.values() if order.asked and not order.is_over]
+        for order in waiting:
+            if not order.answered and now - order.asked > ANSWER_S:
+                _log.warning("the broker is silent: %s comes from the archive", order.url)
+                self._read_archive(order)
+            elif order.answered and now - order.asked > RENEW_S:
+                self._ask(order)
+        if waiting and self._look is None:
+            self._look = self._loop.call_later(LOOK_S, self._look_after)
+
+    def _read_archive(self, order: Order) -> None:
+        order.asked = 0.0
+        self._threads.submit(self._begin_fetch, order)
+
+    def _stop(self, order: Order) -> None:
+        order.is_over = True
+        if order.pulling is not None:
+            order.pulling.cancel()
+        elif order.fetching is not None:
+            order.fetching.cancel()
+        elif order.asked:
+            self._finish(order, None, _stopped(order))
+        # else `_begin_fetch` is about to look
+
+    def _finish(self, order: Order, stat: Stat | None, error: BaseException | None) -> None:
+        if self._orders.get(order.file) is order:
+            del self._orders[order.file]
+        order.is_over = True
+        order.finish(stat, error)
+
+    # --- from the archive ---------------------------------------------------------------------
+
+    def _begin_fetch(self, order: Order) -> None:
+        """Have the engine bring it: a call that may block, on a thread for such."""
+        try:
+            if order.is_over:
+                raise _stopped(order)
+            self._note_origin(order, "archive")
+            order.fetching = self._stager.engine.fetch(
+                order.url, order.path, expect=order.stat, background=order.background
+            )
+        except Exception as error:
+            self._end(order, None, error)
+            return
+        order.fetching.add_done_callback(lambda done: self._fetched(order, done))
+        if order.is_over:  # stopped meanwhile
+            order.fetching.cancel()
+
+    def _fetched(self, order: Order, done: Future[Stat]) -> None:
+        if done.cancelled():
+            self._end(order, None, _stopped(order))
+        else:
+            error = done.exception()
+            self._end(order, None if error else done.result(), error)
+
+    def _end(self, order: Order, stat: Stat | None, error: BaseException | None) -> None:
+        if not self._call(self._finish, order, stat, error):
+            order.finish(stat, error)
+
+    # --- from another worker ------------------------------------------------------------------
+
+    async def _pull(self, order: Order, source: str | None) -> None:
+        failure: BaseException | None = None
+        try:
+            await self._copy(order, str(source))
+        except asyncio.CancelledError:
+            failure = _stopped(order)
+        except Exception as error:
+            failure = error
+            _log.info("%s cannot be pulled from %s: %s", order.url, source, error)
+        if failure is None:
+            self._note_origin(order, "peer")
+            self._finish(order, order.stat, None)
+        elif order.is_over:
+            self._finish(order, None, failure)
+        elif isinstance(failure, TransferError) and not isinstance(failure, PullFailed):
+            self._finish(order, None, failure)  # our own disk: no other source would help
+        else:
+            self._ask(order, lost=source)
+
+    async def _copy(self, order: Order, source: str) -> None:
+        """Pull a file in chunks; each is on the disk before the next but one is asked for."""
+        size = order.stat.size
+        sink = Sink(order.path)
+        coming: asyncio.Task[bytes] | None = None
+        whole = False
+        try:
+            await self._on_disk(sink.open)
+            for start in range(0, size, CHUNK_BYTES):
+                data = await (coming or self._ask_chunk(order, source, start))
+                following = start + CHUNK_BYTES
+                coming = None
+                if following < size:
+                    coming = self._loop.create_task(self._ask_chunk(order, source, following))
+                await self._on_disk(sink.write, data, start)
+            whole = True
+        finally:
+            if coming is not None:
+                coming.cancel()
+                coming.add_done_callback(_heed)
+            await asyncio.shield(self._on_disk(sink.close, whole))
+
+    async def _ask_chunk(self, order: Order, source: str, start: int) -> bytes:
+        length = min(CHUNK_BYTES, order.stat.size - start)
+        read = getattr(self._worker.rpc(source), READ)
+        asked = read(file=order.file, start=start, length=length)
+        try:
+            answer = await asyncio.wait_for(asked, self._stager.settings.timeout_s)
+        except (OSError, TimeoutError) as error:
+            raise PullFailed(f"{source} is gone, or silent: {error}", str(order.url)) from None
+        if not isinstance(answer, dict) or "checksum" not in answer:
+            raise PullFailed(f"{source} does not have it", str(order.url))
+        data = answer["data"]
+        if len(data) != length or await self._on_disk(zlib.crc32, data) != answer["checksum"]:
+            raise PullFailed(f"{source} has sent other bytes than it read", str(order.url))
+        return data
+
+    async def read(self, file: Any, start: int, length: int) -> dict[str, Any]:
+        """Give another worker a chunk of a file, with its checksum, if it is in the cache."""
+        from distributed.protocol import to_serialize
+
+        url, size, mtime = file
+        if length > CHUNK_BYTES:
+            return {"missing": True}
+        stat = Stat("file", size, mtime)
+        found = await self._on_disk(_read, self._stager, url, stat, start, length)
+        if found is None:
+            return {"missing": True}
+        return {"checksum": found[1], "data": to_serialize(found[0])}
+
+    async def _on_disk(self, call: Any, *args: Any) -> Any:
+        return await self._loop.run_in_executor(self._disk, call, *args)
+
+    def _note_origin(self, order: Order, origin: str) -> None:
+        with self._mutex:
+            self._origins[str(order.url)] = origin
+            if len(self._origins) > _REMEMBERED:
+                self._origins.popitem(last=False)
+
+
+def _stopped(order: Order) -> TransferError:
+    return TransferError("is not wanted any more", str(order.url))
+
+
+# --- on threads for the disk --------------------------------------------------------------------
+
+
+class Sink:
+    """The file that a pull writes. Once closed nothing is written any more. Thread-safe."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._fd = -1
+        self._is_closed = False
+        self._lock = threading.Lock()
+
+    def open(self) -> None:
+        """Make the file."""
+        with self._lock:
+            if self._is_closed:
+                return
+            try:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                self._fd = os.open(self._path, flags, 0o600)
+            except OSError as error:
+                raise from_oserror(error, self._path) from None
+
+    def write(self, data: bytes, start: int) -> None:
+        """Write a chunk."""
+        view = memoryview(data)
+        with self._lock:
+            try:
+                while view and not self._is_closed:
+                    written = os.pwrite(self._fd, view, start)
+                    view, start = view[written:], start + written
+            except OSError as error:
+                raise from_oserror(error, self._path) from None
+
+    def close(self, keep: bool) -> None:
+        """Close the file, and remove it unless it is to be kept."""
+        with self._lock:
+            self._is_closed = True
+            fd, self._fd = self._fd, -1
+            if fd >= 0:
+                os.close(fd)
+                if not keep:
+                    with suppress(OSError):
+                        os.unlink(self._path)
+
+
+def _heed(task: asyncio.Task[bytes]) -> None:
+    """Take note of a failure that no longer matters."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _read(
+    stager: Stager, url: str, stat: Stat, start: int, length: int
+) -> tuple[bytes, int] | None:
+    """Read a chunk of a staged file, and its checksum; None if it is not here, or cannot be."""
+    try:
+        lease = stager.find(url, stat)
+        if lease is None:
+            return None
+        with lease, open(lease.path, "rb", buffering=0) as file:
+            data = os.pread(file.fileno(), length, start)
+    except (OSError, TransferError):
+        return None
+    return data, zlib.crc32(data)

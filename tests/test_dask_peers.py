@@ -1,0 +1,300 @@
+"""One read per cluster: nodes pull files from each other, and from the archive when that fails."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from dask_plugin import RemoteFile, StagingPlugin, stats
+
+distributed = pytest.importorskip("distributed")
+
+PATIENCE_S = 60.0
+_READ = re.compile(r'close "(.*)" bytes read (\d+)')
+
+
+class Archive:
+    """A server that counts the bytes it hands out."""
+
+    def __init__(self, server, log: Path) -> None:
+        self.server = server
+        self._log = log
+
+    def make(self, name: str, size: int) -> tuple[RemoteFile, bytes]:
+        data = os.urandom(size)
+        stat = self.server.make(name, data).stat()
+        return RemoteFile(self.server.url(name), stat.st_size, int(stat.st_mtime)), data
+
+    def bytes_read(self, name: str) -> int:
+        found = _READ.findall(self._log.read_text())
+        return sum(int(size) for path, size in found if path.endswith(f"/{name}"))
+
+
+@pytest.fixture
+def archive(sshd_factory, tmp_path) -> Archive:
+    log = tmp_path / "sftp.log"
+    return Archive(sshd_factory(external=True, sftp_arguments=f"-e -l INFO 2>>{log}"), log)
+
+
+@pytest.fixture
+def start_nodes(tmp_path, archive):
+    """Start worker processes, each with a cache of its own, as if on nodes of their own."""
+    started = []
+
+    def start(count: int, *, per_node: int = 1, plugin: bool = True, **options):
+        workers = {
+            number: {
+                "cls": distributed.Nanny,
+                "options": {
+                    "nthreads": 1,
+                    "env": {"PYREMOTEDATA_CACHE_DIR": str(tmp_path / f"node{number // per_node}")},
+                },
+            }
+            for number in range(count)
+        }
+        scheduler = {"cls": distributed.Scheduler, "options": {"dashboard_address": ":0"}}
+        started.append(distributed.SpecCluster(workers=workers, scheduler=scheduler))
+        client = distributed.Client(started[-1])
+        started.append(client)
+        client.wait_for_workers(count, timeout=PATIENCE_S)
+        if plugin:
+            config = str(archive.server.ssh_config)
+            client.register_plugin(StagingPlugin(ssh_config=config, **options))
+        return client
+
+    yield start
+    for one in reversed(started):
+        one.close()
+
+
+def content(file) -> bytes:
+    return Path(file).read_bytes()
+
+
+def on_each(client, function, *args) -> list:
+    """Run a task on every worker at once."""
+    return [
+        client.submit(function, *args, workers=[worker], pure=False)
+        for worker in sorted(client.scheduler_info(n_workers=-1)["workers"])
+    ]
+
+
+def wait_until(true, what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < deadline, f"waited in vain until {what}"
+        time.sleep(0.02)
+
+
+def test_all_nodes_get_a_file_that_the_archive_sends_once(archive, start_nodes):
+    file, data = archive.make("large", 20_000_000)
+    client = start_nodes(4)
+    for task in on_each(client, content, file):
+        assert task.result() == data
+    wait_until(lambda: archive.bytes_read("large"), "the server has closed the file")
+    assert archive.bytes_read("large") == len(data)
+    total = stats(client).total
+    assert (total["files"], total["peer_files"]) == (1, 3)
+    assert (total["archive_bytes"], total["peer_bytes"]) == (len(data), 3 * len(data))
+    sources = [event["source"] for _, event in client.get_events("pyremotedata")]
+    assert sorted(sources) == ["archive", "peer", "peer", "peer"]
+
+
+def test_many_files_are_read_once_each(archive, start_nodes):
+    made = [archive.make(f"f{number}", 100_000 * (number % 3)) for number in range(30)]
+    client = start_nodes(4, per_node=2, archive_reads=2)
+    tasks = [task for file, _ in made for task in on_each(client, content, file)]
+    wanted = [data for _, data in made for _ in range(4)]
+    assert client.gather(tasks) == wanted
+    total = stats(client).total
+    assert total["archive_bytes"] == sum(len(data) for _, data in made)
+    assert total["files"] + total["peer_files"] == 60
+    assert total["files"] == 30
+
+
+def test_a_pulled_file_is_an_entry_like_any_other(archive, start_nodes, tmp_path):
+    file, data = archive.make("a", 100_000)
+    client = start_nodes(2)
+    first, second = (task.result() for task in on_each(client, content, file))
+    assert first == second == data
+    for node in ("node0", "node1"):
+        (path,) = (tmp_path / node).glob("*/files/*/a")
+        assert path.read_bytes() == data
+        assert int(path.stat().st_mtime) == file.mtime
+        assert path.stat().st_mode & 0o777 == 0o444
+        assert not any((tmp_path / node).glob("*/incoming/*"))
+
+
+def test_a_source_that_dies_mid_pull_is_replaced_by_the_archive(archive, start_nodes, tmp_path):
+    file, data = archive.make("large", 30_000_000)
+    client = start_nodes(2)
+    source, puller = sorted(client.scheduler_info(n_workers=-1)["workers"])
+    assert client.submit(content, file, workers=[source]).result() == data
+    pids = client.run(os.getpid)
+
+    def die_after_a_chunk(dask_worker):
+        read = dask_worker.handlers["pyremotedata_read"]
+        chunks = []
+
+        async def read_or_die(**asked):
+            chunks.append(asked)
+            if len(chunks) > 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return await read(**asked)
+
+        dask_worker.handlers["pyremotedata_read"] = read_or_die
+
+    client.run(die_after_a_chunk, workers=[source])
+    task = client.submit(content, file, workers=[puller], pure=False, allow_other_workers=False)
+    assert task.result() == data
+    wait_until(lambda: pids[source] not in client.run(os.getpid).values(), "the source is dead")
+    total = stats(client, workers=[puller]).total
+    assert (total["files"], total["peer_files"]) == (1, 0)
+    assert not any(tmp_path.glob("node*/*/incoming/*"))
+
+
+def test_another_holder_takes_over_from_one_that_fails(archive, start_nodes):
+    file, data = archive.make("large", 10_000_000)
+    client = start_nodes(3)
+    workers = sorted(client.scheduler_info(n_workers=-1)["workers"])
+    for worker in workers[:2]:
+        assert client.submit(content, file, workers=[worker], pure=False).result() == data
+
+    def refuse(dask_worker):
+        async def read(**_):
+            return {"missing": True}
+
+        dask_worker.handlers["pyremotedata_read"] = read
+
+    client.run(refuse, workers=workers[:1])
+    assert client.submit(content, file, workers=workers[2:], pure=False).result() == data
+    assert stats(client).total["files"] == 1
+
+
+def test_bytes_that_change_on_the_way_are_not_taken(archive, start_nodes):
+    file, data = archive.make("a", 100_000)
+    client = start_nodes(2)
+    source, puller = sorted(client.scheduler_info(n_workers=-1)["workers"])
+    assert client.submit(content, file, workers=[source]).result() == data
+
+    def corrupt(dask_worker):
+        from distributed.protocol import to_serialize
+
+        read = dask_worker.handlers["pyremotedata_read"]
+
+        async def corrupted(**asked):
+            answer = await read(**asked)
+            return {**answer, "data": to_serialize(bytes(asked["length"]))}
+
+        dask_worker.handlers["pyremotedata_read"] = corrupted
+
+    client.run(corrupt, workers=[source])
+    assert client.submit(content, file, workers=[puller], pure=False).result() == data
+    assert stats(client, workers=[puller]).total["files"] == 1
+
+
+def test_a_reader_that_dies_is_replaced(archive, relay_factory, start_nodes):
+    file, data = archive.make("large", 5_000_000)
+    relay = relay_factory(archive.server.port)
+    host, key = archive.server.known_hosts.read_text().splitlines()[0].split(" ", 1)
+    with open(archive.server.known_hosts, "a") as known:
+        known.write(f"{host.rpartition(':')[0]}:{relay.port} {key}\n")
+    file = RemoteFile(relay.url(file.url), file.size, file.mtime)
+    client = start_nodes(2)
+    reader, other = sorted(client.scheduler_info(n_workers=-1)["workers"])
+    relay.stall(after_bytes=1_000_000)
+    first = client.submit(content, file, workers=[reader], allow_other_workers=True)
+    wait_until(lambda: relay.status()["faults"], "the transfer has got as far as the stall")
+    second = client.submit(content, file, workers=[other], pure=False)
+    pid = client.run(os.getpid, workers=[reader])[reader]
+    os.kill(pid, signal.SIGKILL)
+    relay.resume()
+    assert second.result() == data
+    assert first.result() == data
+
+
+def test_a_missing_file_is_an_error_on_every_node(archive, start_nodes):
+    file, _ = archive.make("a", 10)
+    (archive.server.root / "a").unlink()
+    client = start_nodes(3)
+    for task in on_each(client, content, file):
+        with pytest.raises(FileNotFoundError):
+            task.result()
+    report = client.run_on_scheduler(
+        lambda dask_scheduler: dask_scheduler.plugins["pyremotedata-broker"].ledger.report()
+    )
+    assert (report["nodes"], report["reading"]) == (3, 0)
+
+
+def test_without_a_broker_each_node_reads_from_the_archive(archive, start_nodes):
+    file, data = archive.make("a", 100_000)
+    client = start_nodes(2, plugin=False)
+
+    def refuse(dask_scheduler):
+        async def register(**_):
+            raise ValueError("not here")
+
+        dask_scheduler.handlers["register_scheduler_plugin"] = register
+
+    client.run_on_scheduler(refuse)
+    client.register_plugin(StagingPlugin(ssh_config=str(archive.server.ssh_config)))
+    assert [task.result() for task in on_each(client, content, file)] == [data] * 2
+    assert stats(client).total["files"] == 2
+
+
+def test_a_broker_that_says_nothing_is_done_without(archive, start_nodes):
+    file, data = archive.make("a", 100_000)
+    client = start_nodes(2)
+
+    def fall_silent(dask_scheduler):
+        dask_scheduler.stream_handlers["pyremotedata-ask"] = lambda **_: None
+
+    def be_impatient():
+        from dask_plugin import peers
+
+        peers.ANSWER_S = 0.5
+
+    client.run_on_scheduler(fall_silent)
+    client.run(be_impatient)
+    assert [task.result() for task in on_each(client, content, file)] == [data] * 2
+
+
+def test_workers_grow_little_and_their_loops_go_on_while_they_pull(archive, start_nodes):
+    size = 200_000_000
+    file, _ = archive.make("large", size)
+    client = start_nodes(3)
+
+    def length(file):
+        return os.stat(file).st_size
+
+    def watch(dask_worker):
+        import threading
+
+        import psutil
+
+        process = psutil.Process()
+        seen = dask_worker.seen_bytes = [process.memory_info().rss]
+
+        def look():
+            while True:
+                seen.append(process.memory_info().rss)
+                time.sleep(0.01)
+
+        threading.Thread(target=look, daemon=True).start()
+
+    client.run(watch)
+    tasks = on_each(client, length, file)
+    answers = 0
+    while not all(task.done() for task in tasks):
+        assert len(client.run(os.getpid)) == 3  # their event loops answer
+        answers += 1
+    assert [task.result() for task in tasks] == [size] * 3
+    assert answers > 3
+    grown = client.run(lambda dask_worker: max(dask_worker.seen_bytes) - dask_worker.seen_bytes[0])
+    assert max(grown.values()) < 64 * 2**20
+    assert stats(client).total["archive_bytes"] == size
