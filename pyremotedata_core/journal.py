@@ -83,10 +83,15 @@ class Journal:
         return orphans
 
     def _open(self) -> None:
-        self._path = self._directory / os.urandom(8).hex()
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-        self._fd = os.open(self._path, flags, 0o600)
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
+        while True:
+            self._path = self._directory / os.urandom(8).hex()
+            fd = os.open(self._path, flags, 0o600)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.fstat(fd).st_nlink:
+                self._fd = fd
+                return
+            os.close(fd)  # somebody adopted it, empty, between our two calls
 
 
 def _line(temporary: str, final: str) -> bytes:

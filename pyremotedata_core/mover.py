@@ -24,6 +24,7 @@ from .errors import (
     ServerRefused,
     TransferError,
     TransferTimeout,
+    from_oserror,
 )
 from .journal import Journal, Orphan
 from .local import LocalSource, Memory, Part, check_target, make_directory
@@ -230,7 +231,7 @@ class Mover:
 
     def segments(self, url: RemoteURL) -> bool:
         """Whether the URL's transport moves parts of a file."""
-        return self._transport(url) == "sftp"
+        return url.scheme == "sftp" and self._transport(url) == "sftp"
 
     def _transport(self, url: RemoteURL) -> str:
         chosen = self.settings.transport
@@ -543,7 +544,12 @@ class Store(_FileJob):
             return
         self._size = self._source.size
         self._temporary = self._mover.temporary_beside(self._url.path)
-        self._mover.journal(self._url).begin(self._temporary, self._url.path)
+        try:
+            self._mover.journal(self._url).begin(self._temporary, self._url.path)
+        except OSError as error:
+            self._source.close()
+            self._end(None, from_oserror(error, "the journal of uploads"))
+            return
         if self._size <= SEGMENT_BYTES or not self._mover.segments(self._url):
             self._submit(
                 "write",

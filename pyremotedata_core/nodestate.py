@@ -75,7 +75,8 @@ class SessionSlots:
     def wait(self) -> None:
         """Show the holders that this process waits."""
         if self._waiting is None:
-            self._waiting = _try_lock(f"{self._base}.wait", fcntl.LOCK_SH)
+            with contextlib.suppress(OSError):
+                self._waiting = _try_lock(f"{self._base}.wait", fcntl.LOCK_SH)
 
     def stop_waiting(self) -> None:
         """No longer wait."""
@@ -87,7 +88,10 @@ class SessionSlots:
         """Whether another process waits for a slot."""
         if self._waiting is not None:
             return True
-        fd = _try_lock(f"{self._base}.wait", fcntl.LOCK_EX)
+        try:
+            fd = _try_lock(f"{self._base}.wait", fcntl.LOCK_EX)
+        except OSError:
+            return False  # no descriptor is left, or no space: not a matter of politeness
         if fd is None:
             return True
         os.close(fd)

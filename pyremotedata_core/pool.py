@@ -373,9 +373,7 @@ class Pool:
         self._reopen = self._loop.call_later(delay_s, open_again)
 
     def _open(self, leader: PoolSession | None = None) -> bool:
-        slot = self._slots.acquire()
-        if slot is None:
-            return False
+        slot = None
         started = time.monotonic()
         holder: list[PoolSession] = []
 
@@ -387,15 +385,18 @@ class Pool:
                 self._lost(holder[0], error)
 
         try:
+            slot = self._slots.acquire()
+            if slot is None:
+                return False
             session = self._make_session(on_open, on_lost, leader)
-        except TransferError as error:
-            os.close(slot)
+        except (TransferError, OSError) as error:
+            if slot is not None:
+                os.close(slot)
+            if self._sessions:
+                return False  # it works with those that are there
+            if isinstance(error, OSError) and not isinstance(error, TransferError):
+                error = ConnectionLost(f"cannot start a session: {error}", self._url)
             self._loop.call_soon(partial(self._fail_queued, error))
-            return True
-        except OSError as error:
-            os.close(slot)
-            lost = ConnectionLost(f"cannot start a session: {error.strerror}", self._url)
-            self._loop.call_soon(partial(self._fail_queued, lost))
             return True
         holder.append(session)
         if leader is not None:
