@@ -9,11 +9,13 @@ import pytest
 
 from pyremotedata_core import (
     ConfigurationError,
+    ConnectionSettings,
     Remote,
     RemoteFileNotFound,
     RemotePermissionDenied,
     RemoteURL,
     ServerRefused,
+    Stat,
     TransferEngine,
     TransferError,
     TransferTimeout,
@@ -358,3 +360,22 @@ def test_repr_names_the_remote_and_no_secret(sshd):
         assert str(RemoteURL.parse(sshd.url())) in repr(remote)
         assert "canary" not in repr(remote) + repr(remote.engine)
     os.environ.pop("PYREMOTEDATA_PASSWORD", None)
+
+
+@pytest.mark.parametrize("size", [3, LARGE])
+def test_what_no_transport_serves_is_told_whatever_is_asked(tmp_path, size):
+    (tmp_path / "a").write_bytes(bytes(size))
+    url = "ftp://host/x"
+    known = Stat("file", size, MTIME)
+    with TransferEngine(ConnectionSettings(transport="sftp")) as engine:
+        for future in (
+            engine.stat(url),
+            engine.fetch(url, tmp_path / "b", expect=known),
+            engine.store(tmp_path / "a", url),
+            engine.fetch_tree(url, tmp_path / "t"),
+            engine.store_tree(tmp_path, url),
+            engine.remove(url, recursive=True),
+        ):
+            error = future.exception(30)
+            assert type(error) is ConfigurationError
+            assert str(error).startswith(url)
