@@ -151,9 +151,8 @@ def fsspec_inputs(site: Site, _: Client, protocol: str = "sftp", **options: Any)
 
 
 def simplecache_inputs(site: Site, client: Client) -> list[Any]:
-    """As `fsspec_inputs`, with a folder in which whole files are kept."""
-    cache = {"cache_storage": str(site.folder / "simplecache"), "same_names": False}
-    return fsspec_inputs(site, client, "simplecache", simplecache=cache)
+    """As `fsspec_inputs`, with a folder for each process, as is the default: it locks nothing."""
+    return fsspec_inputs(site, client, "simplecache")
 
 
 def fsspec_read(given: tuple[str, dict[str, Any]]) -> bytes:
@@ -389,6 +388,7 @@ def cluster(case: Case, folder: Path) -> Iterator[Client]:
                 "env": {
                     "PYREMOTEDATA_CACHE_DIR": str(folder / f"cache-{number % case.caches}"),
                     "PYREMOTEDATA_AUTO": "yes",
+                    "TMPDIR": str(folder),
                 },
                 "local_directory": str(folder),
                 "silence_logs": logging.WARNING,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .finding import glob
     from .localpaths import local
     from .outputs import stage_out
+    from .plotting import plot
     from .plugin import StagingPlugin
     from .remotefile import RemoteFile
     from .report import stats
@@ -27,11 +28,12 @@ _HOME = {
     "StagingPlugin": "plugin",
     "glob": "finding",
     "local": "localpaths",
+    "plot": "plotting",
     "stage_out": "outputs",
     "stats": "report",
 }
 
-__all__ = ["RemoteFile", "StagingPlugin", "glob", "local", "stage_out", "stats"]
+__all__ = ["RemoteFile", "StagingPlugin", "glob", "local", "plot", "stage_out", "stats"]
 
 
 def __getattr__(name: str) -> Any:

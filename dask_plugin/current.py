@@ -18,7 +18,7 @@ from pyremotedata_core.stager import shared_stager
 
 if TYPE_CHECKING:
     from .remotefile import RemoteFile
-    from .staging import WorkerStaging
+    from .staging import Counts, WorkerStaging
 
 _ON_LOOP = (
     "a coroutine task must not wait for a file on the worker's event loop: decorate it with"
@@ -41,6 +41,11 @@ def dismiss(worker: Any) -> None:
 def staging_of(worker: Any) -> WorkerStaging | None:
     """Return the staging of a worker."""
     return _stagings.get(worker)
+
+
+def counts() -> list[Counts]:
+    """Return what staging has cost on each worker of this process."""
+    return [staging.counts() for staging in list(_stagings.values())]
 
 
 def announce(handle: RemoteFile) -> None:

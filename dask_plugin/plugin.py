@@ -18,7 +18,7 @@ from pyremotedata_core import ConfigurationError, ConnectionSettings
 from pyremotedata_core.config import parse_bytes
 from pyremotedata_core.stager import Stager, shared_stager
 
-from . import current
+from . import current, metrics
 from .broker import JOIN, Broker
 from .peers import PeerSource
 from .remotefile import RemoteFile
@@ -41,7 +41,8 @@ _ALIVE = {
     "flight",
 }
 _WORKING = {Status.running, Status.paused, Status.closing_gracefully, Status.init}
-_RUNNING = {"executing", "long-running", "cancelled", "resumed"}
+_COMPUTING = {"executing", "long-running"}
+_RUNNING = _COMPUTING | {"cancelled", "resumed"}
 # At the most this share of the cache's budget is for files that no task has opened yet.
 _AHEAD_SHARE = 4
 SETTLE_S = 0.01
@@ -85,8 +86,9 @@ class StagingPlugin(WorkerPlugin):
     one installs, arranges that; it needs this package there. Where that fails, each node reads
     from the archive.
 
-    Each fetch is a red bar of its task in the dashboard's task stream, and each file that a task
-    opens an event: ``client.get_events("pyremotedata")``.
+    Each fetch is a red bar of its task in the dashboard's task stream; each file that a task opens
+    and each task that computes with files is an event, ``client.get_events("pyremotedata")``,
+    which `plot` draws. Counters are on the worker's Prometheus endpoint, and in `stats`.
 
     A worker is sent about one task more than it has threads, so the look-ahead is one file deep
     or so. ``dask.config.set({"distributed.scheduler.worker-saturation": 2.0})`` before the
@@ -136,6 +138,7 @@ class StagingPlugin(WorkerPlugin):
             self._make_stager, self.ahead_files, self.ahead_bytes, self._tell
         )
         current.enlist(worker, self._staging)
+        metrics.expose(current.counts)
         for task in worker.state.tasks.values():
             if task.state in ("waiting", "ready", "constrained"):
                 handles = chain(handles_in(task.run_spec), self._handles_before(task))
@@ -150,15 +153,19 @@ class StagingPlugin(WorkerPlugin):
             peers.close()
         if staging is not None:
             current.dismiss(worker)
+            if not current.counts():
+                metrics.conceal()
             self._retire(worker, staging)
 
-    def transition(self, key: Any, start: str, finish: str, **_: Any) -> None:  # noqa: ARG002
+    def transition(self, key: Any, start: str, finish: str, **_: Any) -> None:
         """Follow a task; called by the worker on its event loop."""
         staging = self._staging
         if staging is None:
             return
         try:
             task = self._worker.state.tasks.get(key)
+            if start in _COMPUTING and finish == "memory":
+                self._tell_computed(task)
             if task is None or task.state not in _ALIVE:
                 staging.end(key)
             elif finish == "waiting":
@@ -187,6 +194,17 @@ class StagingPlugin(WorkerPlugin):
         self._settling = False
         if not Scheduler._instances:  # where there is one, whole graphs are unpickled
             staging.settle()
+
+    def _tell_computed(self, task: Any) -> None:
+        """Note, in an event, when a task that has files has computed."""
+        staging = self._staging
+        if task is None or staging is None or not staging.has_files(task.key):
+            return
+        for bar in task.startstops:
+            if bar["action"] == "compute":
+                event = {"action": "computed", "key": str(task.key)}
+                times = {"start": bar["start"], "stop": bar["stop"]}
+                self._worker.log_event(TOPIC, {**event, **times})
 
     def _tell(self, opened: Opened) -> None:
         """Show a file as a bar of its task in the dashboard, and as an event."""

@@ -205,6 +205,11 @@ class WorkerStaging:
                 handle, _ = self._loose.popitem(last=False)
                 self.end(("loose", handle))
 
+    def has_files(self, key: Hashable) -> bool:
+        """Whether a task has opened files, or had them fetched."""
+        with self._changed:
+            return bool(self._tasks.get(key))
+
     @property
     def has_arrivals(self) -> bool:
         """Whether there is something to settle."""

@@ -559,8 +559,11 @@ def test_fetches_are_bars_of_their_tasks_and_openings_are_events(
         assert client.submit(len_of, handle(server, relay, "a"), key="again").result() == 100_000
     bars = {entry["key"]: [bar["action"] for bar in entry["startstops"]] for entry in stream.data}
     assert sorted(bars["reader"]) == ["compute", "transfer"]
-    wait_until(lambda: len(client.get_events("pyremotedata")) == 2, "both events are there")
-    events = [event for _, event in client.get_events("pyremotedata")]
+    wait_until(lambda: len(client.get_events("pyremotedata")) == 4, "all events are there")
+    both = [event for _, event in client.get_events("pyremotedata")]
+    computed = [event["key"] for event in both if event["action"] == "computed"]
+    assert computed == ["reader", "again"]
+    events = [event for event in both if event["action"] == "opened"]
     assert [(event["key"], event["source"]) for event in events] == [
         ("reader", "archive"),
         ("again", "node"),

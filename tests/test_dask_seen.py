@@ -1,0 +1,89 @@
+"""What users see of staging: counters on the Prometheus endpoint, and a plot."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+
+from dask_plugin import RemoteFile, StagingPlugin, plot
+from dask_plugin.plotting import STEPS, draw, spread
+
+distributed = pytest.importorskip("distributed")
+
+
+def length(file) -> int:
+    return len(Path(file).read_bytes())
+
+
+def metrics_of(port: int) -> dict[str, float]:
+    text = urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30).read().decode()
+    found = re.findall(r"^(pyremotedata_[a-z_]+(?:{[^}]*})?) ([0-9.e+-]+)$", text, re.MULTILINE)
+    return {name: float(value) for name, value in found if "created" not in name}
+
+
+@pytest.fixture
+def client(sshd, tmp_path):
+    with (
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=True, dashboard_address=":0"
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        cache = str(tmp_path / "cache")
+        client.register_plugin(StagingPlugin(ssh_config=str(sshd.ssh_config), cache_dir=cache))
+        yield client
+
+
+def test_the_workers_endpoint_counts_files_and_bytes(client, sshd, remote_directory):
+    pytest.importorskip("prometheus_client")
+    sshd.make(f"{remote_directory}/a", bytes(1000))
+    file = RemoteFile(sshd.url(f"{remote_directory}/a"))
+    for _ in range(2):
+        assert client.submit(length, file, pure=False).result() == 1000
+    (port,) = client.run(lambda dask_worker: dask_worker.http_server.port).values()
+    found = metrics_of(port)
+    assert found['pyremotedata_files_total{source="archive"}'] == 1
+    assert found['pyremotedata_bytes_total{source="archive"}'] == 1000
+    assert found['pyremotedata_files_total{source="node"}'] == 1
+    assert found['pyremotedata_files_total{source="peer"}'] == 0
+    assert found["pyremotedata_waited_seconds_total"] > 0
+    client.unregister_worker_plugin(StagingPlugin.name)
+    assert metrics_of(port) == {}
+
+
+def test_a_plot_is_drawn_from_the_events(client, sshd, remote_directory, tmp_path):
+    pytest.importorskip("matplotlib")
+    with pytest.raises(ValueError, match="no events"):
+        plot(client, tmp_path / "none.png")
+    sshd.make(f"{remote_directory}/a", bytes(100_000))
+    file = RemoteFile(sshd.url(f"{remote_directory}/a"))
+    assert client.submit(length, file).result() == 100_000
+    plot(client, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    plot(client, tmp_path / "plot.svg")
+    text = (tmp_path / "plot.svg").read_text()
+    assert "</svg>" in text
+
+
+def test_events_that_are_not_ours_are_not_drawn(tmp_path):
+    with pytest.raises(ValueError, match="no events"):
+        draw([(0, "something"), (0, {"action": "other"})], tmp_path / "plot.png")
+
+
+def test_amounts_are_spread_over_their_time_and_none_is_lost():
+    spans = [(0.0, 10.0, 100.0), (2.5, 2.6, 7.0), (9.999, 10.0, 3.0), (5.0, 5.0, 1.0)]
+    rates = spread(spans, 10.0 / STEPS)
+    assert sum(rates) * 10.0 / STEPS == pytest.approx(111.0)
+    assert rates[0] == pytest.approx(10.0)
+
+
+def test_matplotlib_is_imported_for_plots_only():
+    program = "import sys, dask_plugin.plotting, dask_plugin.plugin; print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "'dask_plugin.plotting'" in done.stdout
+    assert "'matplotlib'" not in done.stdout
