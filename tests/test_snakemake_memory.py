@@ -136,3 +136,22 @@ def test_memory_is_bounded(monkeypatch):
     assert sum(len(d.answers) for d in memory._directories.values()) <= 100
     assert memory.recall(url("/49/9")).stat == FILE
     assert memory.recall(url("/0/9")) is None
+
+
+def test_nothing_exists_below_a_directory_that_is_missing():
+    memory = Memory()
+    memory.remember(url("/a/missing"), None, now())
+    memory.remember(url("/a/there"), DIRECTORY, now())
+    assert memory.recall(url("/a/missing/deep/file")).stat is None
+    assert memory.recall(url("/a/there/deep/file")) is None
+    memory.remember_listing(url("/b"), [], now())
+    assert memory.recall(url("/b/x/y")).stat is None
+    memory.remember(url("/b/x/y"), FILE, now())
+    assert memory.recall(url("/b/x/y")).stat == FILE
+    assert memory.recall(url("/b/x/z")) is None
+
+
+def test_that_a_directory_is_missing_is_forgotten_as_fast_as_for_a_file():
+    memory = Memory()
+    memory.remember(url("/a/missing"), None, now(ago_s=NEGATIVE_S))
+    assert memory.recall(url("/a/missing/file")) is None

@@ -149,6 +149,20 @@ def test_a_dry_run_asks_little_of_the_server(counted):
     assert counted.server.logins() <= 2
 
 
+def test_outputs_in_directories_that_do_not_exist_yet_cost_few_questions(counted):
+    counted.write(
+        """
+        rule all:
+            input: storage(expand("@URL@/out/{n}/{k}", n=range(40), k=["a", "b"]))
+        rule one:
+            output: storage("@URL@/out/{n}/a"), storage("@URL@/out/{n}/b")
+            shell: "touch {output}"
+        """
+    )
+    counted.run("-n").succeeded()
+    assert counted.server.requests() <= 20, counted.server.request_kinds()
+
+
 def test_questions_do_not_grow_with_the_rounds_of_scheduling(counted):
     for n in range(30):
         counted.make_remote(f"in/{n}", b"x" * n)

@@ -42,7 +42,8 @@ class Lookup:
     async def stat(self, url: RemoteURL, wait: Wait) -> Stat | None:
         """Return the stat of a file or directory (links followed), None if it does not exist.
 
-        The second question about a directory lists it. Raises `TransferError` for everything
+        The second question about a directory lists it, and the second directory without what was
+        asked for has the one above it listed. Raises `TransferError` for everything
         but a clear "there is no such file".
         """
         known = self.memory.recall(url)
@@ -50,7 +51,11 @@ class Lookup:
             known = self.memory.recall(url)
         if known is not None:
             return known.stat
-        return await self.ask(url, wait)
+        stat = await self.ask(url, wait)
+        # Outputs often have directories of their own, none of which exists before the first run.
+        if stat is None and self.memory.should_list(url.parent):
+            await self._list(url.parent.parent, wait)
+        return stat
 
     async def ask(self, url: RemoteURL, wait: Wait) -> Stat | None:
         """Return what the server says of a file now, None if it does not exist."""

@@ -73,18 +73,14 @@ class Memory:
         """Return what may be believed of a file now, None when it must be asked for."""
         now = time.monotonic()
         with self._lock:
-            directory = self._directories.get(url.parent)
-            if directory is None:
-                return None
-            known = directory.answers.get(url.name)
-            if known is not None and known.holds(now):
-                return known
-            # A name that the last listing did not hold; a link there says nothing of its target.
-            unlisted = Known(None, directory.listed_at)
-            older = known is None or known.asked_at < directory.listed_at
-            if unlisted.holds(now) and older and url.name not in directory.links:
-                return unlisted
-            return None
+            known = self._recall(url, now)
+            # Nothing is below what is missing.
+            while known is None and (parent := url.parent) != url:
+                above = self._recall(parent, now)
+                if above is not None:
+                    return above if above.stat is None else None
+                url = parent
+            return known
 
     def listing(self, directory_url: RemoteURL) -> dict[str, Stat] | None:
         """Return the names that a listing taken just now has found, None if there is none.
@@ -161,6 +157,20 @@ class Memory:
                 if (u.path + "/").startswith(below) and u.server == url.server
             ]:
                 self._names -= len(self._directories.pop(other).answers)
+
+    def _recall(self, url: RemoteURL, now: float) -> Known | None:
+        directory = self._directories.get(url.parent)
+        if directory is None:
+            return None
+        known = directory.answers.get(url.name)
+        if known is not None and known.holds(now):
+            return known
+        # A name that the last listing did not hold; a link there says nothing of its target.
+        unlisted = Known(None, directory.listed_at)
+        older = known is None or known.asked_at < directory.listed_at
+        if unlisted.holds(now) and older and url.name not in directory.links:
+            return unlisted
+        return None
 
     def _directory(self, url: RemoteURL) -> _Directory:
         found = self._directories.get(url)
