@@ -1,0 +1,397 @@
+"""Downloads, uploads and listings on an SFTP session, with hundreds of requests in flight."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from functools import partial
+from typing import Any
+
+from ..errors import (
+    ConnectionLost,
+    RemoteChanged,
+    ServerRefused,
+    TransferError,
+    from_oserror,
+)
+from ..model import Entry, Stat
+from ..names import check_component
+from . import wire
+from .base import Operation, Sink, Source
+from .sftp import CHUNK_BYTES, SftpSession
+from .sftp_sequences import (
+    Run,
+    cannot_create,
+    discard,
+    error_of,
+    local_changed,
+    path_of,
+    publish,
+    url_of,
+)
+
+
+class Listing:
+    """Lists a directory with several READDIRs in flight; more as it proves to be large."""
+
+    __slots__ = (
+        "_ended",
+        "_entries",
+        "_error",
+        "_flight",
+        "_handle",
+        "_operation",
+        "_path",
+        "_session",
+    )
+
+    def __init__(self, session: SftpSession, operation: Operation) -> None:
+        self._session, self._operation = session, operation
+        self._path = operation.args[0]
+        self._entries: list[Entry] = []
+        self._error: TransferError | None = None
+        self._ended = False
+        self._flight = 0
+        session.request(wire.OPENDIR, path_of(self._path), self._opened)
+
+    def _opened(self, kind: int, body: memoryview, _data: Any) -> None:
+        if kind != wire.HANDLE:
+            error = error_of(self._session, self._path, (kind, body))
+            if type(error) is TransferError:
+                error = ServerRefused(f"not a directory? {error.message}", error.url)
+            self._session.finish(self._operation, None, error)
+            return
+        self._handle = wire.string(wire.read_string(body, 0)[0])
+        for _ in range(4):
+            self._ask()
+
+    def _ask(self) -> None:
+        self._flight += 1
+        self._session.request(wire.READDIR, self._handle, self._named)
+
+    def _named(self, kind: int, body: memoryview, _data: Any) -> None:
+        self._flight -= 1
+        if kind == wire.NAME:
+            entries = wire.read_names(body)
+            self._ended = self._ended or not entries
+            try:
+                for entry in entries:
+                    if entry.name not in (".", ".."):
+                        check_component(entry.name, url_of(self._session, self._path))
+                        self._entries.append(entry)
+            except TransferError as error:
+                self._error = self._error or error
+                self._ended = True
+            if not self._ended and not self._operation.cancelled:
+                self._ask()
+                if self._flight < 16:
+                    self._ask()
+        else:
+            self._ended = True
+            if kind != wire.STATUS or wire.read_u32(body) != wire.EOF:
+                self._error = self._error or error_of(self._session, self._path, (kind, body))
+        if not self._flight:
+            self._session.request(wire.CLOSE, self._handle, self._closed)
+
+    def _closed(self, _kind: int, _body: memoryview, _data: Any) -> None:
+        result = None if self._error else self._entries
+        self._session.finish(self._operation, result, self._error)
+
+
+class Download:
+    """Reads bytes [offset, offset + length) of a file into a sink.
+
+    OPEN; then all reads, FSTAT and CLOSE in flight together. A server answers the requests on one
+    handle as if in order, so the FSTAT shows the file as it was after the reads: equal to the
+    earlier stat means that size and mtime stood still from then until now.
+    """
+
+    __slots__ = (
+        "_closing",
+        "_error",
+        "_expect",
+        "_flight",
+        "_gaps",
+        "_handle",
+        "_operation",
+        "_path",
+        "_ranges",
+        "_session",
+        "_sink",
+    )
+
+    def __init__(self, session: SftpSession, operation: Operation) -> None:
+        path, sink, offset, length, expect = operation.args
+        self._session, self._operation = session, operation
+        self._path: str = path
+        self._sink: Sink = sink
+        self._expect: Stat = expect
+        self._error: TransferError | None = None
+        self._gaps: list[tuple[int, int]] = [(offset, offset + length)] if length else []
+        self._open()
+
+    def _open(self) -> None:
+        self._ranges = deque(self._gaps)
+        self._gaps = []
+        self._flight = 0
+        self._closing = False
+        body = path_of(self._path) + wire.u32(wire.O_READ) + wire.NO_ATTRS
+        self._session.request(wire.OPEN, body, self._opened)
+
+    def _opened(self, kind: int, body: memoryview, _data: Any) -> None:
+        if kind != wire.HANDLE:
+            error = error_of(self._session, self._path, (kind, body))
+            self._session.finish(self._operation, None, error)
+            return
+        self._handle = wire.string(wire.read_string(body, 0)[0])
+        self._session.want_reads(self)
+
+    def issue(self) -> bool:
+        """Send the next read, or the last questions."""
+        session = self._session
+        if self._operation.cancelled:
+            self._fail(ConnectionLost("cancelled", retryable=False))
+        if self._ranges:
+            offset, end = self._ranges[0]
+            chunk = session.read_bytes
+            if session.may_probe and end - offset > chunk:
+                session.may_probe = False  # one question shows what the server is good for
+                chunk = CHUNK_BYTES
+            size = min(chunk, end - offset)
+            if offset + size < end:
+                self._ranges[0] = (offset + size, end)
+            else:
+                self._ranges.popleft()
+            body = self._handle + wire.u64(offset) + wire.u32(size)
+            self._flight += 1
+            session.asked_for(size)
+            session.request(wire.READ, body, self._data, (offset, size))
+            if self._ranges:
+                return True
+        if not session.careful or not self._flight:
+            self._close()
+        return False
+
+    def _close(self) -> None:
+        if not self._closing:
+            self._closing = True
+            self._flight += 2
+            self._session.request(wire.FSTAT, self._handle, self._statted)
+            self._session.request(wire.CLOSE, self._handle, self._closed)
+
+    def _data(self, kind: int, body: memoryview, asked: tuple[int, int]) -> None:
+        offset, size = asked
+        session = self._session
+        session.read_window -= size
+        self._flight -= 1
+        if kind == wire.DATA:
+            length = wire.read_u32(body)
+            if length > size or length != len(body) - 4:
+                raise wire.Garbage(f"{length} bytes of data where {size} were asked for")
+            self._keep(body[4:], offset)
+            if length < size:
+                self._short(offset, size, length)
+            elif size > session.read_bytes:
+                session.read_bytes = size
+        elif kind == wire.STATUS and wire.read_u32(body) == wire.EOF:
+            self._fail(self._changed())
+        else:
+            self._fail(error_of(session, self._path, (kind, body)))
+        self._progress()
+
+    def _keep(self, data: memoryview, offset: int) -> None:
+        if self._error or self._operation.cancelled:
+            return
+        try:
+            self._sink.write(data, offset)
+        except OSError as error:
+            self._fail(from_oserror(error, self._sink.path))
+            return
+        operation = self._operation
+        operation.moved += len(data)
+        if operation.on_bytes:
+            operation.on_bytes(len(data))
+
+    def _short(self, offset: int, size: int, length: int) -> None:
+        session = self._session
+        if not length:
+            self._fail(self._changed())
+            return
+        if size > session.read_bytes:  # the probe's answer: the server's own limit
+            session.read_bytes = max(session.read_bytes, length)
+        else:
+            session.careful = True
+        self._gaps.append((offset + length, offset + size))
+
+    def _statted(self, kind: int, body: memoryview, _data: Any) -> None:
+        self._flight -= 1
+        if kind != wire.ATTRS:
+            self._fail(error_of(self._session, self._path, (kind, body)))
+        elif not wire.read_attrs(body)[0].same_content(self._expect):
+            self._fail(self._changed())
+        self._progress()
+
+    def _closed(self, _kind: int, _body: memoryview, _data: Any) -> None:
+        self._flight -= 1
+        self._progress()
+
+    def _progress(self) -> None:
+        if self._flight:
+            return
+        if self._gaps and not self._closing and not self._error:
+            self._ranges.extend(self._gaps)
+            self._gaps = []
+            self._session.want_reads(self)
+        elif not self._closing:
+            if not self._ranges:
+                self._close()
+        elif self._gaps and not self._error:
+            self._open()
+        else:
+            self._session.finish(self._operation, None, self._error)
+
+    def _changed(self) -> RemoteChanged:
+        return RemoteChanged(
+            "the file changed while it was read", url_of(self._session, self._path)
+        )
+
+    def _fail(self, error: TransferError) -> None:
+        self._error = self._error or error
+        self._ranges.clear()
+        self._gaps.clear()
+
+
+class Upload:
+    """Writes bytes [offset, offset + length) of a local file into a remote file.
+
+    OPEN; then all writes and CLOSE in flight together. With ``publish_as`` it makes the file
+    under its temporary name, and publishes it in the end.
+    """
+
+    __slots__ = (
+        "_closing",
+        "_end",
+        "_error",
+        "_flight",
+        "_handle",
+        "_next",
+        "_operation",
+        "_session",
+        "_source",
+        "_target",
+        "_temporary",
+    )
+
+    def __init__(
+        self,
+        session: SftpSession,
+        operation: Operation,
+        temporary: str,
+        source: Source,
+        offset: int,
+        length: int,
+        target: tuple[str, bool] | None = None,
+    ) -> None:
+        self._session, self._operation = session, operation
+        self._temporary, self._source, self._target = temporary, source, target
+        self._next, self._end = offset, offset + length
+        self._error: TransferError | None = None
+        self._closing = False
+        self._flight = 0
+        flags = wire.O_WRITE
+        if target:
+            flags |= wire.O_CREAT | wire.O_EXCL
+            if operation.attempts:  # the attempt before may have left its file
+                session.request(wire.REMOVE, path_of(temporary), _ignore)
+        body = path_of(temporary) + wire.u32(flags) + wire.NO_ATTRS
+        session.request(wire.OPEN, body, self._opened)
+
+    def _opened(self, kind: int, body: memoryview, _data: Any) -> None:
+        session = self._session
+        if kind != wire.HANDLE:
+            path = self._target[0] if self._target else self._temporary
+            error = cannot_create(error_of(session, path, (kind, body)))
+            session.finish(self._operation, None, error)
+            return
+        self._handle = wire.string(wire.read_string(body, 0)[0])
+        session.want_writes(self)
+
+    def issue(self) -> bool:
+        """Send the next write, or the last question."""
+        session, source = self._session, self._source
+        if self._operation.cancelled:
+            self._fail(ConnectionLost("cancelled", retryable=False))
+        if self._next < self._end and not self._error:
+            size = min(session.write_bytes, self._end - self._next)
+            try:
+                data = os.pread(source.fd, size, self._next)
+            except OSError as error:
+                self._fail(from_oserror(error, source.path))
+            else:
+                if len(data) < size:
+                    self._fail(local_changed(source))
+                else:
+                    body = self._handle + wire.u64(self._next) + wire.u32(size)
+                    session.sent(size)
+                    self._flight += 1
+                    self._next += size
+                    session.request_write(body, data, self._written, size)
+                    if self._next < self._end:
+                        return True
+        self._close()
+        return False
+
+    def _close(self) -> None:
+        session = self._session
+        self._closing = True
+        if session.settings.fsync and "fsync@openssh.com" in session.extensions:
+            self._flight += 1
+            body = wire.string(b"fsync@openssh.com") + self._handle
+            session.request(wire.EXTENDED, body, self._status)
+        self._flight += 1
+        session.request(wire.CLOSE, self._handle, self._status)
+
+    def _written(self, kind: int, body: memoryview, size: int) -> None:
+        session = self._session
+        session.write_window -= size
+        if kind == wire.STATUS and wire.read_u32(body) == wire.OK:
+            operation = self._operation
+            operation.moved += size
+            if operation.on_bytes:
+                operation.on_bytes(size)
+        self._status(kind, body, None)
+
+    def _status(self, kind: int, body: memoryview, _data: Any) -> None:
+        if kind != wire.STATUS or wire.read_u32(body) != wire.OK:
+            session = self._session
+            path = self._target[0] if self._target else self._temporary
+            error = error_of(session, path, (kind, body))
+            if type(error) is TransferError:
+                error = ServerRefused(
+                    f"the server cannot write ({error.message}); is its disk or your quota full?",
+                    error.url,
+                )
+            self._fail(error)
+        self._flight -= 1
+        if self._closing and not self._flight:
+            self._conclude()
+
+    def _conclude(self) -> None:
+        session, operation, error = self._session, self._operation, self._error
+        end = partial(session.finish, operation)
+        if self._target is None:
+            end(None, error)
+        elif error:
+            Run(session, discard(self._temporary, error), end)
+        else:
+            path, overwrite = self._target
+            again = bool(operation.attempts)
+            sequence = publish(session, self._temporary, path, self._source, overwrite, again=again)
+            Run(session, sequence, end)
+
+    def _fail(self, error: TransferError) -> None:
+        self._error = self._error or error
+
+
+def _ignore(_kind: int, _body: memoryview, _data: Any) -> None:
+    """The answer does not matter."""
