@@ -31,6 +31,7 @@ class Host:
         self._jobs: dict[int, Any] = {}
         self._objects: list[Any] = []  # keeps the ids of `_jobs` from being used again
         self._jobs_of: tuple[int, int] | None = None
+        self._looked_at: tuple[int, int, int] | None = None
 
     @classmethod
     def of_caller(cls) -> Host:
@@ -82,10 +83,15 @@ class Host:
         try:
             if self._workflow.dryrun or self._workflow.iocache.active:
                 return None  # the DAG is being built, or is only shown
-            for job in self._workflow.dag.needrun_jobs():
+            dag = self._workflow.dag
+            looked_at = (id(provider), id(dag), len(dag.jobs))
+            if looked_at == self._looked_at:
+                return None
+            for job in dag.needrun_jobs():
                 for found in _stored_of(job):
                     if found.provider is provider:
                         return job.rule.name, found.print_query
+            self._looked_at = looked_at
         except Exception:
             return None
         return None
