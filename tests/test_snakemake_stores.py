@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("snakemake")
 
-from .snakemake_workflow import Workflow
+from .snakemake_workflow import Workflow, removes_remote_outputs
 
 
 @pytest.fixture
@@ -122,6 +122,7 @@ def copied(workflow):
     return workflow
 
 
+@removes_remote_outputs
 def test_delete_all_output_removes_the_outputs_and_nothing_else(copied):
     copied.run().succeeded()
     assert len(remote_files(copied)) == len(INPUTS) + 1 + 5
@@ -142,6 +143,7 @@ def test_cleaning_up_local_copies_removes_no_remote_input(copied, arguments):
     assert set(INPUTS) <= set(remote_files(copied))
 
 
+@removes_remote_outputs
 def test_a_failed_job_takes_its_own_outputs_away_and_no_input(copied):
     copied.run().succeeded()
     text = copied.path("Snakefile").read_text()
