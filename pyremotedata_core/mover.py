@@ -50,7 +50,7 @@ class Mover:
     def __init__(self, loop: Loop, settings: ConnectionSettings) -> None:
         self.loop = loop
         self.settings = settings
-        self._pools: dict[str, Pool] = {}
+        self._pools: dict[tuple[Any, ...], Pool] = {}
         self._names = TemporaryNames()
         self._jobs: set[Job] = set()
         self._journals: dict[str, Journal] = {}
@@ -197,13 +197,14 @@ class Mover:
         ConfigurationError
             If no transport serves the URL.
         """
-        pool = self._pools.get(url.server)
+        key = (url.scheme, url.user, url.host, url.port)
+        pool = self._pools.get(key)
         if pool is None:
             settings = self.settings.for_url(url)
             make = self._session_maker(url, settings)
             on_open = partial(self._clear_orphans, url)
             pool = Pool(self.loop, url.server, settings, make, on_open)
-            self._pools[url.server] = pool
+            self._pools[key] = pool
         return pool
 
     def temporary_beside(self, path: str) -> str:
