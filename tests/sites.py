@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -9,6 +10,8 @@ import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from pyremotedata_core import RemoteURL, Stat, TransferEngine
 from pyremotedata_core.names import is_temporary
@@ -19,7 +22,15 @@ TRANSPORTS = ["sftp"]
 if shutil.which("lftp") and importlib.util.find_spec("pyremotedata_core.transports.lftp"):
     TRANSPORTS.append("lftp")
 SERVERS = ["openssh", "plain", "chrooted", "miglike"]
-SITES = [f"{transport}-{server}" for transport in TRANSPORTS for server in SERVERS]
+_RARELY = {("lftp", "plain"), ("lftp", "chrooted")}  # to lftp they are as any other
+SITES = [
+    pytest.param(
+        f"{transport}-{server}",
+        marks=[pytest.mark.full] if (transport, server) in _RARELY else [],
+    )
+    for transport in TRANSPORTS
+    for server in SERVERS
+]
 
 _MIG_REFUSES = set('"\\*?#[]{}|<>^`')
 
@@ -89,7 +100,8 @@ def tree(root: Path) -> dict[str, bytes | None]:
             found[os.path.relpath(os.path.join(folder, name), root)] = None
         for name in files:
             path = os.path.join(folder, name)
-            with open(path, "rb") as file:
+            # A temporary file may go at any time.
+            with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
                 found[os.path.relpath(path, root)] = file.read()
     return found
 

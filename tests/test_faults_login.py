@@ -233,14 +233,14 @@ def test_another_program_at_the_port(sshd, listener):
 @pytest.mark.parametrize("serve", [lambda _: None, lambda c: c.sendall(b"SSH-2.0-x\r\n")])
 def test_a_server_that_never_answers_the_login(sshd, listener, serve):
     port = listener(serve)
-    error = attempt(f"sftp://127.0.0.1:{port}/", sshd.settings(timeout_s=3.0))
+    error = attempt(f"sftp://127.0.0.1:{port}/", sshd.settings(timeout_s=2.0))
     assert type(error) is TransferTimeout
     assert str(port) in str(error)
 
 
 def test_a_server_that_hangs_up(sshd, listener):
     port = listener(lambda client: client.close())
-    error = attempt(f"sftp://127.0.0.1:{port}/", sshd.settings(timeout_s=3.0))
+    error = attempt(f"sftp://127.0.0.1:{port}/", sshd.settings(timeout_s=2.0))
     assert type(error) is ConnectionLost
     assert "closed the connection" in str(error)
 

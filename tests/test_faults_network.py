@@ -22,9 +22,13 @@ from pyremotedata_core import (
 
 from .relay import Relay
 from .servers import ScriptedSshd, Sshd
-from .sites import TRANSPORTS, WAIT_S, temporaries, tree
+from .sites import TRANSPORTS as ALL_TRANSPORTS
+from .sites import WAIT_S, temporaries, tree
 
 LARGE = 17 * 2**20 + 12_345
+FULL = pytest.mark.full
+HOWS = ["truncated", "grown", pytest.param("replaced", marks=FULL), "rewritten"]
+TRANSPORTS = ["sftp", *(pytest.param(name, marks=FULL) for name in ALL_TRANSPORTS[1:])]
 
 
 class Link:
@@ -110,7 +114,7 @@ def under_way(directory: Path) -> Callable[[], object]:
 # --- broken ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["reset", "close"])
+@pytest.mark.parametrize("kind", ["reset", pytest.param("close", marks=FULL)])
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_download_goes_on_after_the_connection_broke(link, tmp_path, transport, kind):
     there = link(transport)
@@ -122,7 +126,7 @@ def test_a_download_goes_on_after_the_connection_broke(link, tmp_path, transport
     assert there.relay.status()["faults"] >= 1
 
 
-@pytest.mark.parametrize("kind", ["reset", "close"])
+@pytest.mark.parametrize("kind", ["close", pytest.param("reset", marks=FULL)])
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_an_upload_goes_on_after_the_connection_broke(link, tmp_path, transport, kind):
     there = link(transport)
@@ -152,7 +156,7 @@ def test_a_tree_goes_on_after_the_connection_broke_again_and_again(link, tmp_pat
     assert there.relay.status()["faults"] == 6
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("transport", ALL_TRANSPORTS)
 def test_a_server_that_is_killed_and_restarted_is_waited_for(link, tmp_path, transport):
     there = link(transport)
     data = there.make("a", LARGE)
@@ -202,7 +206,7 @@ def test_a_connection_that_breaks_before_it_gets_any_further_is_given_up(link, t
 # --- silent ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("transport", ALL_TRANSPORTS)
 def test_a_black_hole_ends_a_download_in_time(link, tmp_path, transport):
     there = link(transport, timeout_s=2.0)
     data = there.make("a", LARGE)
@@ -218,7 +222,7 @@ def test_a_black_hole_ends_a_download_in_time(link, tmp_path, transport):
     assert tree(tmp_path) == {"a": data}
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("transport", ALL_TRANSPORTS)
 def test_a_black_hole_ends_an_upload_in_time(link, tmp_path, transport):
     there = link(transport, timeout_s=2.0)
     data = there.make_local("a", LARGE)
@@ -289,7 +293,13 @@ def test_a_frozen_server_ends_in_time(link, tmp_path):
 @pytest.mark.parametrize("size", [3, LARGE])
 @pytest.mark.parametrize(
     ("request_kind", "extensions"),
-    [("create", True), ("rename", True), ("mkdir", True), ("rename", False), ("remove", False)],
+    [
+        ("create", True),
+        ("rename", True),
+        ("rename", False),
+        pytest.param("mkdir", True, marks=FULL),
+        pytest.param("remove", False, marks=FULL),
+    ],
 )
 def test_a_request_whose_answer_is_lost_is_not_done_twice(tmp_path, request_kind, extensions, size):
     """The server did it; the connection broke before it could say so."""
@@ -366,7 +376,7 @@ def rewrite(path: Path, how: str, data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-@pytest.mark.parametrize("how", ["truncated", "grown", "replaced", "rewritten"])
+@pytest.mark.parametrize("how", HOWS)
 def test_a_source_that_changes_during_a_download_is_never_spliced(link, tmp_path, transport, how):
     there = link(transport)
     old = there.make("a", LARGE)
@@ -409,7 +419,7 @@ def test_a_source_that_does_not_stop_changing_is_an_error_and_the_old_file_stays
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-@pytest.mark.parametrize("how", ["truncated", "grown", "replaced", "rewritten"])
+@pytest.mark.parametrize("how", HOWS)
 def test_a_source_that_changes_during_an_upload_is_never_spliced(link, tmp_path, transport, how):
     there = link(transport)
     old = there.make_local("a", LARGE)

@@ -347,7 +347,7 @@ def test_listing_a_silent_server_waits_only_once(tmp_path):
     """The second look, whether it is a file, is for servers that answer."""
     with (
         ScriptedSshd("lie", "silent") as server,
-        Remote(server.url(), ssh_config=str(server.ssh_config), timeout_s=3.0) as remote,
+        Remote(server.url(), ssh_config=str(server.ssh_config), timeout_s=2.0) as remote,
     ):
         before = server.logins()
         with pytest.raises(TransferTimeout):
