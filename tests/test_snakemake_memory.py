@@ -155,3 +155,22 @@ def test_that_a_directory_is_missing_is_forgotten_as_fast_as_for_a_file():
     memory = Memory()
     memory.remember(url("/a/missing"), None, now(ago_s=NEGATIVE_S))
     assert memory.recall(url("/a/missing/file")) is None
+
+
+def test_a_directory_whose_neighbours_were_worth_listing_is_listed_at_once():
+    memory = Memory()
+    for name in "ab":
+        assert not memory.should_list(url(f"/in/{name}/1"))
+        assert memory.should_list(url(f"/in/{name}/2"))
+        entries = [Entry("1", FILE), Entry("2", FILE)]
+        memory.remember_listing(url(f"/in/{name}"), entries, now())
+    assert memory.should_list(url("/in/c/1"))
+    assert not memory.should_list(url("/elsewhere/c/1"))
+
+
+def test_a_directory_with_large_neighbours_is_not_listed_for_one_file():
+    memory = Memory()
+    for name in "ab":
+        entries = [Entry(str(n), FILE) for n in range(memories.SMALL + 1)]
+        memory.remember_listing(url(f"/in/{name}"), entries, now())
+    assert not memory.should_list(url("/in/c/1"))

@@ -21,6 +21,9 @@ NEGATIVE_S = 1.0
 MAX_NAMES = 1_000_000  # some 200 bytes each
 # A listing brings about this many names for the price of one question.
 NAMES_PER_QUESTION = 64
+# After two such neighbours, a directory is listed at once: a question and a listing cost twice.
+NEIGHBOURS = 2
+SMALL = 1000
 _NEVER = -math.inf
 
 
@@ -68,6 +71,7 @@ class Memory:
         self._lock = threading.Lock()
         self._directories: dict[RemoteURL, _Directory] = {}
         self._names = 0
+        self._small_below: dict[RemoteURL, int] = {}
 
     def recall(self, url: RemoteURL) -> Known | None:
         """Return what may be believed of a file now, None when it must be asked for."""
@@ -100,7 +104,11 @@ class Memory:
         with self._lock:
             directory = self._directory(url.parent)
             directory.asked.add(url.name)
-            return directory.listable and listing_pays(len(directory.asked), directory.size)
+            asked = len(directory.asked)
+            if directory.listed_at == _NEVER and directory.answers.keys() <= {url.name}:
+                neighbours = self._small_below.get(url.parent.parent, 0)
+                asked += neighbours >= NEIGHBOURS and url.parent.parent != url.parent
+            return directory.listable and listing_pays(asked, directory.size)
 
     def remember(self, url: RemoteURL, stat: Stat | None, asked_at: float) -> None:
         """Keep an answer; ``asked_at`` is the monotonic time when the question went out."""
@@ -132,6 +140,9 @@ class Memory:
             for name, known in directory.answers.items():
                 if known.asked_at > asked_at or (name in links and known.holds(asked_at)):
                     answers[name] = known
+            if directory.listed_at == _NEVER and 0 < len(answers) <= SMALL:
+                above = directory_url.parent
+                self._small_below[above] = self._small_below.get(above, 0) + 1
             self._names += len(answers) - len(directory.answers)
             self._directories[directory_url] = _Directory(
                 answers, set(), frozenset(links), asked_at, len(answers) + len(links)
