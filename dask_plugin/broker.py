@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Any
 
 from distributed.diagnostics.plugin import SchedulerPlugin
 
-from .ledger import Ledger, Word
+from .ledger import REMEMBERED, Ledger, Word
+from .remotefile import RemoteFile
+from .walk import handles_in
 
 _log = logging.getLogger(__name__)
 
@@ -26,12 +29,17 @@ class Broker(SchedulerPlugin):
     ----------
     archive_reads : int
         How many files the whole cluster reads from the archive at a time.
+    locality : bool
+        Prefer the nodes that hold a task's files. A preference only: where those workers cannot
+        take the task, or have too much to do, others do.
     """
 
     name = "pyremotedata-broker"
 
-    def __init__(self, archive_reads: int) -> None:
+    def __init__(self, archive_reads: int, locality: bool) -> None:
         self.ledger = Ledger(archive_reads)
+        self._locality = locality
+        self._files: OrderedDict[str, Hashable] = OrderedDict()  # by URL: what it was last
         self._scheduler: Any = None
         self._told_nodes = 0
 
@@ -45,10 +53,12 @@ class Broker(SchedulerPlugin):
     async def close(self) -> None:
         """Forget the workers: a scheduler that closes has none."""
         self.ledger = Ledger(self.ledger.archive_reads)
+        self._files.clear()
 
-    async def join(self, worker: str, node: str) -> int:
-        """Take in a worker; return how many nodes there are."""
+    async def join(self, worker: str, node: str, archive_reads: int, locality: bool) -> int:
+        """Take in a worker, and its plugin's settings; return how many nodes there are."""
         self.ledger.join(worker, node)
+        self.ledger.archive_reads, self._locality = archive_reads, locality
         self._tell_nodes()
         return self.ledger.nodes
 
@@ -59,6 +69,7 @@ class Broker(SchedulerPlugin):
                 words = self.ledger.want(worker, _hashable(file), **more)
             else:
                 words = self.ledger.ended(worker, _hashable(file), **more)
+                self._remember(_hashable(file))
             self._tell(words)
         except Exception:
             _log.exception("cannot serve %s, which asks for %s", worker, file)
@@ -74,6 +85,32 @@ class Broker(SchedulerPlugin):
         self._tell_nodes()
         self._tell(words)
 
+    def update_graph(self, scheduler: Any, *, tasks: list[Any], **_: Any) -> None:
+        """Have new tasks prefer the nodes that hold their files, if that is wanted."""
+        if not self._locality or self.ledger.nodes < 2:
+            return
+        for key in tasks:
+            task = scheduler.tasks.get(key)
+            if task is None or task.state != "released" or _is_restricted(task):
+                continue
+            near = self._near(handles_in(task.run_spec))
+            if near:
+                task.worker_restrictions = near
+                task.loose_restrictions = True
+
+    def _near(self, handles: list[RemoteFile]) -> set[str]:
+        """Return the workers on nodes that hold the most of some files; none if all do."""
+        files = [self._files[handle.url] for handle in handles if handle.url in self._files]
+        near = self.ledger.nearest((file, file[1]) for file in files if isinstance(file, tuple))
+        return near if len(near) < len(self.ledger.workers) else set()
+
+    def _remember(self, file: Hashable) -> None:
+        assert isinstance(file, tuple)
+        self._files[file[0]] = file
+        self._files.move_to_end(file[0])
+        if len(self._files) > REMEMBERED:
+            self._files.popitem(last=False)
+
     def _tell(self, words: list[Word]) -> None:
         for worker, (what, file, source) in words:
             self._send(worker, {"what": what, "file": file, "source": source})
@@ -87,6 +124,11 @@ class Broker(SchedulerPlugin):
     def _send(self, worker: str, message: dict[str, Any]) -> None:
         if worker in self._scheduler.stream_comms:
             self._scheduler.worker_send(worker, {"op": TELL, **message})
+
+
+def _is_restricted(task: Any) -> bool:
+    """Whether somebody has said where a task is to run."""
+    return bool(task.worker_restrictions or task.host_restrictions or task.resource_restrictions)
 
 
 def _hashable(file: Any) -> Hashable:

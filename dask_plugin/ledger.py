@@ -126,6 +126,19 @@ class Ledger:
         holders = entry.holders if entry is not None else set()
         return {worker for worker, node in self._nodes.items() if node in holders}
 
+    def nearest(self, files: Iterable[tuple[Hashable, int]]) -> set[Worker]:
+        """Return the workers of the nodes that hold the most bytes; none if no node has a file.
+
+        ``files`` are what a task needs, with their bytes.
+        """
+        held: dict[Node, int] = defaultdict(int)
+        for file, size in files:
+            entry = self._files.get(file)
+            for node in entry.holders if entry is not None else ():
+                held[node] += size
+        most = max(held.values(), default=0)
+        return {worker for worker, node in self._nodes.items() if held.get(node) == most}
+
     def report(self) -> dict[str, Any]:
         """Return numbers for a look from outside."""
         return {"files": len(self._files), "nodes": self.nodes, "reading": self._reading}

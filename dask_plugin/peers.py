@@ -58,6 +58,7 @@ class Order(Future[Stat]):
         self.background = background
         self.asked = 0.0  # when the broker was asked, 0 when there is nothing to wait for
         self.answered = False
+        self.is_moving = False  # somebody brings it; whatever the broker says comes too late
         self.is_over = False
         self.fetching: Future[Stat] | None = None
         self.pulling: asyncio.Task[None] | None = None
@@ -96,6 +97,7 @@ class PeerSource:
         self._worker = worker
         self._stager = stager
         self._nodes = 0
+        self._is_closed = False
         self._loop = worker.loop.asyncio_loop
         self._orders: dict[Hashable, Order] = {}  # by file; on the loop only
         self._threads = Daemons("pyremotedata-order", 2)
@@ -115,13 +117,13 @@ class PeerSource:
         """Take no more orders; those that are on their way end. On the event loop."""
         if self._stager.source is self:
             self._stager.source = None
-        # The stream's handler stays, for words that are on their way.
         self._worker.handlers.pop(READ, None)
-        self._nodes = 1
+        # Words may be on their way, and one that nobody hears would end the worker's stream.
+        self._worker.stream_handlers[TELL] = _ignore
+        self._nodes, self._is_closed = 1, True
         for order in list(self._orders.values()):
-            if order.fetching is None:
+            if not order.is_moving:
                 self._read_archive(order)
-        self._disk.shutdown(wait=False)
 
     # --- for the Stager, on any thread --------------------------------------------------------
 
@@ -163,9 +165,10 @@ class PeerSource:
         if order.is_over:
             return
         self._orders[order.file] = order
-        order.asked, order.answered, order.pulling = monotonic(), False, None
+        order.asked, order.answered = monotonic(), False
+        order.is_moving, order.pulling = False, None
         more = {"lost": lost} if lost else {}
-        sent = self._send(
+        sent = not self._is_closed and self._send(
             {"what": "want", "file": order.file, "background": order.background, **more}
         )
         if not sent:
@@ -190,12 +193,12 @@ class PeerSource:
             if order is None:
                 return
             order.answered = True
-            if order.fetching or order.pulling or order.is_over:
+            if order.is_moving or order.is_over:
                 return
             if what == "fetch":
                 self._read_archive(order)
             elif what == "pull":
-                order.asked = 0.0
+                order.asked, order.is_moving = 0.0, True
                 order.pulling = self._loop.create_task(self._pull(order, source))
         except Exception:
             _log.exception("cannot do what the broker says: %s %s", what, file)
@@ -215,7 +218,7 @@ class PeerSource:
             self._look = self._loop.call_later(LOOK_S, self._look_after)
 
     def _read_archive(self, order: Order) -> None:
-        order.asked = 0.0
+        order.asked, order.is_moving = 0.0, True
         self._threads.submit(self._begin_fetch, order)
 
     def _stop(self, order: Order) -> None:
@@ -342,6 +345,10 @@ class PeerSource:
             self._origins[str(order.url)] = origin
             if len(self._origins) > _REMEMBERED:
                 self._origins.popitem(last=False)
+
+
+def _ignore(**_: Any) -> None:
+    pass
 
 
 def _stopped(order: Order) -> TransferError:

@@ -66,8 +66,12 @@ class StagingPlugin(WorkerPlugin):
         How many bytes that may be, such as ``"2 GiB"``; never more than a quarter of the
         cache's budget.
     archive_reads : int
-        How many files the whole cluster reads from the archive at a time. The first worker's
-        plugin decides.
+        How many files the whole cluster reads from the archive at a time.
+    locality : bool
+        Have new tasks prefer nodes that hold their files already. They run elsewhere, and get
+        the files there, when those have too much to do or have gone. Not for clusters that
+        resize a lot: such tasks are sent to their workers at once instead of waiting at the
+        scheduler.
     **settings
         Fields of `pyremotedata_core.ConnectionSettings` that are to hold on the workers, such
         as ``cache_dir``, ``cache_bytes``, ``connections``, ``ssh_config``. What is not given is
@@ -103,6 +107,7 @@ class StagingPlugin(WorkerPlugin):
         ahead_files: int = 64,
         ahead_bytes: int | str = "2 GiB",
         archive_reads: int = 64,
+        locality: bool = False,
         **settings: Any,
     ) -> None:
         known = {field.name for field in fields(ConnectionSettings)}
@@ -118,6 +123,7 @@ class StagingPlugin(WorkerPlugin):
             raise ConfigurationError(f"archive_reads is not valid: {archive_reads!r}")
         self.ahead_files = ahead_files
         self.archive_reads = archive_reads
+        self.locality = locality
         try:
             self.ahead_bytes = parse_bytes(ahead_bytes)
         except (ValueError, KeyError):
@@ -242,11 +248,18 @@ class StagingPlugin(WorkerPlugin):
                     return  # another worker of this process has joined
                 # Listens before it joins: a word that nobody hears would end the worker's stream.
                 self._peers = peers = PeerSource(worker, stager)
+                broker = Broker(self.archive_reads, self.locality)
                 await worker.scheduler.register_scheduler_plugin(
-                    plugin=dumps(Broker(self.archive_reads)), name=Broker.name, idempotent=True
+                    plugin=dumps(broker), name=broker.name, idempotent=True
                 )
+                join = getattr(worker.scheduler, JOIN)
                 peers.joined(
-                    await getattr(worker.scheduler, JOIN)(worker=worker.address, node=node)
+                    await join(
+                        worker=worker.address,
+                        node=node,
+                        archive_reads=self.archive_reads,
+                        locality=self.locality,
+                    )
                 )
                 staging.origin_of = peers.origin_of
         except Exception as error:

@@ -96,6 +96,15 @@ def test_pulls_from_a_node_are_bounded_and_what_waits_for_it_goes_on():
     assert ledger.ended("w1", "a", is_here=True) == [(last, ("pull", "b", "w0"))]
 
 
+def test_the_nearest_workers_are_those_whose_node_holds_the_most_bytes():
+    ledger = cluster(4, per_node=2)
+    assert ledger.nearest([("a", 10), ("b", 20)]) == set()
+    ledger.ended("w0", "a", is_here=True)
+    assert ledger.nearest([("a", 10), ("b", 20)]) == {"w0", "w1"}
+    ledger.ended("w2", "b", is_here=True)
+    assert ledger.nearest([("a", 10), ("b", 20)]) == {"w2", "w3"}
+
+
 def test_files_that_nobody_brings_are_forgotten_beyond_a_bound(monkeypatch):
     monkeypatch.setattr(ledger_module, "REMEMBERED", 10)
     ledger = cluster(1, archive_reads=100)

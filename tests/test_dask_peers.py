@@ -80,8 +80,12 @@ def on_each(client, function, *args) -> list:
     """Run a task on every worker at once."""
     return [
         client.submit(function, *args, workers=[worker], pure=False)
-        for worker in sorted(client.scheduler_info(n_workers=-1)["workers"])
+        for worker in workers_of(client)
     ]
+
+
+def workers_of(client) -> list[str]:
+    return sorted(client.nthreads())  # the client's own `scheduler_info` may be empty at times
 
 
 def wait_until(true, what: str) -> None:
@@ -101,7 +105,8 @@ def test_all_nodes_get_a_file_that_the_archive_sends_once(archive, start_nodes):
     total = stats(client).total
     assert (total["files"], total["peer_files"]) == (1, 3)
     assert (total["archive_bytes"], total["peer_bytes"]) == (len(data), 3 * len(data))
-    sources = [event["source"] for _, event in client.get_events("pyremotedata")]
+    events = [event for _, event in client.get_events("pyremotedata")]
+    sources = [event["source"] for event in events if event["action"] == "opened"]
     assert sorted(sources) == ["archive", "peer", "peer", "peer"]
 
 
@@ -110,7 +115,9 @@ def test_many_files_are_read_once_each(archive, start_nodes):
     client = start_nodes(4, per_node=2, archive_reads=2)
     tasks = [task for file, _ in made for task in on_each(client, content, file)]
     wanted = [data for _, data in made for _ in range(4)]
-    assert client.gather(tasks) == wanted
+    got = client.gather(tasks)
+    assert [len(one) for one in got] == [len(one) for one in wanted]
+    assert got == wanted
     total = stats(client).total
     assert total["archive_bytes"] == sum(len(data) for _, data in made)
     assert total["files"] + total["peer_files"] == 60
@@ -133,7 +140,7 @@ def test_a_pulled_file_is_an_entry_like_any_other(archive, start_nodes, tmp_path
 def test_a_source_that_dies_mid_pull_is_replaced_by_the_archive(archive, start_nodes, tmp_path):
     file, data = archive.make("large", 30_000_000)
     client = start_nodes(2)
-    source, puller = sorted(client.scheduler_info(n_workers=-1)["workers"])
+    source, puller = workers_of(client)
     assert client.submit(content, file, workers=[source]).result() == data
     pids = client.run(os.getpid)
 
@@ -161,7 +168,7 @@ def test_a_source_that_dies_mid_pull_is_replaced_by_the_archive(archive, start_n
 def test_another_holder_takes_over_from_one_that_fails(archive, start_nodes):
     file, data = archive.make("large", 10_000_000)
     client = start_nodes(3)
-    workers = sorted(client.scheduler_info(n_workers=-1)["workers"])
+    workers = workers_of(client)
     for worker in workers[:2]:
         assert client.submit(content, file, workers=[worker], pure=False).result() == data
 
@@ -179,7 +186,7 @@ def test_another_holder_takes_over_from_one_that_fails(archive, start_nodes):
 def test_bytes_that_change_on_the_way_are_not_taken(archive, start_nodes):
     file, data = archive.make("a", 100_000)
     client = start_nodes(2)
-    source, puller = sorted(client.scheduler_info(n_workers=-1)["workers"])
+    source, puller = workers_of(client)
     assert client.submit(content, file, workers=[source]).result() == data
 
     def corrupt(dask_worker):
@@ -206,7 +213,7 @@ def test_a_reader_that_dies_is_replaced(archive, relay_factory, start_nodes):
         known.write(f"{host.rpartition(':')[0]}:{relay.port} {key}\n")
     file = RemoteFile(relay.url(file.url), file.size, file.mtime)
     client = start_nodes(2)
-    reader, other = sorted(client.scheduler_info(n_workers=-1)["workers"])
+    reader, other = workers_of(client)
     relay.stall(after_bytes=1_000_000)
     first = client.submit(content, file, workers=[reader], allow_other_workers=True)
     wait_until(lambda: relay.status()["faults"], "the transfer has got as far as the stall")
@@ -298,3 +305,87 @@ def test_workers_grow_little_and_their_loops_go_on_while_they_pull(archive, star
     grown = client.run(lambda dask_worker: max(dask_worker.seen_bytes) - dask_worker.seen_bytes[0])
     assert max(grown.values()) < 64 * 2**20
     assert stats(client).total["archive_bytes"] == size
+
+
+def test_registering_anew_ends_pulls_well(archive, start_nodes):
+    file, data = archive.make("large", 60_000_000)
+    client = start_nodes(2)
+    source, puller = workers_of(client)
+    assert client.submit(content, file, workers=[source]).result() == data
+    task = client.submit(content, file, workers=[puller], pure=False)
+    wait_until(lambda: "'executing'" in str(states(client)[puller]), "the task has begun")
+    for _ in range(2):
+        client.register_plugin(StagingPlugin(ssh_config=str(archive.server.ssh_config)))
+    assert task.result() == data
+    again, _ = archive.make("again", 1000)
+    assert {one.result() for one in on_each(client, len_of, again)} == {1000}
+    assert stats(client).total["peer_files"] == 1
+
+
+def len_of(file) -> int:
+    return len(content(file))
+
+
+def states(client) -> dict:
+    return client.run(lambda dask_worker: [task.state for task in dask_worker.state.tasks.values()])
+
+
+# --- locality -----------------------------------------------------------------------------------
+
+
+def where(file) -> str:
+    content(file)
+    return distributed.get_worker().address
+
+
+def test_tasks_prefer_the_node_that_holds_their_file(archive, start_nodes):
+    client = start_nodes(3, locality=True)
+    workers = workers_of(client)
+    placed = {}
+    for number in range(9):
+        file, _ = archive.make(f"f{number}", 1000)
+        placed[RemoteFile(file.url)] = home = workers[number % 3]
+        assert client.submit(where, file, workers=[home]).result() == home
+    for file, home in placed.items():
+        assert client.submit(where, file, pure=False).result() == home
+    assert stats(client).total["files"] == 9
+    assert stats(client).total["peer_files"] == 0
+
+
+def test_tasks_run_elsewhere_when_the_preferred_node_is_gone(archive, start_nodes):
+    client = start_nodes(2, locality=True)
+    home, other = workers_of(client)
+    file, _ = archive.make("a", 1000)
+    assert client.submit(where, file, workers=[home]).result() == home
+    client.retire_workers([home])
+    assert client.submit(where, file, pure=False).result() == other
+
+
+def test_tasks_run_elsewhere_when_the_preferred_node_is_busy(archive, start_nodes, tmp_path):
+    client = start_nodes(2, locality=True)
+    home, other = workers_of(client)
+    file, _ = archive.make("a", 1000)
+    assert client.submit(where, file, workers=[home]).result() == home
+    gate = tmp_path / "gate"
+
+    def use(file, number):
+        place = where(file)
+        (gate.parent / f"started-{number}").touch()
+        deadline = time.monotonic() + PATIENCE_S
+        while not gate.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        return place
+
+    tasks = client.map(use, [file] * 8, range(8))
+    wait_until(lambda: len(list(tmp_path.glob("started-*"))) == 2, "both workers have begun one")
+    gate.touch()
+    assert set(client.gather(tasks)) == {home, other}
+
+
+def test_a_place_that_the_user_has_chosen_is_kept(archive, start_nodes):
+    client = start_nodes(2, locality=True)
+    home, other = workers_of(client)
+    file, _ = archive.make("a", 1000)
+    assert client.submit(where, file, workers=[home]).result() == home
+    assert client.submit(where, file, workers=[other], pure=False).result() == other
