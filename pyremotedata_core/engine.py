@@ -259,6 +259,14 @@ class TransferEngine:
         args = (_absolute(directory), _plain(url), options)
         return self._request("store_tree", args, _to_tree, on_progress)
 
+    def wait_cancelled(self, timeout_s: float = 10.0) -> bool:
+        """Wait until cancelled work has ended, and its temporary files are gone.
+
+        Returns whether it has, within so many seconds.
+        """
+        link = self._link
+        return link is None or link.wait_cancelled(timeout_s)
+
     def close(self) -> None:
         """End the helper; what is under way fails. More than once is no error."""
         with self._lock:
@@ -303,6 +311,8 @@ class _Link:
         self._lock = threading.Lock()
         self._next_id = 0
         self._pending: dict[int, tuple[Future[Any], Callable[[Any], Any], Progress | None]] = {}
+        self._cancelled: set[int] = set()
+        self._settled = threading.Condition()
         self._process: subprocess.Popen[bytes] | None = None
         self._sock, theirs = socket.socketpair()
         self._fatal = ""
@@ -389,7 +399,21 @@ class _Link:
         with self._lock, contextlib.suppress(OSError):
             if not self.ended and request_id in self._pending:
                 del self._pending[request_id]
+                self._cancelled.add(request_id)
                 self._sock.sendall(pack([(request_id, "cancel", ())]))
+
+    def wait_cancelled(self, timeout_s: float) -> bool:
+        """Wait for the helper's last word on what was cancelled; return whether it came."""
+        with self._settled:
+            return self._settled.wait_for(lambda: not self._cancelled, timeout_s)
+
+    def _settle(self, request_id: int | None) -> None:
+        with self._settled:
+            if request_id is None:
+                self._cancelled.clear()
+            else:
+                self._cancelled.discard(request_id)
+            self._settled.notify_all()
 
     def _read(self, sock: socket.socket) -> None:
         # Not None: the mode is shared with the sending end, which must not block for ever.
@@ -419,6 +443,8 @@ class _Link:
         else:
             entry = self._pending.get(request_id)
         if entry is None:
+            if status in (OK, FAILED):
+                self._settle(request_id)
             return
         future, convert, on_progress = entry
         if status == OK:
@@ -439,6 +465,7 @@ class _Link:
         with self._lock:
             self.ended = True
             pending, self._pending = self._pending, {}
+        self._settle(None)
         why = self._fatal or "the engine was closed"
         if not self._fatal and self._process is not None and pending:
             with contextlib.suppress(subprocess.TimeoutExpired):

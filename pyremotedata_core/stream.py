@@ -239,8 +239,11 @@ class _Ahead:
         """Give up what is on its way."""
         for _, asked in self._asked:
             asked.cancel()
-        for item, _, future in self._moving:
-            if not future.cancel() and remove:
+        for _, _, future in self._moving:
+            future.cancel()
+        self._engine.wait_cancelled()  # from here on nobody writes into the directory
+        for item, _, _ in self._moving:
+            if remove:
                 _remove(item.local)
 
     def _ask(self) -> None:
