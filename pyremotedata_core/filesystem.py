@@ -37,7 +37,7 @@ from .remote import wait_for
 from .stream import BLOCK_BYTES
 from .url import RemoteURL, child_path
 
-BLOCKS_AT_ONCE = 32
+BLOCKS_AT_ONCE = 16
 COPIES_AT_ONCE = 16  # each is on the local disk meanwhile
 
 _log = logging.getLogger(__name__)
@@ -107,9 +107,15 @@ class RemoteFileSystem(LookingFileSystem):
 
         return b"".join(await each(block, range(first, stop, BLOCK_BYTES), BLOCKS_AT_ONCE))
 
-    async def _cat_ranges(self, paths: Any, starts: Any, ends: Any, **options: Any) -> list[Any]:
+    async def _cat_ranges(
+        self, paths: Any, starts: Any, ends: Any, *args: Any, on_error: str = "return", **_: Any
+    ) -> list[Any]:
         # One stat for all ranges of a file: they are of one version of it, too.
-        return await super()._cat_ranges(paths, starts, ends, stats={}, **options)
+        found = await super()._cat_ranges(paths, starts, ends, *args, stats={}, on_error="return")
+        if on_error != "return":
+            for error in (one for one in found if isinstance(one, Exception)):
+                raise error
+        return found
 
     async def _get(self, rpath: Any, lpath: Any, recursive: bool = False, **options: Any) -> Any:
         return await super()._get(rpath, lpath, recursive, in_tree=recursive, **options)

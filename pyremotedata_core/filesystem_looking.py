@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import functools
 import inspect
+import os
 import posixpath
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -14,7 +15,8 @@ from dataclasses import fields, replace
 from hashlib import sha256
 from typing import Any
 
-from fsspec.asyn import AsyncFileSystem, get_loop
+from fsspec.asyn import AsyncFileSystem, get_loop, reset_lock
+from fsspec.config import apply_config
 from fsspec.spec import AbstractFileSystem
 from fsspec.utils import stringify_path
 
@@ -33,22 +35,29 @@ REMEMBERED = 100_000  # some 50 MB
 _SECRETS = ("password", "key_passphrase")
 _SETTINGS = {field.name for field in fields(ConnectionSettings)}
 
+# A forked child has no thread that runs its parent's event loop. Older fsspec does not see to it.
+os.register_at_fork(after_in_child=reset_lock)
 
-class _HandsSecretsOn(type(AsyncFileSystem)):  # type: ignore[misc]
-    """Gives new secrets to an instance out of fsspec's cache, whose key does not hold them."""
+
+class _KeepsSecrets(type(AsyncFileSystem)):  # type: ignore[misc]
+    """Keeps secrets out of what fsspec remembers of an instance, and so of pickles, JSON, tokens.
+
+    An instance that fsspec has kept gets the ones that were given last.
+    """
 
     def __call__(cls, *args: Any, **options: Any) -> Any:
-        fs = super().__call__(*args, **options)
-        if any(options.get(name) for name in _SECRETS):
-            fs._log_in(**{name: options.get(name) for name in _SECRETS})
+        options = apply_config(cls, options)
+        secrets = {name: options[name] for name in _SECRETS if options.get(name)}
+        fs = super().__call__(*args, **{**options, **dict.fromkeys(secrets, "")})
+        if secrets:
+            fs._log_in(**secrets)
         return fs
 
 
-class LookingFileSystem(AsyncFileSystem, metaclass=_HandsSecretsOn):
+class LookingFileSystem(AsyncFileSystem, metaclass=_KeepsSecrets):
     """What `RemoteFileSystem` does that changes nothing and reads no file; see there."""
 
     mirror_sync_methods = False  # see _waiting
-    _strip_tokenize_options = _SECRETS  # so they are in no pickle, JSON or token
     _changes = object()  # another one after every change made by this process
 
     def __init__(
@@ -63,16 +72,17 @@ class LookingFileSystem(AsyncFileSystem, metaclass=_HandsSecretsOn):
         **settings: Any,
     ) -> None:
         ours = {name: settings.pop(name) for name in _SETTINGS.intersection(settings)}
+        for name in _SECRETS:
+            ours.pop(name, None)
         for name in settings.keys() - {"asynchronous", "loop", "max_paths"}:
             raise ConfigurationError(f"unknown setting {name!r}")
         super().__init__(batch_size=batch_size or FILES_AT_ONCE, **settings)
-        secrets = {name: ours.pop(name, None) for name in _SECRETS}
         self._server = _server(host, username, port) if host else None
         self._settings = ours if host else {**ours, "username": username, "port": port}
         expiry_s = REMEMBER_S if listings_expiry_time is None else listings_expiry_time
         self._remember_s = expiry_s if use_listings_cache else 0.0
         self._memory: tuple[object, dict[str, Any]] = (None, {})
-        self._log_in(**secrets)
+        self._log_in()
 
     # --- names -----------------------------------------------------------------------------
 

@@ -7,16 +7,17 @@ import json
 import multiprocessing
 import os
 import pickle
+import sys
 
+import cloudpickle
+import fsspec
 import pytest
 
-fsspec = pytest.importorskip("fsspec")
+from pyremotedata_core import RemoteChanged, RemoteFileNotFound
+from pyremotedata_core.filesystem import RemoteFileSystem
+from pyremotedata_core.stream import BLOCK_BYTES
 
-import cloudpickle  # noqa: E402
-
-from pyremotedata_core import RemoteChanged, RemoteFileNotFound  # noqa: E402
-from pyremotedata_core.filesystem import RemoteFileSystem  # noqa: E402
-from pyremotedata_core.stream import BLOCK_BYTES  # noqa: E402
+from .test_readme import archive, block, run  # noqa: F401
 
 CANARY = "canary-5a1f"
 WAIT_S = 60
@@ -124,15 +125,18 @@ def test_file_systems_are_equal_by_their_options(sshd, fs, options):
     assert RemoteFileSystem.from_json(fs.to_json()) == fs
 
 
-@pytest.mark.parametrize("given", ["argument", "environment"])
+@pytest.mark.parametrize("given", ["argument", "environment", "fsspec's configuration"])
 def test_a_secret_is_in_nothing_that_leaves_the_process(sshd, options, place, monkeypatch, given):
     (place / "a").write_bytes(b"1")
     if given == "argument":
         options = {**options, "password": CANARY, "key_passphrase": CANARY}
-    else:
+    elif given == "environment":
         monkeypatch.setenv("PYREMOTEDATA_PASSWORD", CANARY)
         monkeypatch.setenv("PYREMOTEDATA_KEY_PASSPHRASE", CANARY)
         options = {**options, "timeout_s": 61}  # an instance of its own
+    else:
+        monkeypatch.setitem(fsspec.config.conf, "pyremotedata", {"password": CANARY})
+        options = {**options, "timeout_s": 65}
     fs = fsspec.filesystem("pyremotedata", host=sshd.alias, **options)
     assert fs.cat(f"{place}/a") == b"1"
     assert fs.engine.settings.password.reveal() == CANARY
@@ -143,9 +147,6 @@ def test_a_secret_is_in_nothing_that_leaves_the_process(sshd, options, place, mo
     assert not any(CANARY in text for text in shown)
     for dumps in (pickle.dumps, cloudpickle.dumps):
         assert not any(CANARY.encode() in dumps(thing) for thing in things)
-    if given == "argument":
-        del options["password"], options["key_passphrase"]
-        assert fsspec.filesystem("pyremotedata", host=sshd.alias, **options) is fs, "one token"
 
 
 def test_the_configured_password_goes_to_no_other_host(sshd, options, monkeypatch):
@@ -191,7 +192,8 @@ def test_a_mapping_reads_and_writes_keys(fs, place):
 
 
 def test_pandas_reads_and_writes_tables(options, place, url):
-    pandas = pytest.importorskip("pandas")
+    import pandas
+
     (place / "a.csv").write_bytes(table(50_000))
     frame = pandas.read_csv(f"{url}/a.csv", storage_options=options)
     assert frame.equals(pandas.read_csv(io.BytesIO(table(50_000))))
@@ -205,8 +207,8 @@ def test_pandas_reads_and_writes_tables(options, place, url):
 
 
 def test_pandas_reads_and_writes_parquet(options, place, url):
-    pandas = pytest.importorskip("pandas")
-    pytest.importorskip("pyarrow")
+    import pandas
+
     frame = pandas.read_csv(io.BytesIO(table(50_000)))
     frame.to_parquet(f"{url}/a.parquet", storage_options=options)
     assert pandas.read_parquet(place / "a.parquet").equals(frame)
@@ -214,9 +216,16 @@ def test_pandas_reads_and_writes_parquet(options, place, url):
     assert part.equals(frame[["square"]])
 
 
+def test_the_readmes_example_moves_a_table(archive):  # noqa: F811
+    (archive / "project/table.csv").write_bytes(table(1000))
+    run([sys.executable, "-c", block("python", "pyremotedata+sftp")])
+    assert (archive / "results/table.csv").read_bytes() == table(1000)
+
+
 @pytest.fixture(scope="module")
 def client():
-    distributed = pytest.importorskip("distributed")
+    import distributed
+
     with (
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=2, processes=True, dashboard_address=":0"
@@ -228,9 +237,9 @@ def client():
 
 @pytest.fixture
 def dataframe(client):
-    pytest.importorskip("pandas")
-    pytest.importorskip("pyarrow")
-    return pytest.importorskip("dask.dataframe")
+    import dask.dataframe
+
+    return dask.dataframe
 
 
 def test_dask_reads_tables_in_its_workers(dataframe, options, place, url):
@@ -289,8 +298,9 @@ def test_the_graph_holds_no_secret(dataframe, options, place, url, monkeypatch):
 
 
 def test_hdf5_reads_and_writes_open_files(fs, place):
-    h5py = pytest.importorskip("h5py")
-    numpy = pytest.importorskip("numpy")
+    import h5py
+    import numpy
+
     values = numpy.random.default_rng(1).random((200, 3000))
     with fs.open(f"{place}/a.h5", "wb") as file, h5py.File(file, "w") as written:
         written.create_dataset("values", data=values, chunks=(50, 500))
@@ -301,8 +311,9 @@ def test_hdf5_reads_and_writes_open_files(fs, place):
 
 
 def test_zarr_reads_and_writes_through_it(options, place, url):
-    zarr = pytest.importorskip("zarr", "3")
-    numpy = pytest.importorskip("numpy")
+    import numpy
+    import zarr
+
     values = numpy.random.default_rng(2).random((300, 300))
     array = zarr.create_array(f"{url}/a.zarr", data=values, chunks=(50, 50),
                               storage_options=options)  # fmt: skip

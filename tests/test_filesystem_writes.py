@@ -9,22 +9,20 @@ import tempfile
 import threading
 import zipfile
 
+import fsspec
 import pytest
+from fsspec.callbacks import Callback
 
-fsspec = pytest.importorskip("fsspec")
-
-from fsspec.callbacks import Callback  # noqa: E402
-
-from pyremotedata_core import (  # noqa: E402
+from pyremotedata_core import (
     ConnectionLost,
     LocalStorageFull,
     RemotePermissionDenied,
     ServerRefused,
     TransferError,
 )
-from pyremotedata_core.filesystem import RemoteFileSystem  # noqa: E402
+from pyremotedata_core.filesystem import RemoteFileSystem
 
-from .sites import temporaries, tree  # noqa: E402
+from .sites import temporaries, tree
 
 MTIME = 1_234_567_890
 LARGE = 8 * 2**20 + 5
@@ -322,6 +320,15 @@ def test_removing_takes_what_was_named_and_nothing_else(fs, place):
         fs.rm(f"{place}/keep")
     fs.rm_file(f"{place}/keep/x")
     assert tree(place) == {"keep": None}
+
+
+def test_a_pattern_that_matches_a_tree_at_all_levels_removes_it(fs, place):
+    for number in range(60):
+        path = place / "d" / str(number % 3) / str(number % 6) / str(number % 12) / str(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"1")
+    fs.rm(f"{place}/d/**", recursive=True)
+    assert tree(place) == {}, "fsspec's ** is also the directory itself"
 
 
 def test_removing_to_a_depth_takes_files_only_so_deep(fs, place):
