@@ -595,10 +595,10 @@ def test_a_missing_file_is_its_tasks_error_and_no_other_tasks(client, make):
 def test_a_file_without_permission_is_its_tasks_error(two_workers, register, request):
     # Root reads everything, and so does a server that runs as root.
     server = request.getfixturevalue("chroot_sshd" if os.getuid() == 0 else "sshd")
-    server.make("closed", b"1", mode=0)
+    server.make("closed-task.bin", b"1", mode=0)
     register(two_workers, server)
     with pytest.raises(RemotePermissionDenied):
-        two_workers.submit(read, RemoteFile(server.url("closed"))).result()
+        two_workers.submit(read, RemoteFile(server.url("closed-task.bin"))).result()
 
 
 def test_a_wrong_key_is_the_tasks_error(two_workers, register, sshd, make, tmp_path):
