@@ -93,6 +93,7 @@ class Wish:
         "over",
         "stat",
         "took_s",
+        "waited_s",
     )
 
     def __init__(self, handle: RemoteFile) -> None:
@@ -102,6 +103,7 @@ class Wish:
         self.demand: Future[Lease] | None = None  # what the task itself waits for
         self.lease: Lease | None = None  # what the task uses
         self.took_s = 0.0  # the prefetch, once it has ended well
+        self.waited_s: float | None = None  # the task, once it has the file, until that is counted
         self.came = 0.0  # when it ended, by `time`
         self.moved = False
         self.over = False
@@ -264,7 +266,8 @@ class WorkerStaging:
             wish.lease, wish.demand = lease, None
             if lease.from_cache and not wish.moved:
                 self._count(cache_files=1, cache_bytes=lease.stat.size)
-            self._count(hidden_s=max(0.0, wish.took_s - waited_s))
+            wish.waited_s = waited_s
+            self._count_hidden(wish)
             self._let_go(wish)
             self._loose.pop(wish.handle, None)
             self._changed.notify()
@@ -350,6 +353,7 @@ class WorkerStaging:
             with self._changed:
                 if error is None:
                     wish.took_s, wish.came = monotonic() - began, time()
+                    self._count_hidden(wish)
                     self._note_moved(wish, done)
                 else:
                     # Until a task ends there will be no room for the others either.
@@ -386,6 +390,12 @@ class WorkerStaging:
                 self._count(peer_files=1, peer_bytes=size)
             else:
                 self._count(files=1, archive_bytes=size)
+
+    def _count_hidden(self, wish: Wish) -> None:
+        """Count, once, what a prefetch has saved: its end and the task's may come in any order."""
+        if wish.waited_s is not None and wish.took_s:
+            self._count(hidden_s=max(0.0, wish.took_s - wish.waited_s))
+            wish.waited_s = None
 
     def _count(self, **more: float) -> None:
         with self._changed:

@@ -56,6 +56,7 @@ def test_a_source_brings_the_file_and_is_told(stager):
         assert lease.path.read_bytes() == b"0123456789"
         assert int(lease.path.stat().st_mtime) == STAT.mtime
         assert not lease.from_cache
+    wait_until(lambda: gift.told)
     assert gift.told == [(FILE, True)]
     with stager.lease(FILE, expect=STAT) as lease:
         assert lease.from_cache
@@ -68,7 +69,7 @@ def test_what_a_source_delivers_short_is_not_published(stager, tmp_path):
         stager.lease(FILE, expect=STAT)
     assert gift.told == [(FILE, False)]
     assert not any(tmp_path.glob("cache/*/files/*"))
-    assert not any(tmp_path.glob("cache/*/incoming/*"))
+    wait_until(lambda: not any(tmp_path.glob("cache/*/incoming/*")))
 
 
 def test_a_request_that_is_cancelled_stops_the_source(stager, tmp_path):
@@ -80,8 +81,7 @@ def test_a_request_that_is_cancelled_stops_the_source(stager, tmp_path):
     assert order.cancelled()
     wait_until(lambda: gift.told)
     assert gift.told == [(FILE, False)]
-    stager.close()
-    assert not any(tmp_path.glob("cache/*/incoming/*"))
+    wait_until(lambda: not any(tmp_path.glob("cache/*/incoming/*")))
 
 
 def test_only_what_is_in_the_cache_is_found(stager):
