@@ -23,7 +23,7 @@ from .errors import (
 )
 from .model import Entry, Stat, TreeResult
 from .progress import Progress, shown
-from .stream import RemoteReader, Streamed, stream_files
+from .stream import BLOCK_BYTES, RemoteReader, Streamed, stream_files
 from .url import RemoteURL, looks_like_url
 
 LISTINGS_AT_ONCE = 16
@@ -333,7 +333,8 @@ class Remote:
             raise ConfigurationError(f"a remote file is opened with 'rb' or 'r', not {mode!r}")
         url = self.locate(path)
         reader: Any = RemoteReader(self.engine, url, wait_for(self.engine.stat(url)))
-        return reader if mode == "rb" else io.TextIOWrapper(reader, encoding="utf-8")
+        buffered = io.BufferedReader(reader, BLOCK_BYTES)  # finds lines without Python's help
+        return buffered if mode == "rb" else io.TextIOWrapper(buffered, encoding="utf-8")
 
     def stream(
         self,
