@@ -1,0 +1,5 @@
+"""The command ``pyremotedata``."""
+
+from .command import main
+
+__all__ = ["main"]

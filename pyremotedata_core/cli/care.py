@@ -1,0 +1,115 @@
+"""The verbs that take care: doctor, cache, config."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from typing import TYPE_CHECKING
+
+from ..config import ConnectionSettings, config_path, parse_bytes, remove_config
+from ..engine import TransferEngine
+from ..errors import ConfigurationError
+from .output import shown_name
+from .places import chosen_remote
+
+if TYPE_CHECKING:
+    from ..stager.inventory import CacheEntry
+
+
+def doctor(engine: TransferEngine, options: argparse.Namespace) -> int:
+    from ..doctor import examine
+
+    url = chosen_remote(engine, [options.url] if options.url else []).locate(options.url)
+    findings = []
+    for finding in examine(engine, url):
+        findings.append(finding)
+        if not options.json:
+            mark = {True: "ok  ", False: "BAD ", None: "-   "}[finding.well]
+            print(f"{mark}{finding.what}: {finding.said}", flush=True)
+    if options.json:
+        print(json.dumps([finding._asdict() for finding in findings], indent=1))
+    return int(any(finding.well is False for finding in findings))
+
+
+def cache(options: argparse.Namespace) -> int:
+    from ..stager.inventory import list_entries, remove_unsound
+    from ..stager.nodecache import NodeCache
+    from ..stager.place import cache_root
+
+    settings = ConnectionSettings.load()
+    cache = NodeCache(cache_root(settings.cache_dir), settings.cache_bytes)
+    before = list_entries(cache)
+    gone: list[CacheEntry] = []
+    if options.action == "verify":
+        gone = [e for e in before if not e.sound and not e.in_use]
+        if not options.dry_run:
+            gone = remove_unsound(cache)
+    elif options.action != "show":
+        target = 0
+        if options.action == "trim":
+            target = parse_bytes(options.to) if options.to else settings.cache_bytes
+        gone = _oldest(before, target)
+        if not options.dry_run:
+            went = set(cache.trim(target))
+            gone = [e for e in before if os.path.basename(os.path.dirname(e.path)) in went]
+    shown_entries = before if options.action == "show" else gone
+    used = sum(e.size for e in before)
+    if options.json:
+        outcome = {
+            "directory": str(cache.root),
+            "budget_bytes": settings.cache_bytes,
+            "used_bytes": used,
+            "files": [e._asdict() for e in shown_entries],
+        }
+        print(json.dumps(outcome, indent=1))
+        return 0
+    for entry in shown_entries:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.last_use))
+        state = "in use" if entry.in_use else "" if entry.sound else "broken"
+        print(f"{entry.size:>14} {when} {state:6} {shown_name(entry.url)}")
+    freed = sum(e.size for e in gone)
+    print(f"# {cache.root}: {len(before)} files, {used} of {settings.cache_bytes} bytes")
+    if options.action != "show":
+        would = "would go" if options.dry_run else "gone"
+        print(f"# {len(gone)} files, {freed} bytes {would}")
+    return 0
+
+
+def _oldest(entries: list[CacheEntry], target_bytes: int) -> list[CacheEntry]:
+    """Return what a trim would remove."""
+    used = sum(e.size for e in entries)
+    gone = []
+    for entry in entries:
+        if used <= target_bytes:
+            break
+        if not entry.in_use:
+            gone.append(entry)
+            used -= entry.size
+    return gone
+
+
+def config(options: argparse.Namespace) -> int:
+    from ..interactive import set_up, write_config
+
+    path = config_path()
+    if options.setup:
+        set_up()
+    elif options.template:
+        if path.exists():
+            raise ConfigurationError(f"{path} is there already; --remove deletes it")
+        print(write_config({}))
+    elif options.remove:
+        print(f"{'removed' if remove_config() else 'there is no'} {path}")
+    else:
+        values = dict(ConnectionSettings.load().__dict__)
+        for key in ("password", "key_passphrase"):
+            values[key] = "***" if values[key] else None
+        if options.json:
+            print(json.dumps({"file": str(path), "exists": path.exists(), **values}, indent=1))
+        else:
+            print(f"# {path}{'' if path.exists() else ' (not there)'}")
+            for key, value in values.items():
+                print(f"{key}: {'' if value is None else value}")
+    return 0
