@@ -30,11 +30,14 @@ from .errors import (
     TransferTimeout,
     from_oserror,
 )
+from .fetch import Fetch
 from .filters import Filter
+from .jobs import Job
 from .local import make_directory
 from .model import Entry, Stat, TreeResult
-from .mover import Fetch, Job, Mover, Store
+from .mover import Mover
 from .names import is_temporary
+from .store import Store
 from .transports.base import Done
 from .url import RemoteURL, child_path, parent_path
 

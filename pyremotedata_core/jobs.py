@@ -1,0 +1,169 @@
+"""Jobs: what the engine's face asks for, made of operations of sessions.
+
+Jobs live on the loop's thread and end by calling ``done(result, error)`` exactly once.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from .errors import ConnectionLost, ServerRefused, TransferError
+from .local import Memory
+from .model import Stat
+from .transports.base import Done, Operation
+from .url import RemoteURL
+
+if TYPE_CHECKING:
+    from .mover import Mover
+
+SEGMENT_BYTES = 8 << 20  # a larger file moves in segments, over as many sessions as help
+SEGMENTS_AHEAD = 12  # of one file, queued or moving
+OnBytes = Callable[[int], None]
+
+
+class Job:
+    """Something under way. ``done(result, error)`` is called once, and not from within the call
+    that began it."""
+
+    def __init__(self, mover: Mover, url: RemoteURL, done: Done) -> None:
+        self._mover = mover
+        self._url = url
+        self._done: Done | None = done
+        self._operations: set[Operation] = set()
+        self.cancelled = False
+        mover._jobs.add(self)
+
+    def cancel(self) -> None:
+        """Give up soon, leaving nothing behind; the outcome is then an error."""
+        if self._done is None or self.cancelled:
+            return
+        self.cancelled = True
+        for operation in list(self._operations):
+            self._mover.pool(self._url).cancel(operation)
+
+    def _submit(
+        self,
+        name: str,
+        args: tuple[Any, ...],
+        then: Done,
+        *,
+        load_bytes: int = 0,
+        on_bytes: OnBytes | None = None,
+        background: bool = False,
+    ) -> None:
+        def ended(result: Any, error: TransferError | None) -> None:
+            self._operations.discard(operation)
+            then(result, error)
+
+        operation = Operation(name, args, ended, load_bytes, on_bytes)
+        self._operations.add(operation)
+        try:
+            self._mover.pool(self._url).submit(operation, background=background)
+        except TransferError as error:
+            self._mover.loop.call_soon(partial(ended, None, error))
+
+    def _end(self, result: Any, error: TransferError | None) -> None:
+        done, self._done = self._done, None
+        self._mover._jobs.discard(self)
+        if done is not None:
+            done(result, error)
+
+
+class Question(Job):
+    """One operation, its outcome passed on."""
+
+    def __init__(
+        self, mover: Mover, url: RemoteURL, name: str, args: tuple[Any, ...], done: Done
+    ) -> None:
+        super().__init__(mover, url, done)
+        self._submit(name, args, self._end)
+
+
+class Read(Job):
+    """Reads part of a file into memory."""
+
+    def __init__(
+        self, mover: Mover, url: RemoteURL, offset: int, length: int, expect: Stat, done: Done
+    ) -> None:
+        super().__init__(mover, url, done)
+        memory = Memory(offset, length)
+
+        def moved(_: Any, error: TransferError | None) -> None:
+            self._end(None if error else memory.data, error)
+
+        if mover.segments(url):
+            args = (url.path, memory, offset, length, expect)
+            self._submit("read", args, moved, load_bytes=length or 1)
+        else:
+            refused = ServerRefused("the lftp transport reads whole files only", str(url))
+            mover.loop.call_soon(partial(self._end, None, refused))
+
+
+class FileJob(Job):
+    """A transfer of one file, large ones in segments."""
+
+    def __init__(
+        self, mover: Mover, url: RemoteURL, done: Done, on_bytes: OnBytes | None, background: bool
+    ) -> None:
+        super().__init__(mover, url, done)
+        self._on_bytes = on_bytes
+        self._background = background
+        self._error: TransferError | None = None
+        self._size = 0
+        self._next = 0
+        self._under_way = 0
+        self._moved = 0
+        self._expected = 0
+
+    @abstractmethod
+    def _segment(self, offset: int, length: int) -> None:
+        """Submit the operation that moves this part."""
+
+    @abstractmethod
+    def _all_moved(self) -> None:
+        """Go on: every part has moved, or one has failed and none is under way."""
+
+    def _expect(self, size: int) -> None:
+        """Tell the pool what is to come; 0 when nothing is."""
+        pool = self._mover.pool(self._url)
+        pool.expected_bytes += size - self._expected
+        pool.expected_files += bool(size) - bool(self._expected)
+        self._expected = size
+
+    def _move(self) -> None:
+        """Submit as many segments as may be under way."""
+        while self._next < self._size and self._under_way < SEGMENTS_AHEAD and not self._error:
+            length = min(SEGMENT_BYTES, self._size - self._next)
+            self._under_way += 1
+            self._segment(self._next, length)
+            self._next += length
+
+    def _segment_done(self, _: Any, error: TransferError | None) -> None:
+        self._under_way -= 1
+        if error is not None and self._error is None:
+            self._error = error
+            for operation in list(self._operations):
+                self._mover.pool(self._url).cancel(operation)
+        self._move()
+        if not self._under_way:
+            self._all_moved()
+
+    def _count(self, count: int) -> None:
+        self._moved += count
+        self._expect(max(1, self._expected - count) if count > 0 else self._expected)
+        if self._on_bytes:
+            self._on_bytes(count)
+
+    def _end(self, result: Any, error: TransferError | None) -> None:
+        if self._expected:
+            self._expect(0)
+        if error is not None and self._moved and self._on_bytes:
+            self._on_bytes(-self._moved)
+        super()._end(result, error)
+
+
+def cancelled() -> TransferError:
+    return ConnectionLost("cancelled", retryable=False)
