@@ -136,6 +136,14 @@ class PeerSource:
             return self._stager.engine.fetch(url, path, expect=expect, background=background)
         return order
 
+    def promote(self, future: Future[Stat]) -> None:
+        """Bring a file before those in the background: a task waits for it; see `Source`."""
+        if isinstance(future, Order):
+            future.background = False
+            self._call(self._promote, future)
+        else:
+            self._stager.engine.promote(future)
+
     def ended(self, url: RemoteURL, stat: Stat, *, is_here: bool) -> None:
         """Tell the broker that the node has a file, or does not bring it any more."""
         file = (str(url), stat.size, stat.mtime)
@@ -221,6 +229,12 @@ class PeerSource:
         order.asked, order.is_moving = 0.0, True
         self._threads.submit(self._begin_fetch, order)
 
+    def _promote(self, order: Order) -> None:
+        if order.fetching is not None:
+            self._stager.engine.promote(order.fetching)
+        elif order.asked and not order.is_over:
+            self._ask(order)
+
     def _stop(self, order: Order) -> None:
         order.is_over = True
         if order.pulling is not None:
@@ -245,9 +259,12 @@ class PeerSource:
             if order.is_over:
                 raise _stopped(order)
             self._note_origin(order, "archive")
+            background = order.background
             order.fetching = self._stager.engine.fetch(
-                order.url, order.path, expect=order.stat, background=order.background
+                order.url, order.path, expect=order.stat, background=background
             )
+            if background and not order.background:  # promoted meanwhile
+                self._stager.engine.promote(order.fetching)
         except Exception as error:
             self._end(order, None, error)
             return

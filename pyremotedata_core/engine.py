@@ -7,28 +7,23 @@ the interpreter lock and would starve it.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import os
-import socket
-import subprocess
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, InvalidStateError
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, Unpack
 
 from .config import ConnectionSettings
-from .errors import ConfigurationError, ConnectionLost, TransferError, from_plain
-from .filters import Filter
-from .helper import FAILED, FATAL_ID, OK, Server, pack, plain, plain_url, unpack
+from .errors import ConfigurationError, ConnectionLost
+from .filters import TreeKeywords, tree_options
+from .helper import plain, plain_url
+from .link import Link
 from .model import Entry, Stat, TreeResult
+from .progress import Progress
 from .url import RemoteURL
 
-CLOSE_S = 3.0  # a helper that has not ended by then is killed
-SEND_S = 60.0
-QUIET_S = 3600.0
-Progress = Callable[[int, int], None]
 AnyPath = str | os.PathLike[str]
 AnyURL = str | RemoteURL
 
@@ -60,7 +55,7 @@ class TransferEngine:
         self.settings = settings or ConnectionSettings.load()
         self._in_process = in_process or not sys.executable
         self._lock = threading.Lock()
-        self._link: _Link | None = None
+        self._link: Link | None = None
         self._closed = False
         _engines.add(self)
 
@@ -146,13 +141,22 @@ class TransferEngine:
             What the file is known to be: saves a request. If it is no longer that, the result is
             `RemoteChanged`; without ``expect`` a file that changes meanwhile is read anew.
         background : bool
-            Serve it after everything else.
+            Serve it after everything else, until it is promoted.
         on_progress : callable, optional
             Called on the reader thread with (bytes, files) moved since the last call, a few
             times a second; negative when bytes have to be moved again.
         """
         args = (_plain(url), _absolute(path), plain(expect), background, on_progress is not None)
-        return self._request("fetch", args, _to_stat, on_progress)
+        return self._request("fetch", args, _to_stat, on_progress, background)
+
+    def promote(self, future: Future[Stat]) -> None:
+        """Serve a background fetch like any other from now on: somebody waits for it.
+
+        No harm if it was promoted before, was none, or has ended.
+        """
+        link = self._link
+        if link is not None:
+            link.promote(future)
 
     def read(self, url: AnyURL, offset: int, length: int, expect: Stat) -> Future[bytes]:
         """Read part of a file into memory; keep ``length`` to a few MiB.
@@ -207,12 +211,8 @@ class TransferEngine:
         url: AnyURL,
         directory: AnyPath,
         *,
-        compare: bool = False,
-        delete: bool = False,
-        include: Iterable[str] = (),
-        exclude: Iterable[str] = (),
-        dry_run: bool = False,
         on_progress: Progress | None = None,
+        **options: Unpack[TreeKeywords],
     ) -> Future[TreeResult]:
         """Download what a remote directory holds into a local one, file by file.
 
@@ -233,13 +233,17 @@ class TransferEngine:
         on_progress : callable, optional
             As for `fetch`.
 
+        Raises
+        ------
+        ConfigurationError
+            For a wrong pattern.
+
         Notes
         -----
         A link to a file within the tree is fetched as the file; other links and special files
         are skipped and named in the result.
         """
-        options = _tree_options(compare, delete, include, exclude, dry_run)
-        args = (_plain(url), _absolute(directory), options)
+        args = (_plain(url), _absolute(directory), tuple(tree_options(options)))
         return self._request("fetch_tree", args, _to_tree, on_progress)
 
     def store_tree(
@@ -247,16 +251,11 @@ class TransferEngine:
         directory: AnyPath,
         url: AnyURL,
         *,
-        compare: bool = False,
-        delete: bool = False,
-        include: Iterable[str] = (),
-        exclude: Iterable[str] = (),
-        dry_run: bool = False,
         on_progress: Progress | None = None,
+        **options: Unpack[TreeKeywords],
     ) -> Future[TreeResult]:
         """Upload what a local directory holds into a remote one; see `fetch_tree`."""
-        options = _tree_options(compare, delete, include, exclude, dry_run)
-        args = (_absolute(directory), _plain(url), options)
+        args = (_absolute(directory), _plain(url), tuple(tree_options(options)))
         return self._request("store_tree", args, _to_tree, on_progress)
 
     def wait_cancelled(self, timeout_s: float = 10.0) -> bool:
@@ -283,15 +282,16 @@ class TransferEngine:
         args: tuple[Any, ...],
         convert: Callable[[Any], Any],
         on_progress: Progress | None = None,
+        background: bool = False,
     ) -> Future[Any]:
         for _ in range(2):
             with self._lock:
                 if self._closed:
                     raise ConnectionLost("the engine is closed", retryable=False)
                 if self._link is None or self._link.ended:
-                    self._link = _Link(self.settings, self._in_process)
+                    self._link = Link(self.settings, self._in_process)
                 link = self._link
-            future = link.request(method, args, convert, on_progress)
+            future = link.request(method, args, convert, on_progress, background)
             if future is not None:
                 return future
         raise ConnectionLost("the helper process ends as soon as it starts")
@@ -303,228 +303,12 @@ class TransferEngine:
             link.abandon()
 
 
-class _Link:
-    """The connection to one helper."""
-
-    def __init__(self, settings: ConnectionSettings, in_process: bool) -> None:
-        self.ended = False
-        self._lock = threading.Lock()
-        self._next_id = 0
-        self._pending: dict[int, tuple[Future[Any], Callable[[Any], Any], Progress | None]] = {}
-        self._cancelled: set[int] = set()
-        self._settled = threading.Condition()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._sock, theirs = socket.socketpair()
-        self._fatal = ""
-        try:
-            self._sock.settimeout(SEND_S)
-            if in_process:
-                server = Server(theirs)
-                threading.Thread(target=server.run, name="pyremotedata-io", daemon=True).start()
-            else:
-                self._process = _start_helper(theirs)
-                theirs.close()
-            self._sock.sendall(pack([(0, "hello", settings.to_plain())]))
-        except BaseException:
-            self._sock.close()
-            theirs.close()
-            raise
-        self._reader = threading.Thread(
-            target=self._read, args=(self._sock.dup(),), name="pyremotedata-reader", daemon=True
-        )
-        self._reader.start()
-
-    def request(
-        self,
-        method: str,
-        args: tuple[Any, ...],
-        convert: Callable[[Any], Any],
-        on_progress: Progress | None,
-    ) -> Future[Any] | None:
-        """Send a request; None if the helper has ended."""
-        future: Future[Any] = Future()
-        with self._lock:
-            if self.ended:
-                return None
-            self._next_id += 1
-            request_id = self._next_id
-            self._pending[request_id] = (future, convert, on_progress)
-            try:
-                self._sock.sendall(pack([(request_id, method, args)]))
-            except OSError:
-                # It has ended, or hangs in the middle of a frame: of no use any more.
-                self.ended = True
-                del self._pending[request_id]
-                with contextlib.suppress(OSError):
-                    self._sock.shutdown(socket.SHUT_RDWR)
-                if self._process is not None:
-                    self._process.kill()
-                return None
-
-        def give_up(done: Future[Any]) -> None:
-            if done.cancelled():
-                done.set_running_or_notify_cancel()  # concurrent.futures.wait waits for this
-                self._cancel(request_id)
-
-        future.add_done_callback(give_up)
-        return future
-
-    def close(self) -> None:
-        """End the helper and wait for it."""
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_WR)
-        if self._process is not None:
-            try:
-                self._process.wait(CLOSE_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        if threading.current_thread() is not self._reader:
-            self._reader.join(CLOSE_S)
-        self._sock.close()
-
-    def abandon(self) -> None:
-        """Forget it in a forked child: the helper, its thread and its futures are the parent's."""
-        self.ended = True
-        self._sock.close()
-        if self._process is not None:
-            self._process.returncode = 0  # not this process's child: nothing to wait for
-        error = ConnectionLost("a forked process does not share its parent's transfers")
-        for future, _, _ in self._pending.values():
-            # Locks may have been held by threads that do not exist here.
-            future._condition = threading.Condition()
-            _fail(future, error)
-
-    def _cancel(self, request_id: int) -> None:
-        with self._lock, contextlib.suppress(OSError):
-            if not self.ended and request_id in self._pending:
-                del self._pending[request_id]
-                self._cancelled.add(request_id)
-                self._sock.sendall(pack([(request_id, "cancel", ())]))
-
-    def wait_cancelled(self, timeout_s: float) -> bool:
-        """Wait for the helper's last word on what was cancelled; return whether it came."""
-        with self._settled:
-            return self._settled.wait_for(lambda: not self._cancelled, timeout_s)
-
-    def _settle(self, request_id: int | None) -> None:
-        with self._settled:
-            if request_id is None:
-                self._cancelled.clear()
-            else:
-                self._cancelled.discard(request_id)
-            self._settled.notify_all()
-
-    def _read(self, sock: socket.socket) -> None:
-        # Not None: the mode is shared with the sending end, which must not block for ever.
-        sock.settimeout(QUIET_S)
-        buffer = bytearray()
-        while True:
-            try:
-                data = sock.recv(1 << 18)
-            except TimeoutError:
-                continue  # nothing was asked for long
-            except OSError:
-                data = b""
-            if not data:
-                break
-            buffer += data
-            for request_id, status, value in unpack(buffer):
-                if request_id == FATAL_ID:
-                    self._fatal = value
-                else:
-                    self._outcome(request_id, status, value)
-        sock.close()
-        self._end()
-
-    def _outcome(self, request_id: int, status: int, value: Any) -> None:
-        if status in (OK, FAILED):
-            entry = self._pending.pop(request_id, None)
-        else:
-            entry = self._pending.get(request_id)
-        if entry is None:
-            if status in (OK, FAILED):
-                self._settle(request_id)
-            return
-        future, convert, on_progress = entry
-        if status == OK:
-            with contextlib.suppress(InvalidStateError):
-                future.set_result(convert(value))
-        elif status == FAILED:
-            _fail(future, from_plain(value))
-        elif on_progress is not None:
-            try:
-                on_progress(*value)
-            except Exception as error:
-                # The caller's mistake is its outcome; this thread serves all the others, too.
-                with contextlib.suppress(InvalidStateError):
-                    future.set_exception(error)
-                self._cancel(request_id)
-
-    def _end(self) -> None:
-        with self._lock:
-            self.ended = True
-            pending, self._pending = self._pending, {}
-        self._settle(None)
-        why = self._fatal or "the engine was closed"
-        if not self._fatal and self._process is not None and pending:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                status = self._process.wait(CLOSE_S)
-                why = f"the helper process ended (exit status {status})" if status else why
-        for future, _, _ in pending.values():
-            _fail(future, ConnectionLost(why))
-
-
-_HELPER = """\
-import sys
-sys.path.insert(0, sys.argv[3])
-from pyremotedata_core.helper import main
-sys.path[1:1] = sys.argv[4:]
-main(int(sys.argv[1]), int(sys.argv[2]))
-"""
-
-
-def _start_helper(theirs: socket.socket) -> subprocess.Popen[bytes]:
-    home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    # Isolated and without site: starts in half the time, and no user's .pth file runs in it.
-    # The owner's path follows for paramiko and PyYAML.
-    argv = [sys.executable, "-I", "-S", "-c", _HELPER]
-    argv += [str(theirs.fileno()), str(os.getpid()), home]
-    argv += [entry for entry in sys.path if entry]
-    return subprocess.Popen(
-        argv,
-        pass_fds=[theirs.fileno()],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
-def _fail(future: Future[Any], error: TransferError) -> None:
-    with contextlib.suppress(InvalidStateError):
-        future.set_exception(error)
-
-
 def _plain(url: AnyURL) -> Any:
     return plain_url(RemoteURL.parse(url))
 
 
 def _absolute(path: AnyPath) -> str:
     return os.path.abspath(os.fspath(path))
-
-
-def _tree_options(
-    compare: bool, delete: bool, include: Iterable[str], exclude: Iterable[str], dry_run: bool
-) -> dict[str, Any]:
-    chosen = Filter(include, exclude)  # a wrong pattern is told here and now
-    return {
-        "compare": compare,
-        "delete": delete,
-        "include": chosen.include,
-        "exclude": chosen.exclude,
-        "dry_run": dry_run,
-    }
 
 
 def _same(value: Any) -> Any:

@@ -4,8 +4,41 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import NamedTuple, TypedDict
 
 from .errors import ConfigurationError
+
+
+class TreeOptions(NamedTuple):
+    """How the content of a directory is moved; see `TransferEngine.fetch_tree`."""
+
+    compare: bool = False
+    delete: bool = False
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    dry_run: bool = False
+
+
+class TreeKeywords(TypedDict, total=False):
+    """`TreeOptions` as a caller gives them."""
+
+    compare: bool
+    delete: bool
+    include: Iterable[str]
+    exclude: Iterable[str]
+    dry_run: bool
+
+
+def tree_options(given: TreeKeywords) -> TreeOptions:
+    """Return the options that a caller has given; a wrong pattern is told here and now."""
+    chosen = Filter(given.get("include", ()), given.get("exclude", ()))
+    return TreeOptions(
+        given.get("compare", False),
+        given.get("delete", False),
+        tuple(chosen.include),
+        tuple(chosen.exclude),
+        given.get("dry_run", False),
+    )
 
 
 class Filter:

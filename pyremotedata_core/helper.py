@@ -24,6 +24,7 @@ from typing import Any
 
 from .config import ConnectionSettings, Secret
 from .errors import TransferError
+from .filters import TreeOptions
 from .loop import Loop, Timer
 from .model import Stat
 from .mover import Job, Mover
@@ -141,10 +142,10 @@ class Server:
     def _handle(self, request_id: int, method: str, args: Any) -> None:
         if method == "hello":
             self._hello(args)
-        elif method == "cancel":
+        elif method in ("cancel", "promote"):
             job = self._jobs.get(request_id)
             if job:
-                job.cancel()
+                job.cancel() if method == "cancel" else job.promote()
         else:
             assert self._mover is not None
             done = partial(self._done, request_id)
@@ -319,19 +320,19 @@ def _fetch_many(mover: Mover, done: Any, count: Count, pairs: list[tuple[PlainUR
 
 
 def _fetch_tree(
-    mover: Mover, done: Any, count: Count, url: PlainURL, directory: str, options: dict[str, Any]
+    mover: Mover, done: Any, count: Count, url: PlainURL, directory: str, options: Any
 ) -> Job:
     from .trees import FetchTree
 
-    return FetchTree(mover, _url(url), directory, done, count, **options)
+    return FetchTree(mover, _url(url), directory, done, count, TreeOptions(*options))
 
 
 def _store_tree(
-    mover: Mover, done: Any, count: Count, directory: str, url: PlainURL, options: dict[str, Any]
+    mover: Mover, done: Any, count: Count, directory: str, url: PlainURL, options: Any
 ) -> Job:
     from .trees import StoreTree
 
-    return StoreTree(mover, directory, _url(url), done, count, **options)
+    return StoreTree(mover, _url(url), directory, done, count, TreeOptions(*options))
 
 
 _METHODS: dict[str, Callable[..., Job]] = {

@@ -44,6 +44,9 @@ class Job:
         for operation in list(self._operations):
             self._mover.pool(self._url).cancel(operation)
 
+    def promote(self) -> None:
+        """Serve it before what is in the background: somebody waits for it."""
+
     def _submit(
         self,
         name: str,
@@ -117,6 +120,12 @@ class FileJob(Job):
         self._under_way = 0
         self._moved = 0
         self._expected = 0
+
+    def promote(self) -> None:
+        """Serve it before what is in the background, with all that it still asks for."""
+        self._background = False
+        for operation in self._operations:
+            self._mover.pool(self._url).promote(operation)
 
     @abstractmethod
     def _segment(self, offset: int, length: int) -> None:

@@ -203,6 +203,12 @@ class Pool:
                 self._loop.call_soon(partial(operation.done, None, _cancelled()))
                 return
 
+    def promote(self, operation: Operation) -> None:
+        """Serve an operation before those in the background, if it still waits among them."""
+        if operation in self._queues[2]:
+            self._queues[2].remove(operation)
+            self._queues[1 if operation.load_bytes else 0].append(operation)
+
     def close(self) -> None:
         """End all sessions; what is queued fails."""
         self._closed = True

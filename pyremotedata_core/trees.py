@@ -31,7 +31,7 @@ from .errors import (
     from_oserror,
 )
 from .fetch import Fetch
-from .filters import Filter
+from .filters import Filter, TreeOptions
 from .jobs import Job
 from .local import make_directory
 from .model import Entry, Stat, TreeResult
@@ -218,7 +218,34 @@ class FetchMany(_Many):
         """There is nothing to list."""
 
 
-class FetchTree(_Many):
+class _Tree(_Many):
+    """Moves what a directory holds, from either side to the other."""
+
+    def __init__(
+        self,
+        mover: Mover,
+        url: RemoteURL,
+        directory: str,
+        done: Done,
+        count: Count,
+        options: TreeOptions,
+    ) -> None:
+        super().__init__(mover, url, done, count, dry_run=options.dry_run)
+        self._filter = Filter(options.include, options.exclude)
+        self._directory = directory
+        self._compare = options.compare
+        self._delete = options.delete
+        self._waiting_listings.append("")
+        self._ask_more()
+
+    def _remote(self, relative: str) -> RemoteURL:
+        return self._url.below(relative) if relative else self._url
+
+    def _local(self, relative: str) -> str:
+        return os.path.join(self._directory, relative) if relative else self._directory
+
+
+class FetchTree(_Tree):
     """Downloads what a directory holds. See `TransferEngine.fetch_tree`."""
 
     def __init__(
@@ -228,27 +255,10 @@ class FetchTree(_Many):
         directory: str,
         done: Done,
         count: Count,
-        *,
-        compare: bool = False,
-        delete: bool = False,
-        include: list[str] | tuple[str, ...] = (),
-        exclude: list[str] | tuple[str, ...] = (),
-        dry_run: bool = False,
+        options: TreeOptions,
     ) -> None:
-        super().__init__(mover, url, done, count, dry_run=dry_run)
-        self._filter = Filter(include, exclude)
-        self._directory = directory
-        self._compare = compare
-        self._delete = delete
+        super().__init__(mover, url, directory, done, count, options)
         self._real_root: str | None = None
-        self._waiting_listings.append("")
-        self._ask_more()
-
-    def _remote(self, relative: str) -> RemoteURL:
-        return self._url.below(relative) if relative else self._url
-
-    def _local(self, relative: str) -> str:
-        return os.path.join(self._directory, relative) if relative else self._directory
 
     def _list(self, item: str) -> None:
         self._mover.scandir(self._remote(item), partial(self._got_listing, item))
@@ -388,41 +398,27 @@ class FetchTree(_Many):
         self._listed()
 
 
-class StoreTree(_Many):
+class StoreTree(_Tree):
     """Uploads what a local directory holds. See `TransferEngine.store_tree`."""
 
     def __init__(
         self,
         mover: Mover,
-        directory: str,
         url: RemoteURL,
+        directory: str,
         done: Done,
         count: Count,
-        *,
-        compare: bool = False,
-        delete: bool = False,
-        include: list[str] | tuple[str, ...] = (),
-        exclude: list[str] | tuple[str, ...] = (),
-        dry_run: bool = False,
+        options: TreeOptions,
     ) -> None:
-        super().__init__(mover, url, done, count, dry_run=dry_run)
-        self._filter = Filter(include, exclude)
-        self._directory = directory
+        super().__init__(mover, url, directory, done, count, options)
         self._real_root = os.path.realpath(directory) + os.sep
-        self._compare = compare
-        self._delete = delete
-        self._waiting_listings.append("")
-        self._ask_more()
-
-    def _remote(self, relative: str) -> RemoteURL:
-        return self._url.below(relative) if relative else self._url
 
     def _list(self, item: str) -> None:
         try:
-            with os.scandir(os.path.join(self._directory, item)) as here:
+            with os.scandir(self._local(item)) as here:
                 entries = [entry for entry in here if not is_temporary(entry.name)]
         except OSError as error:
-            local_error = from_oserror(error, os.path.join(self._directory, item))
+            local_error = from_oserror(error, self._local(item))
             if item == "":
                 self._fatal = local_error
                 self._listed()
@@ -510,11 +506,11 @@ class StoreTree(_Many):
             self._compare
             and there is not None
             and there.kind == "file"
-            and _same_local(os.path.join(self._directory, path), there)
+            and _same_local(self._local(path), there)
         ):
             self._unchanged += 1
         elif self._dry_run:
-            local = os.path.join(self._directory, path)
+            local = self._local(path)
             self._plan("store", path, os.stat(local).st_size if os.path.exists(local) else 0)
         else:
             self._wait(path)
@@ -576,7 +572,7 @@ class StoreTree(_Many):
         def done(stat: Stat | None, error: TransferError | None) -> None:
             self._file_done(job, stat.size if stat else 0, error)
 
-        local = os.path.join(self._directory, item)
+        local = self._local(item)
         job = Store(self._mover, local, self._remote(item), done, True, False, self._count)
         return job
 

@@ -73,6 +73,15 @@ def test_reads_from_the_archive_are_bounded_and_the_foreground_goes_first():
     assert ledger.leave("w2") == [("w1", ("fetch", "b", None))]
 
 
+def test_a_worker_that_asks_again_in_the_foreground_goes_first():
+    ledger = cluster(3, archive_reads=1)
+    ledger.want("w0", "a", background=True)
+    ledger.want("w1", "b", background=True)
+    ledger.want("w2", "c", background=True)
+    assert ledger.want("w2", "c", background=False) == [("w2", ("wait", "c", None))]
+    assert ledger.ended("w0", "a", is_here=True) == [("w2", ("fetch", "c", None))]
+
+
 def test_asking_again_gets_the_same_answer():
     ledger = cluster(2)
     for _ in range(2):

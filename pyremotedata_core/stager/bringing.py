@@ -120,6 +120,7 @@ class Bringing:
 
     def join(self, key: str, stat: Stat, request: Request) -> None:
         """Let a request wait for an entry; begin to bring it if nobody here does."""
+        promoted = None
         with self._mutex:
             if self._closed:
                 raise TransferError("the stager was closed", str(request.url))
@@ -129,12 +130,15 @@ class Bringing:
                 self._queues[request.background][staging] = None
             elif staging.background and not request.background:
                 staging.background = False
+                promoted = staging.transfer
                 if self._queues[True].pop(staging, self) is None:
                     self._queues[False][staging] = None
             staging.requests.append(request)
             self._keep()
         # Without a reference to the request: a dropped lease is to go at once.
         request.future.add_done_callback(lambda future: self._left(future, staging))
+        if promoted is not None:
+            (staging.source or self._stager.engine).promote(promoted)
         self._start_next()
 
     def wake(self) -> None:
@@ -249,17 +253,22 @@ class Bringing:
     def _transfer(self, staging: Staging) -> None:
         assert staging.incoming is not None
         staging.source = self._stager.source
-        transfer = (staging.source or self._stager.engine).fetch(
+        mover = staging.source or self._stager.engine
+        background = staging.background
+        transfer = mover.fetch(
             staging.url,
             staging.incoming / staging.url.name,
             expect=staging.stat,
-            background=staging.background,
+            background=background,
         )
         with self._mutex:
             staging.transfer = transfer
             ended = staging.phase == "ended"
+            promoted = background and not staging.background
             if not ended:
                 staging.enter("transfer")
+        if promoted:  # meanwhile
+            mover.promote(transfer)
         transfer.add_done_callback(
             lambda done: self._steps.submit(self._step, staging, self._transferred, done)
         )

@@ -28,6 +28,9 @@ class Source(Protocol):
         ``cancel`` is called, the source stops soon, and then nothing may be written any more.
         """
 
+    def promote(self, future: Future[Stat]) -> None:
+        """Learn that somebody waits for a file that was ordered in the background."""
+
     def ended(self, url: RemoteURL, stat: Stat, *, is_here: bool) -> None:
         """Learn, after each future's end, whether the file now is in the cache. Must not block."""
 

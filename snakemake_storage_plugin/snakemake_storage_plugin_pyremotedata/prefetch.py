@@ -127,6 +127,7 @@ class Prefetch:
         was_there = ahead.future.done()
         try:
             if ahead.stat.same_content(stat):
+                self._engine().promote(ahead.future)
                 await wait(ahead.future)
                 os.replace(ahead.path, path)
                 return was_there

@@ -1,0 +1,238 @@
+"""The link to a helper: requests go out, their outcomes end futures."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from typing import Any
+
+from .config import ConnectionSettings
+from .errors import ConnectionLost, TransferError, from_plain
+from .helper import FAILED, FATAL_ID, OK, Server, pack, unpack
+from .progress import Progress
+
+CLOSE_S = 3.0  # a helper that has not ended by then is killed
+SEND_S = 60.0
+QUIET_S = 3600.0
+
+
+class Link:
+    """The connection to one helper."""
+
+    def __init__(self, settings: ConnectionSettings, in_process: bool) -> None:
+        self.ended = False
+        self._lock = threading.Lock()
+        self._next_id = 0
+        self._pending: dict[int, tuple[Future[Any], Callable[[Any], Any], Progress | None]] = {}
+        self._background: dict[Future[Any], int] = {}  # that have not ended, nor been promoted
+        self._cancelled: set[int] = set()
+        self._settled = threading.Condition()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._sock, theirs = socket.socketpair()
+        self._fatal = ""
+        try:
+            self._sock.settimeout(SEND_S)
+            if in_process:
+                server = Server(theirs)
+                threading.Thread(target=server.run, name="pyremotedata-io", daemon=True).start()
+            else:
+                self._process = _start_helper(theirs)
+                theirs.close()
+            self._sock.sendall(pack([(0, "hello", settings.to_plain())]))
+        except BaseException:
+            self._sock.close()
+            theirs.close()
+            raise
+        self._reader = threading.Thread(
+            target=self._read, args=(self._sock.dup(),), name="pyremotedata-reader", daemon=True
+        )
+        self._reader.start()
+
+    def request(
+        self,
+        method: str,
+        args: tuple[Any, ...],
+        convert: Callable[[Any], Any],
+        on_progress: Progress | None,
+        background: bool = False,
+    ) -> Future[Any] | None:
+        """Send a request; None if the helper has ended."""
+        future: Future[Any] = Future()
+        with self._lock:
+            if self.ended:
+                return None
+            self._next_id += 1
+            request_id = self._next_id
+            self._pending[request_id] = (future, convert, on_progress)
+            if background:
+                self._background[future] = request_id
+            try:
+                self._sock.sendall(pack([(request_id, method, args)]))
+            except OSError:
+                # It has ended, or hangs in the middle of a frame: of no use any more.
+                self.ended = True
+                del self._pending[request_id]
+                self._background.pop(future, None)
+                with contextlib.suppress(OSError):
+                    self._sock.shutdown(socket.SHUT_RDWR)
+                if self._process is not None:
+                    self._process.kill()
+                return None
+
+        def give_up(done: Future[Any]) -> None:
+            self._background.pop(done, None)
+            if done.cancelled():
+                done.set_running_or_notify_cancel()  # concurrent.futures.wait waits for this
+                self._cancel(request_id)
+
+        future.add_done_callback(give_up)
+        return future
+
+    def promote(self, future: Future[Any]) -> None:
+        """Tell the helper that a request is not in the background any more."""
+        with self._lock, contextlib.suppress(OSError):
+            request_id = self._background.pop(future, None)
+            if request_id is not None and not self.ended:
+                self._sock.sendall(pack([(request_id, "promote", ())]))
+
+    def close(self) -> None:
+        """End the helper and wait for it."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
+        if self._process is not None:
+            try:
+                self._process.wait(CLOSE_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        if threading.current_thread() is not self._reader:
+            self._reader.join(CLOSE_S)
+        self._sock.close()
+
+    def abandon(self) -> None:
+        """Forget it in a forked child: the helper, its thread and its futures are the parent's."""
+        self.ended = True
+        self._sock.close()
+        if self._process is not None:
+            self._process.returncode = 0  # not this process's child: nothing to wait for
+        error = ConnectionLost("a forked process does not share its parent's transfers")
+        for future, _, _ in self._pending.values():
+            # Locks may have been held by threads that do not exist here.
+            future._condition = threading.Condition()
+            _fail(future, error)
+
+    def _cancel(self, request_id: int) -> None:
+        with self._lock, contextlib.suppress(OSError):
+            if not self.ended and request_id in self._pending:
+                del self._pending[request_id]
+                self._cancelled.add(request_id)
+                self._sock.sendall(pack([(request_id, "cancel", ())]))
+
+    def wait_cancelled(self, timeout_s: float) -> bool:
+        """Wait for the helper's last word on what was cancelled; return whether it came."""
+        with self._settled:
+            return self._settled.wait_for(lambda: not self._cancelled, timeout_s)
+
+    def _settle(self, request_id: int | None) -> None:
+        with self._settled:
+            if request_id is None:
+                self._cancelled.clear()
+            else:
+                self._cancelled.discard(request_id)
+            self._settled.notify_all()
+
+    def _read(self, sock: socket.socket) -> None:
+        # Not None: the mode is shared with the sending end, which must not block for ever.
+        sock.settimeout(QUIET_S)
+        buffer = bytearray()
+        while True:
+            try:
+                data = sock.recv(1 << 18)
+            except TimeoutError:
+                continue  # nothing was asked for long
+            except OSError:
+                data = b""
+            if not data:
+                break
+            buffer += data
+            for request_id, status, value in unpack(buffer):
+                if request_id == FATAL_ID:
+                    self._fatal = value
+                else:
+                    self._outcome(request_id, status, value)
+        sock.close()
+        self._end()
+
+    def _outcome(self, request_id: int, status: int, value: Any) -> None:
+        if status in (OK, FAILED):
+            entry = self._pending.pop(request_id, None)
+        else:
+            entry = self._pending.get(request_id)
+        if entry is None:
+            if status in (OK, FAILED):
+                self._settle(request_id)
+            return
+        future, convert, on_progress = entry
+        if status == OK:
+            with contextlib.suppress(InvalidStateError):
+                future.set_result(convert(value))
+        elif status == FAILED:
+            _fail(future, from_plain(value))
+        elif on_progress is not None:
+            try:
+                on_progress(*value)
+            except Exception as error:
+                # The caller's mistake is its outcome; this thread serves all the others, too.
+                with contextlib.suppress(InvalidStateError):
+                    future.set_exception(error)
+                self._cancel(request_id)
+
+    def _end(self) -> None:
+        with self._lock:
+            self.ended = True
+            pending, self._pending = self._pending, {}
+        self._settle(None)
+        why = self._fatal or "the engine was closed"
+        if not self._fatal and self._process is not None and pending:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                status = self._process.wait(CLOSE_S)
+                why = f"the helper process ended (exit status {status})" if status else why
+        for future, _, _ in pending.values():
+            _fail(future, ConnectionLost(why))
+
+
+_HELPER = """\
+import sys
+sys.path.insert(0, sys.argv[3])
+from pyremotedata_core.helper import main
+sys.path[1:1] = sys.argv[4:]
+main(int(sys.argv[1]), int(sys.argv[2]))
+"""
+
+
+def _start_helper(theirs: socket.socket) -> subprocess.Popen[bytes]:
+    home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    # Isolated and without site: starts in half the time, and no user's .pth file runs in it.
+    # The owner's path follows for paramiko and PyYAML.
+    argv = [sys.executable, "-I", "-S", "-c", _HELPER]
+    argv += [str(theirs.fileno()), str(os.getpid()), home]
+    argv += [entry for entry in sys.path if entry]
+    return subprocess.Popen(
+        argv,
+        pass_fds=[theirs.fileno()],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def _fail(future: Future[Any], error: TransferError) -> None:
+    with contextlib.suppress(InvalidStateError):
+        future.set_exception(error)
