@@ -172,6 +172,20 @@ class ConnectionSettings:
             port=url.port or (self.port if same_host and self.host else None),
         )
 
+    def transport_for(self, url: RemoteURL) -> str:
+        """Return which transport serves a URL: ``"sftp"`` or ``"lftp"``.
+
+        Raises
+        ------
+        ConfigurationError
+            If the one that was chosen does not.
+        """
+        if url.scheme == "sftp":
+            return "sftp" if self.transport == "auto" else self.transport
+        if self.transport == "sftp":
+            raise ConfigurationError(f"{url.scheme}:// needs the lftp transport", str(url))
+        return "lftp"
+
     def to_plain(self) -> dict[str, Any]:
         """Return all fields as builtins, secrets revealed: for the helper's socket only."""
         plain = dict(self.__dict__)

@@ -34,7 +34,7 @@ from .filesystem_files import ReadFile, WriteFile, WriteText
 from .filesystem_looking import FILES_AT_ONCE, LISTINGS_AT_ONCE, LookingFileSystem, each, mirror
 from .model import Stat
 from .remote import wait_for
-from .stream import BLOCK_BYTES
+from .stream import BLOCK_BYTES, block_bytes
 from .url import RemoteURL, child_path
 
 BLOCKS_AT_ONCE = 16
@@ -102,10 +102,12 @@ class RemoteFileSystem(LookingFileSystem):
         stat = _file(await asyncio.shield(stats[url]), url)
         first, stop, _step = slice(start, end).indices(stat.size)
 
-        def block(offset: int) -> Awaitable[bytes]:
-            return self._ask("read", url, offset, min(BLOCK_BYTES, stop - offset), stat)
+        size = block_bytes(self.engine, url)
 
-        return b"".join(await each(block, range(first, stop, BLOCK_BYTES), BLOCKS_AT_ONCE))
+        def block(offset: int) -> Awaitable[bytes]:
+            return self._ask("read", url, offset, min(size, stop - offset), stat)
+
+        return b"".join(await each(block, range(first, stop, size), BLOCKS_AT_ONCE))
 
     async def _cat_ranges(
         self, paths: Any, starts: Any, ends: Any, *args: Any, on_error: str = "return", **_: Any

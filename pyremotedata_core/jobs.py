@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .errors import ConnectionLost, ServerRefused, TransferError
+from .errors import ConnectionLost, TransferError
 from .local import Memory
 from .model import Stat
 from .transports.base import Done, Operation
@@ -97,12 +97,8 @@ class Read(Job):
         def moved(_: Any, error: TransferError | None) -> None:
             self._end(None if error else memory.data, error)
 
-        if mover.segments(url):
-            args = (url.path, memory, offset, length, expect)
-            self._submit("read", args, moved, load_bytes=length or 1)
-        else:
-            refused = ServerRefused("the lftp transport reads whole files only", str(url))
-            mover.loop.call_soon(partial(self._end, None, refused))
+        args = (url.path, memory, offset, length, expect)
+        self._submit("read", args, moved, load_bytes=length or 1)
 
 
 class FileJob(Job):

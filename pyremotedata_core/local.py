@@ -27,6 +27,7 @@ class Part:
     """
 
     __slots__ = ("_fd", "final", "path")
+    is_file = True
 
     def __init__(self, final: str) -> None:
         self.final = final
@@ -175,6 +176,7 @@ class Memory:
     """Bytes [offset, offset + length) of a file, kept in memory; a `Sink`."""
 
     __slots__ = ("_offset", "data", "path")
+    is_file = False
 
     def __init__(self, offset: int, length: int) -> None:
         self.path = "memory"
@@ -184,7 +186,7 @@ class Memory:
     @property
     def fd(self) -> int:
         """There is none."""
-        raise OSError(errno.ENOTSUP, "this transport reads whole files only")
+        raise OSError(errno.ENOTSUP, "bytes in memory have no descriptor")
 
     def write(self, data: memoryview, offset: int) -> None:
         """Keep bytes."""

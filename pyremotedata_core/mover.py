@@ -14,7 +14,6 @@ from typing import Any
 
 from .config import ConnectionSettings
 from .errors import (
-    ConfigurationError,
     RemoteFileNotFound,
     RemotePermissionDenied,
     ServerRefused,
@@ -222,19 +221,14 @@ class Mover:
             self.pool(url).submit(operation, background=True)
 
     def segments(self, url: RemoteURL) -> bool:
-        """Whether the URL's transport moves parts of a file."""
-        return url.scheme == "sftp" and self._transport(url) == "sftp"
+        """Whether a large file moves in segments over several of the pool's sessions.
 
-    def _transport(self, url: RemoteURL) -> str:
-        chosen = self.settings.transport
-        if url.scheme == "sftp":
-            return "sftp" if chosen == "auto" else chosen
-        if chosen == "sftp":
-            raise ConfigurationError(f"{url.scheme}:// needs the lftp transport", str(url))
-        return "lftp"
+        lftp moves it whole, over connections of its own.
+        """
+        return url.scheme == "sftp" and self.settings.transport_for(url) == "sftp"
 
     def _session_maker(self, url: RemoteURL, settings: ConnectionSettings) -> MakeSession:
-        if self._transport(url) == "lftp":
+        if settings.transport_for(url) == "lftp":
             from .transports.lftp import LftpSession
             from .transports.threaded import ThreadedSession
 

@@ -21,7 +21,14 @@ from .model import Stat
 from .url import RemoteURL
 
 BLOCK_BYTES = 1 << 20
+LFTP_BLOCK_BYTES = 4 << 20  # a block costs lftp some ten round trips, whatever its size
 READ_AHEAD_BYTES = 16 << 20
+
+
+def block_bytes(engine: TransferEngine, url: RemoteURL) -> int:
+    """Return in what pieces a remote file is best read."""
+    lftp = engine.settings.transport_for(url) == "lftp"
+    return LFTP_BLOCK_BYTES if lftp else BLOCK_BYTES
 
 
 class RemoteReader(io.BufferedIOBase):
@@ -58,7 +65,8 @@ class RemoteReader(io.BufferedIOBase):
         self._engine = engine
         self._url = url
         self._at = 0
-        self._most_ahead = max(1, read_ahead_bytes // BLOCK_BYTES)
+        self._block_bytes = block_bytes(engine, url)
+        self._most_ahead = max(1, read_ahead_bytes // self._block_bytes)
         self._ahead = 1
         self._expected = 0  # where a sequential reader reads next
         self._blocks: OrderedDict[int, Future[bytes]] = OrderedDict()
@@ -104,7 +112,7 @@ class RemoteReader(io.BufferedIOBase):
         self._check_open()
         if self._at >= self.stat.size or size == 0:
             return b""
-        number, start = divmod(self._at, BLOCK_BYTES)
+        number, start = divmod(self._at, self._block_bytes)
         data = self._block(number)
         stop = len(data) if size is None or size < 0 else min(len(data), start + size)
         piece = data[start:stop]
@@ -131,11 +139,11 @@ class RemoteReader(io.BufferedIOBase):
             self._ahead = 1  # a jump
         elif number not in self._blocks or number + self._ahead not in self._blocks:
             self._ahead = min(2 * self._ahead, self._most_ahead)
-        last = (self.stat.size - 1) // BLOCK_BYTES
+        last = (self.stat.size - 1) // self._block_bytes
         for wanted in range(number, min(number + self._ahead, last) + 1):
             if wanted not in self._blocks:
-                offset = wanted * BLOCK_BYTES
-                length = min(BLOCK_BYTES, self.stat.size - offset)
+                offset = wanted * self._block_bytes
+                length = min(self._block_bytes, self.stat.size - offset)
                 self._blocks[wanted] = self._engine.read(self._url, offset, length, self.stat)
         self._blocks.move_to_end(number)
         while len(self._blocks) > 2 * self._most_ahead:

@@ -26,7 +26,7 @@ from pyremotedata_core import (
     TransferError,
 )
 from pyremotedata_core.filesystem import RemoteFileSystem
-from pyremotedata_core.stream import BLOCK_BYTES
+from pyremotedata_core.stream import BLOCK_BYTES, LFTP_BLOCK_BYTES
 
 from .sites import tree
 
@@ -519,3 +519,15 @@ def test_a_new_password_reaches_an_instance_that_fsspec_has_kept(chroot_sshd):
     with pytest.raises(AuthenticationFailed):
         log_in("wrong").ls("/")
     assert log_in(chroot_sshd.password).ls("/")
+
+
+def test_parts_of_files_come_through_lftp_too(sshd, place):
+    data = os.urandom(3 * LFTP_BLOCK_BYTES)
+    path = f"{place}/parts.bin"
+    with open(path, "wb") as file:
+        file.write(data)
+    fs = reach(sshd, transport="lftp")
+    assert fs.cat_file(path, 10, 2 * LFTP_BLOCK_BYTES + 5) == data[10 : 2 * LFTP_BLOCK_BYTES + 5]
+    with fs.open(path) as file:
+        file.seek(-7, os.SEEK_END)
+        assert file.read() == data[-7:]

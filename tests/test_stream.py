@@ -7,8 +7,16 @@ import random
 
 import pytest
 
-from pyremotedata_core import ConfigurationError, Remote, RemoteChanged, RemoteFileNotFound
+from pyremotedata_core import (
+    ConfigurationError,
+    Remote,
+    RemoteChanged,
+    RemoteFileNotFound,
+    TransferEngine,
+)
 from pyremotedata_core.stream import BLOCK_BYTES
+
+from .sites import TRANSPORTS
 
 
 @pytest.fixture
@@ -17,18 +25,26 @@ def remote(sshd):
         yield remote
 
 
-def test_sequential_reading_gives_the_bytes(sshd, remote):
+@pytest.fixture(params=TRANSPORTS)
+def reading(sshd, request):
+    """A remote by each transport."""
+    settings = sshd.settings(transport=request.param)
+    with TransferEngine(settings) as engine:
+        yield Remote(sshd.url(), engine=engine)
+
+
+def test_sequential_reading_gives_the_bytes(sshd, reading):
     data = os.urandom(5 * BLOCK_BYTES + 17)
     sshd.make("stream/seq.bin", data)
-    with remote.open("stream/seq.bin") as file:
+    with reading.open("stream/seq.bin") as file:
         pieces = list(iter(lambda: file.read(100_001), b""))
     assert b"".join(pieces) == data
 
 
-def test_any_seek_and_read_gives_what_a_local_file_gives(sshd, remote):
+def test_any_seek_and_read_gives_what_a_local_file_gives(sshd, reading):
     path = sshd.make("stream/seek.bin", os.urandom(40 * BLOCK_BYTES + 3))
     chance = random.Random(7)
-    with remote.open("stream/seek.bin") as file, path.open("rb") as local:
+    with reading.open("stream/seek.bin") as file, path.open("rb") as local:
         for _ in range(60):
             whence = chance.choice((os.SEEK_SET, os.SEEK_END))
             offset = chance.randrange(41 * BLOCK_BYTES) * (-1 if whence == os.SEEK_END else 1)
@@ -49,9 +65,9 @@ def test_readinto_and_text_read_as_files_do(sshd, remote):
     assert bytes(buffer) == "ø,å\n".encode()[:4]
 
 
-def test_a_file_that_changes_while_it_is_open_is_an_error(sshd, remote):
+def test_a_file_that_changes_while_it_is_open_is_an_error(sshd, reading):
     path = sshd.make("stream/changing.bin", os.urandom(30 * BLOCK_BYTES), mtime=1_000_000)
-    with remote.open("stream/changing.bin") as file:
+    with reading.open("stream/changing.bin") as file:
         assert len(file.read(10)) == 10
         path.write_bytes(os.urandom(30 * BLOCK_BYTES))
         file.seek(25 * BLOCK_BYTES)

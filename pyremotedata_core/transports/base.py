@@ -34,6 +34,7 @@ class Sink(Protocol):
     A transport that drives another program needs the file: `fd` makes it, `path` names it.
     """
 
+    is_file: bool
     path: str
 
     @property

@@ -147,7 +147,7 @@ class LftpSession:
         expect: Stat,
         on_bytes: OnBytes = lambda _: None,
     ) -> None:
-        """Write a whole file into the sink, which is empty.
+        """Write a whole file into a sink that is an empty file, or a part of one into memory.
 
         A large file comes over several connections, as many as this node's slots of the server
         allow.
@@ -158,41 +158,17 @@ class LftpSession:
             If the file is not, or does not remain, what ``expect`` says.
         LocalStorageFull, RemoteFileNotFound, RemotePermissionDenied
         ServerRefused
-            If only a part of the file, or what is not a file, is asked for.
+            If what is not a regular file is asked for.
         """
         site, path = self._site, self._site.path(path)
         url = site.url(path)
-        if offset or length != expect.size or expect.kind != "file":
-            raise ServerRefused("lftp reads regular files, and those whole", url)
-        try:
-            fd = sink.fd
-        except OSError as error:
-            raise from_oserror(error, sink.path) from None
-        progress = _Progress(expect.size, on_bytes)
-
-        def watch(log: Log) -> None:
-            if any(info != (expect.size, expect.mtime) for info in log.infos):
-                raise RemoteChanged("the file changed while it was read", url)
-            if log.received > expect.size + OVERLAP_BYTES:
-                raise ServerRefused("the server sends more than it says the file has", url)
-            if log.breaks > MAX_BREAKS:
-                raise ConnectionLost("the connection breaks again and again", url)
-            progress.at(log.received)
-
-        if expect.size >= READ_BYTES and not self._read_bytes:
-            self._learn_read_bytes(path)
-        with self._segments(expect.size) as segments:
-            get = _read_in(self._read_bytes or SAFE_READ_BYTES) + "&& "
-            get += f"pget -n {segments}" if segments > 1 else "get"
-            # One more opening, and the last byte, show whether it is still what it was.
-            again = site.probe(max(0, expect.size - 1))
-            local = os.path.abspath(sink.path)
-            reply = site.run(f"{get} {{}} -o {{}} && {again}", path, local, path, watch=watch)
-        if not reply.ok:
-            raise site.error(reply, path)
-        if len(reply.log.infos) < 2 or os.fstat(fd).st_size != expect.size:
-            raise RemoteChanged("the file changed while it was read", url)
-        progress.at(expect.size)
+        if expect.kind != "file":
+            raise ServerRefused("lftp reads regular files only", url)
+        if sink.is_file:
+            self._read_whole(path, sink, expect, _Progress(expect.size, on_bytes))
+            return
+        data = self._read_part(path, offset, length, expect, _Progress(length, on_bytes))
+        sink.write(memoryview(data), offset)
 
     def write(
         self,
@@ -363,6 +339,46 @@ class LftpSession:
 
     # --- inside ------------------------------------------------------------------------------
 
+    def _read_whole(self, path: str, sink: Sink, expect: Stat, progress: _Progress) -> None:
+        site, url = self._site, self._site.url(path)
+        try:
+            fd = sink.fd
+        except OSError as error:
+            raise from_oserror(error, sink.path) from None
+        if expect.size >= READ_BYTES and not self._read_bytes:
+            self._learn_read_bytes(path)
+        with self._segments(expect.size) as segments:
+            get = _read_in(self._read_bytes or SAFE_READ_BYTES) + "&& "
+            get += f"pget -n {segments}" if segments > 1 else "get"
+            # One more opening, and the last byte, show whether it is still what it was.
+            again = site.probe(max(0, expect.size - 1))
+            local = os.path.abspath(sink.path)
+            command = f"{get} {{}} -o {{}} && {again}"
+            watch = _guard(url, expect, expect.size, progress)
+            reply = site.run(command, path, local, path, watch=watch)
+        if not reply.ok:
+            raise site.error(reply, path)
+        if len(reply.log.infos) < 2 or os.fstat(fd).st_size != expect.size:
+            raise RemoteChanged("the file changed while it was read", url)
+        progress.at(expect.size)
+
+    def _read_part(
+        self, path: str, offset: int, length: int, expect: Stat, progress: _Progress
+    ) -> bytes:
+        site, url = self._site, self._site.url(path)
+        get, paths = site.probe(max(0, expect.size - 1)), [path]
+        if length:
+            set_up = _read_in(self._read_bytes or SAFE_READ_BYTES)
+            get, paths = f"{set_up}&& {site.part(offset, length)} && {get}", [path, path]
+        reply = site.run(get, *paths, watch=_guard(url, expect, length, progress))
+        if not reply.ok:
+            raise site.error(reply, path)
+        data = site.scratch(length) if length else b""
+        if len(reply.log.infos) < len(paths) or len(data) != length:
+            raise RemoteChanged("the file changed while it was read", url)
+        progress.at(length)
+        return data
+
     @contextlib.contextmanager
     def _segments(self, size: int) -> Iterator[int]:
         """Take slots for further connections if a file is large; yield how many it may use."""
@@ -432,6 +448,21 @@ class _Progress:
         if count > self._told:
             new, self._told = count - self._told, count
             self._on_bytes(new)
+
+
+def _guard(url: str, expect: Stat, length: int, progress: _Progress) -> Callable[[Log], None]:
+    """Return what watches over a download of so many bytes."""
+
+    def watch(log: Log) -> None:
+        if any(info != (expect.size, expect.mtime) for info in log.infos):
+            raise RemoteChanged("the file changed while it was read", url)
+        if log.received > length + OVERLAP_BYTES:
+            raise ServerRefused("the server sends more than was asked for", url)
+        if log.breaks > MAX_BREAKS:
+            raise ConnectionLost("the connection breaks again and again", url)
+        progress.at(log.received)
+
+    return watch
 
 
 def _read_in(size: int, ahead: int | None = None) -> str:

@@ -137,11 +137,15 @@ class LftpProcess:
         Monotonic time of its last sign of life.
     probe_path : str
         A local path that a command may write to; what is written there is nobody's.
+    scratch_path : str
+        Another one; `scratch` returns what was written there.
     """
 
     def __init__(self, settings: ConnectionSettings, url: str) -> None:
         self.last_heard = time.monotonic()
         self.probe_path = ""
+        self.scratch_path = ""
+        self._scratch_fd = -1
         self._settings = settings
         self._url = url
         self._process: subprocess.Popen[bytes] | None = None
@@ -173,18 +177,21 @@ class LftpProcess:
         settings = self._settings
         program, argv = find_lftp(), ssh_argv(settings)
         self._ssh_fd, ssh_end = os.pipe()
-        with tempfile.TemporaryFile() as probe:
+        with tempfile.TemporaryFile() as probe, tempfile.TemporaryFile() as scratch:
+            fds = (ssh_end, probe.fileno(), scratch.fileno())
             try:
                 with self._lock:
                     if self._killed:
                         raise ConnectionLost("the connection was closed", self._url)
-                    self._process = self._popen(program, (ssh_end, probe.fileno()))
+                    self._process = self._popen(program, fds)
+                    self._scratch_fd = os.dup(scratch.fileno())
             except OSError as error:
                 os.close(self._ssh_fd)
                 raise from_oserror(error, program) from None
             finally:
                 os.close(ssh_end)
             self.probe_path = f"/dev/fd/{probe.fileno()}"
+            self.scratch_path = f"/dev/fd/{scratch.fileno()}"
         self._selector = selectors.DefaultSelector()
         for fd in self._fds():
             os.set_blocking(fd, False)
@@ -249,6 +256,21 @@ class LftpProcess:
             return Reply(verdict == b"ok", output, log, paths)
         finally:
             self._leave()
+
+    def scratch(self, most: int) -> bytes:
+        """Return what the last command wrote to `scratch_path`, up to ``most`` bytes; empty it."""
+        with self._lock:
+            if self._killed:
+                raise ConnectionLost("the connection was closed", self._url)
+            try:
+                pieces, at = [], 0
+                while at < most and (piece := os.pread(self._scratch_fd, most - at, at)):
+                    pieces.append(piece)
+                    at += len(piece)
+                os.ftruncate(self._scratch_fd, 0)
+            except OSError as error:
+                raise from_oserror(error, "a temporary file") from None
+            return b"".join(pieces)
 
     def ssh_error(self) -> TransferError | None:
         """Return what ssh has said since the last command began, None if it said nothing."""
@@ -410,6 +432,7 @@ class LftpProcess:
         if self._selector is not None:
             self._selector.close()
         os.close(self._ssh_fd)
+        os.close(self._scratch_fd)
         # In an uninterruptible call: Popen reaps it later.
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(1)

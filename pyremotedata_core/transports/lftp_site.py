@@ -126,6 +126,15 @@ class LftpSite:
         """Return the command that opens a file to read a little, so that the log tells of it."""
         return f"get1 --source-region={at}-{at + size} {{}} -o {self._process.probe_path}"
 
+    def part(self, offset: int, length: int) -> str:
+        """Return the command that reads bytes of a file, for `scratch` to return."""
+        region = f"{offset}-{offset + length}"
+        return f"get1 --source-region={region} {{}} -o {self._process.scratch_path}"
+
+    def scratch(self, most: int) -> bytes:
+        """Return what `part` has read."""
+        return self._process.scratch(most)
+
     def error(self, reply: Reply, path: str) -> TransferError:
         """Return the error of a failed command, about that path."""
         return from_failure(reply.log.failure, reply.paths, self.url(path))
