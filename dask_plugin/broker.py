@@ -9,6 +9,7 @@ from typing import Any
 
 from distributed.diagnostics.plugin import SchedulerPlugin
 
+from .current import TOPIC
 from .ledger import REMEMBERED, Ledger, Word
 from .remotefile import RemoteFile
 from .walk import handles_in
@@ -18,6 +19,8 @@ _log = logging.getLogger(__name__)
 JOIN = "pyremotedata_join"  # a worker's question to the scheduler
 ASK = "pyremotedata-ask"  # in the stream from a worker
 TELL = "pyremotedata-tell"  # in the stream to a worker
+# So many workers of a node connect before they have something to fetch.
+EARLY_PER_NODE = 2
 
 
 class Broker(SchedulerPlugin):
@@ -73,6 +76,14 @@ class Broker(SchedulerPlugin):
             self._tell(words)
         except Exception:
             _log.exception("cannot serve %s, which asks for %s", worker, file)
+
+    def log_event(self, topic: str, msg: Any) -> None:
+        """Have some workers of each node connect to a server of which a client lists files."""
+        if topic != TOPIC or not isinstance(msg, dict) or msg.get("action") != "listing":
+            return
+        early = self.ledger.some_of_each_node(EARLY_PER_NODE)
+        for worker in early[: self.ledger.archive_reads]:
+            self._send(worker, {"what": "connect", "file": msg.get("url")})
 
     def add_worker(self, scheduler: Any, worker: str) -> None:  # noqa: ARG002
         """Tell a worker that joined before it had a stream how many nodes there are."""

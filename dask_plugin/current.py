@@ -24,6 +24,7 @@ _ON_LOOP = (
     "a coroutine task must not wait for a file on the worker's event loop: decorate it with"
     " dask_plugin.local, or use await asyncio.to_thread(...)"
 )
+TOPIC = "pyremotedata"  # of all events
 # One for each worker of this process that has the plugin; more than one in clusters of threads.
 _stagings: weakref.WeakKeyDictionary[Any, WorkerStaging] = weakref.WeakKeyDictionary()
 

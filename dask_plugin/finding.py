@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
+import logging
 import re
+import sys
 from concurrent.futures import Future
 from typing import Any
 
@@ -18,8 +20,10 @@ from pyremotedata_core import (
 )
 from pyremotedata_core.engine import shared_engine
 
+from .current import TOPIC
 from .remotefile import RemoteFile
 
+_log = logging.getLogger(__name__)
 _MAGIC = re.compile(r"[*?\[]")
 
 
@@ -28,7 +32,8 @@ def glob(pattern: str, **settings: Any) -> list[RemoteFile]:
 
     Each directory is listed once, and the handles know size and mtime from that listing, so
     that opening them asks the server nothing. Links count as what they point to. Names that
-    begin with a dot match only a pattern that does.
+    begin with a dot match only a pattern that does. Where there is a `distributed.Client`, workers
+    with the plugin connect to the server meanwhile.
 
     Parameters
     ----------
@@ -57,6 +62,7 @@ def glob(pattern: str, **settings: Any) -> list[RemoteFile]:
     engine = shared_engine(ConnectionSettings.load(**settings))
     fixed = next((i for i, part in enumerate(parts) if _MAGIC.search(part)), len(parts) - 1)
     directories = [url.join("/" + "/".join(parts[:fixed]))]
+    _announce(directories[0])
     for part in parts[fixed:-1]:
         directories = [
             directory.join(name)
@@ -66,6 +72,19 @@ def glob(pattern: str, **settings: Any) -> list[RemoteFile]:
         RemoteFile(str(directory.join(name)), stat.size, stat.mtime)
         for directory, name, stat in _matches(engine, directories, parts[-1], "file")
     ]
+
+
+def _announce(url: RemoteURL) -> None:
+    """Tell the cluster, if this process is a client of one, that files of a server will come."""
+    distributed = sys.modules.get("distributed")
+    if distributed is None:
+        return
+    try:
+        client = distributed.default_client()
+        if not client.asynchronous:
+            client.log_event(TOPIC, {"action": "listing", "url": str(url)})
+    except Exception as error:  # no client, or one that has lost its cluster: no loss
+        _log.debug("the workers are not told of %s: %s", url, error)
 
 
 def _matches(

@@ -120,6 +120,14 @@ class Ledger:
         """All workers that have joined."""
         return list(self._nodes)
 
+    def some_of_each_node(self, count: int) -> list[Worker]:
+        """Return at the most so many workers of each node."""
+        chosen: dict[Node, list[Worker]] = defaultdict(list)
+        for worker, node in self._nodes.items():
+            if len(chosen[node]) < count:
+                chosen[node].append(worker)
+        return [worker for workers in chosen.values() for worker in workers]
+
     def workers_with(self, file: Hashable) -> set[Worker]:
         """Return the workers whose node holds a file."""
         entry = self._files.get(file)

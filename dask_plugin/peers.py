@@ -111,7 +111,8 @@ class PeerSource:
     def joined(self, nodes: int) -> None:
         """Begin, in a cluster of so many nodes; with one the archive serves, without a question."""
         self._nodes = self._nodes or nodes  # it may have been told of more meanwhile
-        self._stager.source = self
+        if not self._is_closed:
+            self._stager.source = self
 
     def close(self) -> None:
         """Take no more orders; those that are on their way end. On the event loop."""
@@ -196,6 +197,9 @@ class PeerSource:
         try:
             if what == "nodes":
                 self._nodes = nodes
+                return
+            if what == "connect":
+                self._threads.submit(self._connect, str(file))
                 return
             order = self._orders.get(tuple(file))
             if order is None:
@@ -282,6 +286,13 @@ class PeerSource:
     def _end(self, order: Order, stat: Stat | None, error: BaseException | None) -> None:
         if not self._call(self._finish, order, stat, error):
             order.finish(stat, error)
+
+    def _connect(self, url: str) -> None:
+        """Have the engine log in before the first file is wanted."""
+        try:
+            self._stager.stat(url).add_done_callback(_heed)
+        except Exception as error:  # the first file will say it
+            _log.debug("cannot connect early to %s: %s", url, error)
 
     # --- from another worker ------------------------------------------------------------------
 
@@ -418,7 +429,7 @@ class Sink:
                         os.unlink(self._path)
 
 
-def _heed(task: asyncio.Task[bytes]) -> None:
+def _heed(task: asyncio.Task[bytes] | Future[Stat]) -> None:
     """Take note of a failure that no longer matters."""
     if not task.cancelled():
         task.exception()

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import Any
 
+from .current import TOPIC
+
 STEPS = 400
 SOURCES = {"archive": "from the archive", "peer": "from other nodes"}
 _MIB = 2**20
-TOPIC = "pyremotedata"
 
 
 def plot(client: Any, path: str | os.PathLike[str]) -> Any:

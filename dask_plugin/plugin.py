@@ -1,55 +1,22 @@
-"""StagingPlugin: the worker plugin that has the files of tasks fetched ahead."""
+"""StagingPlugin: the worker plugin that has the files of tasks fetched ahead.
+
+It arrives in a pickle on a worker's event loop, which must not wait for imports: this module is
+light, and what serves the worker (`serving`) is imported on a thread.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
-import platform
 from dataclasses import fields
-from itertools import chain
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from distributed.core import Status
 from distributed.diagnostics.plugin import WorkerPlugin
-from distributed.protocol.pickle import dumps
 
-from pyremotedata_core import ConfigurationError, ConnectionSettings
-from pyremotedata_core.config import parse_bytes
-from pyremotedata_core.stager import Stager, shared_stager
-
-from . import current, metrics
-from .broker import JOIN, Broker
-from .peers import PeerSource
-from .remotefile import RemoteFile
-from .staging import Opened, WorkerStaging
-from .walk import handles_in
-
-_log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from .serving import Serving
 
 _SECRETS = ("password", "key_passphrase")
-# A task in these states runs, or will: it keeps its files. "cancelled" and "resumed" tasks have
-# lost their client, but their thread still runs.
-_ALIVE = {
-    "waiting",
-    "ready",
-    "constrained",
-    "executing",
-    "long-running",
-    "cancelled",
-    "resumed",
-    "flight",
-}
-_WORKING = {Status.running, Status.paused, Status.closing_gracefully, Status.init}
-_COMPUTING = {"executing", "long-running"}
-_RUNNING = _COMPUTING | {"cancelled", "resumed"}
-# At the most this share of the cache's budget is for files that no task has opened yet.
-_AHEAD_SHARE = 4
-SETTLE_S = 0.01
-RETIRE_S = 1.0
-JOIN_S = 10.0
-SHORTEST_BAR_S = 0.005
-TOPIC = "pyremotedata"
 
 
 class StagingPlugin(WorkerPlugin):
@@ -110,6 +77,8 @@ class StagingPlugin(WorkerPlugin):
         locality: bool = False,
         **settings: Any,
     ) -> None:
+        from pyremotedata_core.config import ConfigurationError, ConnectionSettings, parse_bytes
+
         known = {field.name for field in fields(ConnectionSettings)}
         for key in settings:
             if key in _SECRETS:
@@ -129,147 +98,27 @@ class StagingPlugin(WorkerPlugin):
         except (ValueError, KeyError):
             raise ConfigurationError(f"ahead_bytes is not valid: {ahead_bytes!r}") from None
         self.settings = settings
-        self._worker: Any = None
-        self._staging: WorkerStaging | None = None
-        self._peers: PeerSource | None = None
-        self._settling = False
+        self._serving: Serving | None = None
+        self._is_torn_down = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_worker": None, "_staging": None, "_peers": None}
+        return {**self.__dict__, "_serving": None, "_is_torn_down": False}
 
     async def setup(self, worker: Any) -> None:
         """Take up work on a worker. Wrong settings fail with the first file."""
-        self._worker = worker
-        self._staging = WorkerStaging(
-            self._make_stager, self.ahead_files, self.ahead_bytes, self._tell
-        )
-        current.enlist(worker, self._staging)
-        metrics.expose(current.counts)
-        for task in worker.state.tasks.values():
-            if task.state in ("waiting", "ready", "constrained"):
-                handles = chain(handles_in(task.run_spec), self._handles_before(task))
-                self._want(self._staging, task, list(handles))
-        await self._join(worker, self._staging)
+        serving = await asyncio.to_thread(import_module, f"{__package__}.serving")
+        if not self._is_torn_down:  # while the loop was free
+            self._serving = serving.Serving(worker, self)
+            await self._serving.begin()
 
-    def teardown(self, worker: Any) -> None:
+    def teardown(self, worker: Any) -> None:  # noqa: ARG002
         """Give everything back."""
-        staging, self._staging = self._staging, None
-        peers, self._peers = self._peers, None
-        if peers is not None:
-            peers.close()
-        if staging is not None:
-            current.dismiss(worker)
-            if not current.counts():
-                metrics.conceal()
-            self._retire(worker, staging)
+        serving, self._serving = self._serving, None
+        self._is_torn_down = True
+        if serving is not None:
+            serving.end()
 
     def transition(self, key: Any, start: str, finish: str, **_: Any) -> None:
         """Follow a task; called by the worker on its event loop."""
-        staging = self._staging
-        if staging is None:
-            return
-        try:
-            task = self._worker.state.tasks.get(key)
-            if start in _COMPUTING and finish == "memory":
-                self._tell_computed(task)
-            if task is None or task.state not in _ALIVE:
-                staging.end(key)
-            elif finish == "waiting":
-                self._want(staging, task, handles_in(task.run_spec))
-            elif finish in ("ready", "constrained") and task.dependencies:
-                self._want(staging, task, self._handles_before(task))
-            if staging.has_arrivals and not self._settling:
-                self._settling = True
-                self._worker.loop.call_later(SETTLE_S, self._settle, staging)
-        except Exception:  # dask would swallow it
-            _log.exception("cannot follow the task %r", key)
-
-    def _want(self, staging: WorkerStaging, task: Any, handles: list[RemoteFile]) -> None:
-        if handles:
-            staging.want(task.key, task.priority, handles)
-
-    def _handles_before(self, task: Any) -> list[RemoteFile]:
-        """Return the handles in the results that a task depends on, as far as in memory."""
-        memory = getattr(self._worker.data, "fast", self._worker.data)
-        values = [memory[one.key] for one in task.dependencies if one.key in memory]
-        return handles_in(values)
-
-    def _settle(self, staging: WorkerStaging) -> None:
-        from distributed.scheduler import Scheduler
-
-        self._settling = False
-        if not Scheduler._instances:  # where there is one, whole graphs are unpickled
-            staging.settle()
-
-    def _tell_computed(self, task: Any) -> None:
-        """Note, in an event, when a task that has files has computed."""
-        staging = self._staging
-        if task is None or staging is None or not staging.has_files(task.key):
-            return
-        for bar in task.startstops:
-            if bar["action"] == "compute":
-                event = {"action": "computed", "key": str(task.key)}
-                times = {"start": bar["start"], "stop": bar["stop"]}
-                self._worker.log_event(TOPIC, {**event, **times})
-
-    def _tell(self, opened: Opened) -> None:
-        """Show a file as a bar of its task in the dashboard, and as an event."""
-        try:
-            self._show(self._worker, opened)
-        except Exception:  # the task has its file, and that is what counts
-            _log.exception("cannot show how %s was fetched", opened.url)
-
-    def _show(self, worker: Any, opened: Opened) -> None:
-        start, stop = (moment + worker.scheduler_delay for moment in (opened.start, opened.stop))
-        task = worker.state.tasks.get(opened.key)
-        if task is not None and stop - start > SHORTEST_BAR_S:
-            bar = {"action": "transfer", "start": start, "stop": stop, "source": opened.source}
-            task.startstops.append(bar)
-        event = {"action": "opened", **opened._asdict(), "key": str(opened.key)}
-        worker.log_event(TOPIC, {**event, "start": start, "stop": stop})
-
-    def _retire(self, worker: Any, staging: WorkerStaging) -> None:
-        """Let tasks that run keep their files until they end."""
-        tasks = worker.state.tasks
-
-        def runs(key: Any) -> bool:
-            return key in tasks and tasks[key].state in _RUNNING
-
-        closing = worker.status not in _WORKING
-        if not staging.close(keep=(lambda _: False) if closing else runs):
-            worker.loop.call_later(RETIRE_S, self._retire, worker, staging)
-
-    async def _join(self, worker: Any, staging: WorkerStaging) -> None:
-        """Have the broker say where files come from; without one they come from the archive."""
-        try:
-            async with asyncio.timeout(JOIN_S):
-                stager, node = await asyncio.to_thread(self._open_stager, staging)
-                if stager.source is not None or self._staging is not staging:
-                    return  # another worker of this process has joined
-                # Listens before it joins: a word that nobody hears would end the worker's stream.
-                self._peers = peers = PeerSource(worker, stager)
-                broker = Broker(self.archive_reads, self.locality)
-                await worker.scheduler.register_scheduler_plugin(
-                    plugin=dumps(broker), name=broker.name, idempotent=True
-                )
-                join = getattr(worker.scheduler, JOIN)
-                peers.joined(
-                    await join(
-                        worker=worker.address,
-                        node=node,
-                        archive_reads=self.archive_reads,
-                        locality=self.locality,
-                    )
-                )
-                staging.origin_of = peers.origin_of
-        except Exception as error:
-            _log.info("each node reads from the archive: there is no broker: %s", error)
-
-    def _open_stager(self, staging: WorkerStaging) -> tuple[Stager, str]:
-        """Return the stager, and what names its node: a cache directory on a host."""
-        stager = staging.stager
-        found = os.stat(stager.cache.root)
-        return stager, f"{platform.node()}:{found.st_dev}:{found.st_ino}"
-
-    def _make_stager(self) -> Stager:
-        return shared_stager(ConnectionSettings.load(**self.settings))
+        if self._serving is not None:
+            self._serving.follow(key, start, finish)

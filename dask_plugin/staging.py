@@ -31,6 +31,8 @@ QUESTIONS_AT_ONCE = 16
 # Handles whose task is not known, found while unpickling: so many are fetched ahead at a time.
 LOOSE_FILES = 16
 _ARRIVALS = 256
+# At the most this part of the cache's budget is for files that no task has opened yet.
+_AHEAD_SHARE = 4
 
 
 class Counts(NamedTuple):
@@ -288,6 +290,8 @@ class WorkerStaging:
         """The stager that this worker's process uses; made when first used."""
         if self._stager is None:
             self._stager = self._make_stager()
+            share = self._stager.settings.cache_bytes // _AHEAD_SHARE
+            self._ahead_bytes = min(self._ahead_bytes, share)
             self._stager.when_full.add(self._make_room)
         return self._stager
 

@@ -114,6 +114,11 @@ def test_the_nearest_workers_are_those_whose_node_holds_the_most_bytes():
     assert ledger.nearest([("a", 10), ("b", 20)]) == {"w2", "w3"}
 
 
+def test_some_workers_of_each_node_are_chosen():
+    ledger = cluster(5, per_node=3)
+    assert ledger.some_of_each_node(2) == ["w0", "w1", "w3", "w4"]
+
+
 def test_files_that_nobody_brings_are_forgotten_beyond_a_bound(monkeypatch):
     monkeypatch.setattr(ledger_module, "REMEMBERED", 10)
     ledger = cluster(1, archive_reads=100)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dask_plugin import RemoteFile, StagingPlugin, stats
+from dask_plugin import RemoteFile, StagingPlugin, glob, stats
 
 distributed = pytest.importorskip("distributed")
 
@@ -29,6 +29,9 @@ class Archive:
         data = os.urandom(size)
         stat = self.server.make(name, data).stat()
         return RemoteFile(self.server.url(name), stat.st_size, int(stat.st_mtime)), data
+
+    def sessions(self) -> int:
+        return self._log.read_text().count("session opened")
 
     def bytes_read(self, name: str) -> int:
         found = _READ.findall(self._log.read_text())
@@ -223,6 +226,14 @@ def test_a_reader_that_dies_is_replaced(archive, relay_factory, start_nodes):
     relay.resume()
     assert second.result() == data
     assert first.result() == data
+
+
+def test_workers_connect_while_a_client_lists(archive, start_nodes):
+    archive.make("a", 1000)
+    start_nodes(3, per_node=3)
+    (file,) = glob(archive.server.url("*"), ssh_config=str(archive.server.ssh_config))
+    assert file.name == "a"
+    wait_until(lambda: archive.sessions() == 3, "two workers of the node, and the client, connect")
 
 
 def test_a_missing_file_is_an_error_on_every_node(archive, start_nodes):
