@@ -21,6 +21,7 @@ from .errors import (
     ServerRefused,
     from_plain,
 )
+from .finding import find, locate_pattern
 from .model import Entry, Stat, TreeResult
 from .progress import Progress, shown
 from .stream import BLOCK_BYTES, RemoteReader, Streamed, stream_files
@@ -148,6 +149,30 @@ class Remote:
             while unlisted and len(waiting) < LISTINGS_AT_ONCE:
                 below = unlisted.popleft()
                 waiting.append((below, self.engine.scandir(top.join(below))))
+
+    def glob(self, pattern: str) -> Iterator[str]:
+        """Yield the paths of files and directories that match, as they are found.
+
+        Parameters
+        ----------
+        pattern : str
+            ``*.tif``, ``run?/[ab]*/x.csv``, ``**/*.tif``: ``**`` stands for any number of
+            directories. Relative patterns give relative paths, URLs give URLs. ``[*]`` stands for
+            a real ``*`` (`glob.escape` writes it), in a URL ``%2A`` does, too.
+
+        Notes
+        -----
+        Each directory is listed once, and only if something below it may match. Links count as
+        what they point to, but ``**`` does not descend into them. Names that begin with a dot
+        match only a pattern that does. A pattern that ends in ``/`` finds directories only.
+        """
+        prefix = self.url.path.rstrip("/") + "/"
+        for url, _ in find(self.engine, locate_pattern(self.url, pattern)):
+            if looks_like_url(pattern):
+                yield str(url)
+            else:
+                relative = not pattern.startswith("/") and url.path.startswith(prefix)
+                yield url.path.removeprefix(prefix) if relative else url.path
 
     def du(self, path: str | RemoteURL = "") -> int:
         """Return the bytes of a file, or of all files below a directory."""

@@ -222,8 +222,17 @@ def test_glob_matches_directories(sshd, remote_directory, remote):
 def test_glob_finds_nothing_where_nothing_is(sshd, remote_directory, remote):
     assert glob(sshd.url(remote_directory) + "/no-such-directory/*") == []
     assert glob(sshd.url(remote_directory) + "/no-such-file") == []
-    with pytest.raises(ConfigurationError, match=r"\*\*"):
-        glob(sshd.url(remote_directory) + "/**/a")
+
+
+def test_glob_goes_to_any_depth_and_gives_files_only(sshd, remote_directory, remote):
+    for name in ("a", "x/a", "x/y/a", "x/b/c"):
+        remote(name)
+    found = glob(sshd.url(remote_directory) + "/**/[ab]")
+    assert [f.url.removeprefix(sshd.url(remote_directory)) for f in found] == [
+        "/a",
+        "/x/a",
+        "/x/y/a",
+    ]
 
 
 def test_glob_lists_once_and_its_handles_ask_nothing(sshd_factory, tmp_path, monkeypatch):
