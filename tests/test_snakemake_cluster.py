@@ -93,6 +93,39 @@ def test_an_output_that_a_job_has_stored_is_not_stored_again(counted):
     assert not temporaries(counted.directory)
 
 
+TREE = """
+    rule one:
+        input: storage("@URL@/in/0")
+        output: storage("@URL@/tree")
+        shell: "mkdir -p {output}/sub/empty && cp {input} {output}/sub/x && touch {output}/y"
+"""
+
+
+@pytest.mark.parametrize("spoil", [None, "sub/x"])
+def test_a_directory_that_a_job_has_stored_is_not_stored_again(counted, spoil):
+    data = make_inputs(counted)
+    counted.write(TREE)
+    spoiling = f"printf new > {counted.remote_path('tree')}/{spoil}" if spoil else ":"
+    text = counted.submit(*spoiled_between(counted, spoiling)).succeeded().text
+    assert counted.remote_path("tree/sub/x").read_bytes() == data[0]
+    assert counted.remote_path("tree/sub/empty").is_dir()
+    assert text.count(STORED_BEFORE) == (0 if spoil else 1)
+    assert "Nothing to be done" in counted.submit().succeeded().text
+
+
+def spoiled_between(workflow, spoiling):
+    """Return arguments of a run that does something between a job and the main process."""
+    submit = workflow.path("submit_and_spoil.sh")
+    submit.write_text(
+        "#!/bin/sh\n"
+        f"sed -i 's|--mode .remote.|& \\&\\& sh {workflow.path('spoil.sh')}|' \"$1\"\n"
+        'nohup sh "$1" > "$1.log" 2>&1 < /dev/null &\necho $!\n'
+    )
+    submit.chmod(0o755)
+    workflow.path("spoil.sh").write_text(spoiling + "\n")
+    return ("--cluster-generic-submit-cmd", str(submit))
+
+
 @pytest.mark.parametrize("spoil", ["content", "remote", "note"])
 def test_in_doubt_an_output_is_stored_again(counted, spoil):
     """What one line of the submit script does between the job and the main process."""
@@ -106,15 +139,7 @@ def test_in_doubt_an_output_is_stored_again(counted, spoil):
         "remote": f"head -c 300000 /dev/zero > {remote}; touch -d @1600000000 {remote}",
         "note": "for f in .snakemake/storage/pyremotedata/.stored/*; do echo > $f; done",
     }[spoil]
-    submit = counted.path("submit_and_spoil.sh")
-    submit.write_text(
-        "#!/bin/sh\n"
-        f"sed -i 's|--mode .remote.|& \\&\\& sh {counted.path('spoil.sh')}|' \"$1\"\n"
-        'nohup sh "$1" > "$1.log" 2>&1 < /dev/null &\necho $!\n'
-    )
-    submit.chmod(0o755)
-    counted.path("spoil.sh").write_text(spoiling + "\n")
-    text = counted.submit("--cluster-generic-submit-cmd", str(submit)).succeeded().text
+    text = counted.submit(*spoiled_between(counted, spoiling)).succeeded().text
     wanted = data[0].replace(b"\0", b"\1") if spoil == "content" else data[0]
     assert remote.read_bytes() == wanted
     assert text.count(STORED_BEFORE) == (0 if spoil == "note" else 1)

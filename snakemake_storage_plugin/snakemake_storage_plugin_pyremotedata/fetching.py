@@ -18,8 +18,7 @@ from pyremotedata_core.model import Stat
 from pyremotedata_core.url import RemoteURL
 
 from .lookup import Lookup
-from .storing import in_thread
-from .waiting import Wait
+from .waiting import Wait, in_thread
 from .workspace import temporary_path
 
 if TYPE_CHECKING:

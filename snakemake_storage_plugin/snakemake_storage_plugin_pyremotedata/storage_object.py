@@ -32,9 +32,8 @@ from pyremotedata_core.url import RemoteURL
 
 from . import query as queries
 from .failures import explain
-from .storing import TIMESTAMP
 from .tally import rate_text, size_text
-from .trees import fetch_directory, tree_bytes, walk
+from .trees import TIMESTAMP, fetch_directory, tree_bytes, walk
 from .waiting import Wait, blocking, on_loop, run_now
 
 T = TypeVar("T")

@@ -25,6 +25,8 @@ from .workspace import Workspace, temporary_path
 if TYPE_CHECKING:
     from pyremotedata_core.engine import TransferEngine
 
+# Where Snakemake keeps the time of a directory; a directory's own changes with each entry.
+TIMESTAMP = ".snakemake_timestamp"
 LISTINGS_AT_ONCE = 32
 
 

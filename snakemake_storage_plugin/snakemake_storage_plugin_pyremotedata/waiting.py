@@ -8,6 +8,7 @@ also where one is running already.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -38,3 +39,18 @@ def run_now(procedure: Coroutine[Any, Any, T]) -> T:
         return end.value
     procedure.close()
     raise RuntimeError("a procedure that should block has suspended")
+
+
+def in_thread(work: Callable[..., T], *arguments: Any) -> Future[T]:
+    """Do what only reads in a thread of its own; nobody waits for it when it is cancelled."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(work(*arguments))
+            except BaseException as error:
+                future.set_exception(error)
+
+    threading.Thread(target=run, name="pyremotedata-files", daemon=True).start()
+    return future
