@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any
 
 from pyremotedata_core.errors import (
@@ -14,14 +14,19 @@ from pyremotedata_core.errors import (
     ServerRefused,
     TransferError,
 )
-from pyremotedata_core.model import Stat
+from pyremotedata_core.model import Entry, Stat
 from pyremotedata_core.url import RemoteURL
 
+from .expected import Expected
 from .memory import Memory
 from .waiting import Wait
 
 if TYPE_CHECKING:
     from pyremotedata_core.engine import TransferEngine
+
+
+# Questions whose answers nobody waits for yet, under way at once.
+AHEAD = 32
 
 
 class Lookup:
@@ -31,30 +36,41 @@ class Lookup:
     ----------
     engine : callable
         Returns the engine; called with the first question that memory cannot answer.
+    looks_ahead : bool
+        Whether to ask what is to be expected, before somebody waits for it.
     """
 
-    def __init__(self, engine: Callable[[], TransferEngine]) -> None:
+    def __init__(self, engine: Callable[[], TransferEngine], looks_ahead: bool = True) -> None:
         self.memory = Memory()
+        self.expected = Expected()
         self._engine = engine
+        self._looks_ahead = looks_ahead
         self._lock = threading.Lock()
-        self._listings: dict[RemoteURL, tuple[Future[Any], float]] = {}
+        self._running: dict[tuple[str, RemoteURL], Future[bool]] = {}
 
     async def stat(self, url: RemoteURL, wait: Wait) -> Stat | None:
         """Return the stat of a file or directory (links followed), None if it does not exist.
 
-        The second question about a directory lists it, and the second directory without what was
-        asked for has the one above it listed. Raises `TransferError` for everything
-        but a clear "there is no such file".
+        A directory is listed when a second question about it is asked or to be expected, and
+        where two directories had what was asked for, their neighbours are asked about at the same
+        time. The second directory without what was asked for has the one above it listed.
+        Raises `TransferError` for everything but a clear "there is no such file".
         """
         known = self.memory.recall(url)
-        if known is None and self.memory.should_list(url) and await self._list(url.parent, wait):
-            known = self.memory.recall(url)
         if known is not None:
             return known.stat
-        stat = await self.ask(url, wait)
+        directory = url.parent
+        self._look_ahead(directory)
+        if self.memory.should_list(url, self.expected.count(directory)):
+            if await wait(_follow(self._ask_shared("scandir", directory))):
+                known = self.memory.recall(url)
+        elif ("stat", url) in self._running:
+            await wait(_follow(self._ask_shared("stat", url)))
+            known = self.memory.recall(url)
+        stat = known.stat if known is not None else await self.ask(url, wait)
         # Outputs often have directories of their own, none of which exists before the first run.
-        if stat is None and self.memory.should_list(url.parent):
-            await self._list(url.parent.parent, wait)
+        if stat is None and self.memory.should_list_above(directory):
+            await wait(_follow(self._ask_shared("scandir", directory.parent)))
         return stat
 
     async def ask(self, url: RemoteURL, wait: Wait) -> Stat | None:
@@ -67,44 +83,78 @@ class Lookup:
         self.memory.remember(url, stat, asked_at)
         return stat
 
-    async def _list(self, directory: RemoteURL, wait: Wait) -> bool:
-        """List a directory into the memory; return whether that was possible."""
+    def _look_ahead(self, directory: RemoteURL) -> None:
+        """Ask about the neighbours of a directory, if some of them had what was asked for."""
+        above = directory.parent
+        if not (self._looks_ahead and self.memory.found_below(above)):
+            return
+        for neighbour, names in self.expected.take(above, AHEAD - len(self._running)):
+            if neighbour == directory or self.memory.has_asked(neighbour):
+                continue
+            if len(names) > 1:
+                self._ask_shared("scandir", neighbour)
+            else:
+                self._ask_shared("stat", neighbour.join(names[0]))
+
+    def _ask_shared(self, question: str, url: RemoteURL) -> Future[bool]:
+        """Ask, or join who asks just now; the result is whether memory has the answer."""
         with self._lock:
-            running = self._listings.get(directory)
-            if running is None or running[0].done():
-                asked_at = time.monotonic()
-                running = (self._engine().scandir(directory), asked_at)
-                self._listings[directory] = running
-            shared, asked_at = running
+            shared = self._running.get((question, url))
+            if shared is not None:
+                return shared
+            asked_at = time.monotonic()
+            asked: Future[Any] = getattr(self._engine(), question)(url)
+            shared = self._running[question, url] = Future()
+        learn = self._learn_listing if question == "scandir" else self._learn_stat
+
+        def answered(done: Future[Any]) -> None:
+            try:
+                learned, error = learn(url, done, asked_at), None
+            except (Exception, CancelledError) as failed:
+                learned, error = False, failed
+            with self._lock:
+                del self._running[question, url]
+            if error is None:
+                shared.set_result(learned)
+            elif isinstance(error, CancelledError):
+                shared.set_exception(TransferError("the engine was closed"))
+            else:
+                shared.set_exception(error)
+
+        asked.add_done_callback(answered)
+        return shared
+
+    def _learn_stat(self, url: RemoteURL, done: Future[Stat], asked_at: float) -> bool:
         try:
-            entries = await wait(_follow(shared))
+            self.memory.remember(url, done.result(), asked_at)
         except RemoteFileNotFound:
-            entries = []
+            self.memory.remember(url, None, asked_at)
+        return True
+
+    def _learn_listing(
+        self, directory: RemoteURL, done: Future[list[Entry]], asked_at: float
+    ) -> bool:
+        try:
+            self.memory.remember_listing(directory, done.result(), asked_at)
+        except RemoteFileNotFound:
+            self.memory.remember_listing(directory, [], asked_at)
+            self.memory.remember(directory, None, asked_at)
         except TransferError as error:
             if type(error) not in (TransferError, RemotePermissionDenied, ServerRefused):
                 raise
             self.memory.never_list(directory)
             return False
-        finally:
-            with self._lock:
-                first = self._listings.get(directory) is running and shared.done()
-                if first:
-                    del self._listings[directory]
-        if first:
-            self.memory.remember_listing(directory, entries, asked_at)
         return True
 
 
-def _follow(shared: Future[Any]) -> Future[Any]:
+def _follow(shared: Future[bool]) -> Future[bool]:
     """Return a future that ends as another one does, and whose cancelling leaves that alone."""
-    own: Future[Any] = Future()
+    own: Future[bool] = Future()
 
-    def copy(done: Future[Any]) -> None:
+    def copy(done: Future[bool]) -> None:
         if not own.set_running_or_notify_cancel():
             return
-        if done.cancelled():
-            own.set_exception(TransferError("the engine was closed"))
-        elif (error := done.exception()) is not None:
+        if (error := done.exception()) is not None:
             own.set_exception(error)
         else:
             own.set_result(done.result())

@@ -72,6 +72,7 @@ class Memory:
         self._directories: dict[RemoteURL, _Directory] = {}
         self._names = 0
         self._small_below: dict[RemoteURL, int] = {}
+        self._found_below: dict[RemoteURL, set[RemoteURL]] = {}
 
     def recall(self, url: RemoteURL) -> Known | None:
         """Return what may be believed of a file now, None when it must be asked for."""
@@ -99,8 +100,14 @@ class Memory:
                 return None
             return {name: known.stat for name, known in directory.answers.items() if known.stat}
 
-    def should_list(self, url: RemoteURL) -> bool:
-        """Note that a file must be asked for; return whether to list its directory instead."""
+    def should_list(self, url: RemoteURL, expected: int = 0) -> bool:
+        """Note that a file must be asked for; return whether to list its directory instead.
+
+        Parameters
+        ----------
+        expected : int
+            Names of the directory that will probably be asked for, this one among them.
+        """
         with self._lock:
             directory = self._directory(url.parent)
             directory.asked.add(url.name)
@@ -108,7 +115,28 @@ class Memory:
             if directory.listed_at == _NEVER and directory.answers.keys() <= {url.name}:
                 neighbours = self._small_below.get(url.parent.parent, 0)
                 asked += neighbours >= NEIGHBOURS and url.parent.parent != url.parent
+            if not directory.size:
+                asked = max(asked, expected)
             return directory.listable and listing_pays(asked, directory.size)
+
+    def should_list_above(self, directory_url: RemoteURL) -> bool:
+        """Note that a directory had not what was asked for; return whether to list that above."""
+        with self._lock:
+            directory = self._directories.get(directory_url)
+            if directory is not None and directory.size:
+                return False  # it is there
+        return self.should_list(directory_url)
+
+    def found_below(self, above: RemoteURL) -> bool:
+        """Return whether `NEIGHBOURS` directories right below had something."""
+        with self._lock:
+            return len(self._found_below.get(above, ())) >= NEIGHBOURS
+
+    def has_asked(self, directory_url: RemoteURL) -> bool:
+        """Return whether anything of a directory was asked for."""
+        with self._lock:
+            directory = self._directories.get(directory_url)
+            return directory is not None and bool(directory.asked or directory.answers)
 
     def remember(self, url: RemoteURL, stat: Stat | None, asked_at: float) -> None:
         """Keep an answer; ``asked_at`` is the monotonic time when the question went out."""
@@ -120,6 +148,7 @@ class Memory:
             self._names += known is None
             directory.answers[url.name] = Known(stat, asked_at)
             if stat is not None:
+                self._note_found(url.parent)
                 self._distrust_listings_above(url)
             self._shrink()
 
@@ -140,6 +169,8 @@ class Memory:
             for name, known in directory.answers.items():
                 if known.asked_at > asked_at or (name in links and known.holds(asked_at)):
                     answers[name] = known
+            if answers:
+                self._note_found(directory_url)
             if directory.listed_at == _NEVER and 0 < len(answers) <= SMALL:
                 above = directory_url.parent
                 self._small_below[above] = self._small_below.get(above, 0) + 1
@@ -188,6 +219,11 @@ class Memory:
         if found is None:
             found = self._directories[url] = _Directory()
         return found
+
+    def _note_found(self, directory_url: RemoteURL) -> None:
+        found = self._found_below.setdefault(directory_url.parent, set())
+        if len(found) < NEIGHBOURS:
+            found.add(directory_url)
 
     def _distrust_listings_above(self, url: RemoteURL) -> None:
         """A file that exists has directories above it, whatever an older listing says."""

@@ -66,7 +66,7 @@ class StorageProvider(StorageProviderBase):
             cached = is_yes(self.settings, "node_cache", default=apart)
         except ConfigurationError as error:
             raise StorageError(error.message) from error
-        self.lookup = Lookup(self.engine)
+        self.lookup = Lookup(self.engine, looks_ahead=not self.use_rate_limiter())
         self.storing = Storing(self.engine, self.lookup, self.host, self.local_prefix)
         self.fetching = Fetching(
             self.engine, self.lookup, self.stager if cached else None, self.logger.warning

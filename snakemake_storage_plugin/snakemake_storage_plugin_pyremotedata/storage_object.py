@@ -45,6 +45,11 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
     Every failure is a `WorkflowError` of one line. A lost connection is never "does not exist".
     """
 
+    def __post_init__(self) -> None:
+        if "{" not in self.query:  # as in a wildcard
+            with contextlib.suppress(TransferError):  # told when it is validated
+                self.provider.lookup.expected.note(self.url)
+
     @property
     def url(self) -> RemoteURL:
         """The remote file."""
