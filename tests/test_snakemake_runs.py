@@ -131,11 +131,17 @@ def test_the_inputs_of_a_job_are_retrieved_at_the_same_time(counted):
     counted.write(SIXTY)
     counted.run().succeeded()
     assert counted.path("joined").read_bytes() == b"".join(data)
-    open_files = most = 0
-    for line in counted.server.sftp_log.read_text().splitlines():
-        open_files += bool(re.search(r'\bopen "', line)) - bool(re.search(r'\bclose "', line))
-        most = max(most, open_files)
-    assert most >= 5
+    assert most_open(counted, "open") >= 5
+
+
+def most_open(workflow, kind):
+    """Return how many files or directories the server has had open at the same time."""
+    now_open = most = 0
+    close = {"open": "close", "opendir": "closedir"}[kind]
+    for line in workflow.server.sftp_log.read_text().splitlines():
+        now_open += bool(re.search(rf'^{kind} "', line)) - bool(re.search(rf'^{close} "', line))
+        most = max(most, now_open)
+    return most
 
 
 def test_a_dry_run_asks_little_of_the_server(counted):
@@ -147,6 +153,27 @@ def test_a_dry_run_asks_little_of_the_server(counted):
     assert kinds.get("stat", 0) + kinds.get("lstat", 0) <= 4, kinds
     assert kinds.get("opendir", 0) <= 2, kinds
     assert counted.server.logins() <= 2
+
+
+def test_neighbouring_directories_are_listed_at_the_same_time(counted):
+    for n in range(60):
+        counted.make_remote(f"in/{n % 12}/{n}", b"x")
+    urls = '[f"@URL@/in/{n % 12}/{n}" for n in range(60)]'
+    counted.write(SIXTY.replace('expand("@URL@/in/{n}", n=range(60))', urls))
+    counted.run("-n").succeeded()
+    kinds = counted.server.request_kinds()
+    assert kinds.get("stat", 0) + kinds.get("lstat", 0) <= 2, kinds
+    assert kinds["opendir"] == 12, kinds
+    assert most_open(counted, "opendir") >= 5
+
+
+def test_files_with_directories_of_their_own_are_asked_for_once_each(counted):
+    for n in range(20):
+        counted.make_remote(f"in/{n}/x", b"x")
+    counted.write(SIXTY.replace("in/{n}", "in/{n}/x").replace("60", "20"))
+    counted.run("-n").succeeded()
+    kinds = counted.server.request_kinds()
+    assert kinds.get("stat", 0) + kinds.get("lstat", 0) + kinds.get("opendir", 0) <= 22, kinds
 
 
 def test_outputs_in_directories_that_do_not_exist_yet_cost_few_questions(counted):

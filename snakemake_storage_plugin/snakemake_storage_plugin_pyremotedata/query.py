@@ -70,6 +70,13 @@ def local_suffix(query: str) -> str:
 
 
 @lru_cache(maxsize=65536)
+def parent_suffix(query: str) -> str | None:
+    """Return the local suffix of the directory that holds a file, None for the topmost one."""
+    url = to_url(query)
+    return None if url.parent == url else local_suffix(from_url(url.parent))
+
+
+@lru_cache(maxsize=65536)
 def to_url(query: str) -> RemoteURL:
     """Return the URL of a query without wildcards."""
     return RemoteURL.parse(canonical(query))
@@ -110,6 +117,7 @@ def without_password(query: str) -> str:
     return _PASSWORD.sub(r"\1:***@", str(query))
 
 
+@lru_cache(maxsize=65536)
 def _split(query: str) -> tuple[RemoteURL, str]:
     """Return the server of a query and its canonical path."""
     form = _FORM.fullmatch(query)

@@ -61,10 +61,10 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
 
     def get_inventory_parent(self) -> str | None:
         """Return the cache key of the directory that holds the file."""
-        url = self.url
-        if self._overwrite_local_path or url.parent == url:
+        suffix = queries.parent_suffix(self.query)
+        if self._overwrite_local_path or suffix is None:
             return None
-        return self.cache_key(queries.local_suffix(queries.from_url(url.parent)))
+        return self.cache_key(suffix)
 
     def cleanup(self) -> None:
         """Leave nothing local behind; Snakemake removes the local copy itself.
