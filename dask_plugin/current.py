@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from pyremotedata_core import Lease, RemoteChanged, Stager, Stat
+from pyremotedata_core import ConnectionSettings, Lease, RemoteChanged, RemoteURL, Stager, Stat
 from pyremotedata_core.stager import shared_stager
 
 if TYPE_CHECKING:
@@ -74,6 +74,34 @@ def hold_here(handles: Sequence[RemoteFile]) -> list[Lease]:
     if staging is not None and key is not None:  # what was fetched ahead is used, and counted
         expected = [lease.stat for lease in staging.claim(key, handles)]
     return _bring(handles, expected, worker, staging)
+
+
+def lend_here(
+    settings: ConnectionSettings, url: RemoteURL, stat: Stat | None
+) -> Future[Lease] | None:
+    """Lend the fsspec file system a file of the node's cache; see `pyremotedata_core`'s lending.
+
+    A task's file is used and counted as if a handle had opened it. None where nothing stages
+    files, on a worker's event loop, and for another account than the plugin's.
+    """
+    from .remotefile import RemoteFile
+
+    worker, staging, key = _here()
+    if not _stagings or (worker is not None and _is_loop_of(worker)):
+        return None
+    stager = _stager(staging)
+    if _account(stager.settings, url) != _account(settings, url):
+        return None
+    if staging is not None and key is not None:
+        handle = RemoteFile(str(url), *((stat.size, stat.mtime) if stat else ()))
+        stat = staging.claim(key, [handle])[0].stat
+    return stager.stage(url, expect=stat)
+
+
+def _account(settings: ConnectionSettings, url: RemoteURL) -> tuple[object, ...]:
+    """Return what decides as whom files of a server are read."""
+    to = settings.for_url(url)
+    return to.username, to.host, to.port, to.ssh_config, to.ssh_key, to.password
 
 
 def check(handle: RemoteFile, stat: Stat) -> None:

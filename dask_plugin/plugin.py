@@ -39,6 +39,9 @@ class StagingPlugin(WorkerPlugin):
         the files there, when those have too much to do or have gone. Not for clusters that
         resize a lot: such tasks are sent to their workers at once instead of waiting at the
         scheduler.
+    filesystem : bool
+        Have whole files staged that tasks read through fsspec (``pyremotedata+sftp://``), in
+        ``dask.dataframe``, bag, xarray. False where tasks read small parts of very large files.
     **settings
         Fields of `pyremotedata_core.ConnectionSettings` that are to hold on the workers, such
         as ``cache_dir``, ``cache_bytes``, ``connections``, ``ssh_config``. What is not given is
@@ -75,6 +78,7 @@ class StagingPlugin(WorkerPlugin):
         ahead_bytes: int | str = "2 GiB",
         archive_reads: int = 64,
         locality: bool = False,
+        filesystem: bool = True,
         **settings: Any,
     ) -> None:
         from pyremotedata_core.config import ConfigurationError, ConnectionSettings, parse_bytes
@@ -93,6 +97,7 @@ class StagingPlugin(WorkerPlugin):
         self.ahead_files = ahead_files
         self.archive_reads = archive_reads
         self.locality = locality
+        self.filesystem = filesystem
         try:
             self.ahead_bytes = parse_bytes(ahead_bytes)
         except (ValueError, KeyError):

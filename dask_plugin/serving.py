@@ -13,7 +13,7 @@ from distributed.core import Status
 from distributed.protocol.pickle import dumps
 
 from pyremotedata_core import ConnectionSettings
-from pyremotedata_core.stager import Stager, shared_stager
+from pyremotedata_core.stager import Stager, lending, shared_stager
 
 from . import current, metrics
 from .broker import JOIN, Broker
@@ -71,9 +71,11 @@ class Serving:
         """Take up work: on the tasks that are there, and on those that come."""
         current.enlist(self._worker, self._staging)
         metrics.expose(current.counts)
+        if self._options.filesystem:
+            lending.lend = current.lend_here
         for task in self._worker.state.tasks.values():
             if task.state in ("waiting", "ready", "constrained"):
-                handles = chain(handles_in(task.run_spec), self._handles_before(task))
+                handles = chain(self._handles_in(task.run_spec), self._handles_before(task))
                 self._want(task, list(handles))
         await self._join()
 
@@ -85,6 +87,7 @@ class Serving:
         current.dismiss(self._worker)
         if not current.counts():
             metrics.conceal()
+            lending.lend = None
         self._retire()
 
     def follow(self, key: Any, start: str, finish: str) -> None:
@@ -97,7 +100,7 @@ class Serving:
             if task is None or task.state not in _ALIVE:
                 staging.end(key)
             elif finish == "waiting":
-                self._want(task, handles_in(task.run_spec))
+                self._want(task, self._handles_in(task.run_spec))
             elif finish in ("ready", "constrained") and task.dependencies:
                 self._want(task, self._handles_before(task))
             if staging.has_arrivals and not self._settling:
@@ -110,11 +113,14 @@ class Serving:
         if handles:
             self._staging.want(task.key, task.priority, handles)
 
+    def _handles_in(self, thing: Any) -> list[RemoteFile]:
+        return handles_in(thing, of_readers=self._options.filesystem)
+
     def _handles_before(self, task: Any) -> list[RemoteFile]:
         """Return the handles in the results that a task depends on, as far as in memory."""
         memory = getattr(self._worker.data, "fast", self._worker.data)
         values = [memory[one.key] for one in task.dependencies if one.key in memory]
-        return handles_in(values)
+        return self._handles_in(values)
 
     def _settle(self) -> None:
         from distributed.scheduler import Scheduler

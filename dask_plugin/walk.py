@@ -9,6 +9,7 @@ from itertools import chain
 from types import FunctionType, MethodType
 from typing import Any
 
+from .readers import file_of, pieces_of
 from .remotefile import RemoteFile
 
 # A walk runs on the worker's event loop: it gives up after so many objects. Handles that it does
@@ -17,11 +18,14 @@ MOST_OBJECTS = 10_000
 _LEAVES = {str, bytes, int, float, bool, type(None), complex, type}
 
 
-def handles_in(thing: Any, most_objects: int = MOST_OBJECTS) -> list[RemoteFile]:
+def handles_in(
+    thing: Any, most_objects: int = MOST_OBJECTS, *, of_readers: bool = True
+) -> list[RemoteFile]:
     """Return the handles in a task or value, each once, in order.
 
     Looks into dask's task nodes, containers, partial functions, bound methods, closures, defaults
-    and dataclasses, not into other objects.
+    and dataclasses, not into other objects. Open files of the core's fsspec file system, and
+    pieces of Parquet, count as handles, unless those ``of_readers`` are left out.
     """
     found: dict[RemoteFile, None] = {}
     seen: set[int] = set()
@@ -37,7 +41,7 @@ def handles_in(thing: Any, most_objects: int = MOST_OBJECTS) -> list[RemoteFile]
             if kind is RemoteFile:
                 found[item] = None
                 continue
-            parts = _parts(item)
+            parts = _parts(item, of_readers)
             if parts is not None and id(item) not in seen:
                 seen.add(id(item))
                 stack.append(iter(parts))
@@ -71,14 +75,15 @@ def _alike(original: dict[Any, Any], items: dict[Any, Any]) -> dict[Any, Any]:
     return copy
 
 
-def _parts(item: Any) -> Iterable[Any] | None:
+def _parts(item: Any, of_readers: bool) -> Iterable[Any] | None:
     """Return what an object consists of, None if it is of no kind that is looked into."""
     if isinstance(item, dict):
         return chain(item, item.values())
     if isinstance(item, list | tuple | set | frozenset):
         return item
     if type(item).__module__ == "dask._task_spec":
-        return [getattr(item, name, None) for name in ("func", "args", "kwargs", "value")]
+        parts = [getattr(item, name, None) for name in ("func", "args", "kwargs", "value")]
+        return chain(parts, pieces_of(parts[0], parts[1] or ())) if of_readers else parts
     if isinstance(item, partial):
         return (item.func, item.args, item.keywords)
     if isinstance(item, FunctionType):
@@ -87,7 +92,8 @@ def _parts(item: Any) -> Iterable[Any] | None:
         return (item.__self__, item.__func__)
     if dataclasses.is_dataclass(item) and not isinstance(item, type):
         return [getattr(item, field.name, None) for field in dataclasses.fields(item)]
-    return None
+    file = file_of(item) if of_readers else None
+    return None if file is None else [file]
 
 
 def _closure(function: FunctionType) -> Iterator[Any]:

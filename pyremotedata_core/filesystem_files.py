@@ -23,6 +23,7 @@ from .stream import BLOCK_BYTES, RemoteReader
 
 if TYPE_CHECKING:
     from .filesystem import RemoteFileSystem
+    from .stager import Lease
 
 LINES_BYTES = 1 << 17
 
@@ -33,24 +34,28 @@ class ReadFile(io.BufferedReader):
     """A `RemoteReader` with what users of fsspec expect of a file, and fast in lines.
 
     Pickles, which xarray and Dask need. A file that is no longer what it was when it was opened
-    raises `RemoteChanged`. A forked child may read on with it.
+    raises `RemoteChanged`. A forked child may read on with it. With a lease it reads the leased
+    file, and has it until it is closed.
     """
 
     mode = "rb"
 
-    def __init__(self, fs: RemoteFileSystem, path: str, stat: Stat) -> None:
-        super().__init__(_Source(fs.engine, fs.url(path), stat), LINES_BYTES)
+    def __init__(
+        self, fs: RemoteFileSystem, path: str, stat: Stat, lease: Lease | None = None
+    ) -> None:
+        raw = _Leased(lease) if lease is not None else _Source(fs.engine, fs.url(path), stat)
+        super().__init__(raw, LINES_BYTES)
         self.fs, self.path, self.size = fs, path, stat.size
         self.blocksize = BLOCK_BYTES
-        self._stat = stat
+        self.stat = stat
 
     def __reduce__(self) -> Any:
-        return _reopen, (self.fs, self.path, tuple(self._stat), self.tell())
+        return _reopen, (self.fs, self.path, tuple(self.stat), self.tell())
 
     @property
     def details(self) -> dict[str, Any]:
         """What `RemoteFileSystem.info` says of it."""
-        return details(self.path, self._stat)
+        return details(self.path, self.stat)
 
     @property
     def full_name(self) -> str:
@@ -70,6 +75,19 @@ class _Source(RemoteReader):
             self._blocks.clear()
             self._pid = os.getpid()
         return super().read1(size)
+
+
+class _Leased(io.FileIO):
+    def __init__(self, lease: Lease) -> None:
+        self._lease = lease
+        try:
+            super().__init__(lease.path)
+        except OSError as error:
+            raise from_oserror(error, lease.path) from None
+
+    def close(self) -> None:
+        super().close()
+        self._lease.release()
 
 
 class WriteFile(io.BufferedRandom):
@@ -185,7 +203,7 @@ def details(name: str, stat: Stat) -> dict[str, Any]:
 
 
 def _reopen(fs: RemoteFileSystem, path: str, stat: tuple[Any, ...], at: int) -> ReadFile:
-    file = ReadFile(fs, path, Stat(*stat))
+    file = fs.open_known(path, Stat(*stat))
     file.seek(at)
     return file
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dask_plugin import RemoteFile, StagingPlugin, glob, stats
+from dask_plugin import RemoteFile, StagingPlugin, glob, stage_out, stats
 
 distributed = pytest.importorskip("distributed")
 
@@ -339,6 +339,22 @@ def len_of(file) -> int:
 
 def states(client) -> dict:
     return client.run(lambda dask_worker: [task.state for task in dask_worker.state.tasks.values()])
+
+
+def test_an_output_is_pulled_from_the_node_that_made_it(archive, start_nodes):
+    client = start_nodes(2)
+    maker, reader = workers_of(client)
+
+    def write(url):
+        with stage_out(url) as out:
+            out.path.write_bytes(b"made" * 1000)
+        return out.file
+
+    file = client.submit(write, archive.server.url("out"), workers=[maker])
+    assert client.submit(content, file, workers=[reader]).result() == b"made" * 1000
+    assert (archive.server.root / "out").read_bytes() == b"made" * 1000
+    total = stats(client).total
+    assert (total["files"], total["peer_files"]) == (0, 1)
 
 
 # --- locality -----------------------------------------------------------------------------------

@@ -65,7 +65,9 @@ class Draft:
                 upload.cancel()
                 raise
             if os.listdir(self._directory) == [self.path.name] and not self.path.is_symlink():
-                self._keep(stat)
+                source = self._stager.source
+                if self._keep(stat) and source is not None:
+                    source.ended(self.url, stat, is_here=True)
             return stat
         finally:
             self.discard()
@@ -77,18 +79,18 @@ class Draft:
         if lock is not None:
             lock.release()
 
-    def _keep(self, stat: Stat) -> None:
-        """Make the file an entry of the cache, unless it is one, or there is no room."""
+    def _keep(self, stat: Stat) -> bool:
+        """Make the file an entry of the cache if there is room; return whether it is one now."""
         cache, name = self._stager.cache, self.url.name
         key = self._stager.remember(self.url, stat)
         lock = cache.try_lock(key)
         if lock is None:
-            return
+            return False
         try:
             found = cache.find(key, name)
             if found is not None:
                 found.release()
-                return
+                return True
             record = {"url": str(self.url), "size": stat.size, "mtime": stat.mtime}
             pin = cache.reserve(key, name, record, is_on_disk=True)
             try:
@@ -98,7 +100,8 @@ class Draft:
                 cache.withdraw(key, pin, None)
                 raise
             pin.release()
+            return True
         except (OSError, LocalStorageFull):
-            pass  # it is on the server; who wants it here fetches it
+            return False  # it is on the server; who wants it here fetches it
         finally:
             lock.release()

@@ -32,7 +32,10 @@ class Source(Protocol):
         """Learn that somebody waits for a file that was ordered in the background."""
 
     def ended(self, url: RemoteURL, stat: Stat, *, is_here: bool) -> None:
-        """Learn, after each future's end, whether the file now is in the cache. Must not block."""
+        """Learn whether a file now is in the cache: after each future's end, and of one stored.
+
+        Must not block.
+        """
 
 
 def check_delivered(path: Path, stat: Stat, url: str) -> None:
