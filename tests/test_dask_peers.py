@@ -168,6 +168,35 @@ def test_a_source_that_dies_mid_pull_is_replaced_by_the_archive(archive, start_n
     assert not any(tmp_path.glob("node*/*/incoming/*"))
 
 
+@pytest.mark.full
+def test_a_worker_that_dies_while_it_pulls_leaves_nothing(archive, start_nodes, tmp_path):
+    file, data = archive.make("large", 30_000_000)
+    client = start_nodes(2)
+    source, puller = workers_of(client)
+    assert client.submit(content, file, workers=[source]).result() == data
+    pid = client.run(os.getpid, workers=[puller])[puller]
+
+    def kill_after_a_chunk(dask_worker):
+        read = dask_worker.handlers["pyremotedata_read"]
+        chunks = []
+
+        async def read_and_kill(**asked):
+            chunks.append(asked)
+            if len(chunks) == 3:
+                os.kill(pid, signal.SIGKILL)
+            return await read(**asked)
+
+        dask_worker.handlers["pyremotedata_read"] = read_and_kill
+
+    client.run(kill_after_a_chunk, workers=[source])
+    task = client.submit(content, file, workers=[puller], pure=False, allow_other_workers=True)
+    assert task.result() == data
+    client.wait_for_workers(2, timeout=PATIENCE_S)
+    assert [task.result() for task in on_each(client, content, file)] == [data] * 2
+    wait_until(lambda: not any(tmp_path.glob("node*/*/incoming/*")), "nothing is left")
+    assert archive.bytes_read("large") == len(data)
+
+
 def test_another_holder_takes_over_from_one_that_fails(archive, start_nodes):
     file, data = archive.make("large", 10_000_000)
     client = start_nodes(3)

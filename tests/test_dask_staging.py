@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 import time
+import urllib.request
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -721,9 +722,24 @@ def test_a_secret_of_the_workers_stays_there(
         client.get_scheduler_logs(),
         client.run(lambda dask_worker: [repr(vars(p)) for p in dask_worker.plugins.values()]),
     ]
-    assert CANARY not in repr(seen)
+    pages = [page_of(client.dashboard_link.replace("/status", name)) for name in PAGES]
+    assert all(pages)
+    assert CANARY not in repr([*seen, pages])
     without_own_result = text.replace(f"'{CANARY}'", "")
     assert CANARY not in without_own_result
+
+
+PAGES = (
+    "/info/main/workers.html",
+    "/info/main/logs.html",
+    "/individual-plots.json",
+    "/json/counts.json",
+)
+
+
+def page_of(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=PATIENCE_S) as page:
+        return page.read()
 
 
 def relayed(server, relay_factory):

@@ -1,0 +1,168 @@
+"""Faults, on clusters of real worker processes: what dies, is full, changes, is gone."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dask_plugin import RemoteFile, StagingPlugin, glob, stats
+from pyremotedata_core import ConnectionLost, LocalStorageFull, RemoteChanged
+
+distributed = pytest.importorskip("distributed")
+
+PATIENCE_S = 60.0
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start a cluster with the plugin; it ends with the test."""
+    started = []
+
+    def start(server, workers: int = 1, **options):
+        cluster = distributed.LocalCluster(
+            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None
+        )
+        started.append(cluster)
+        client = distributed.Client(cluster)
+        started.append(client)
+        settings = {"ssh_config": str(server.ssh_config), "cache_dir": str(tmp_path / "cache")}
+        client.register_plugin(StagingPlugin(**{**settings, **options}))
+        return client
+
+    yield start
+    for one in reversed(started):
+        one.close()
+
+
+@pytest.fixture
+def relayed(sshd_factory, relay_factory):
+    """A server behind a relay: (server, relay, a handle by name)."""
+    server = sshd_factory()
+    relay = relay_factory(server.port)
+    host, key = server.known_hosts.read_text().splitlines()[0].split(" ", 1)
+    with open(server.known_hosts, "a") as known:
+        known.write(f"{host.rpartition(':')[0]}:{relay.port} {key}\n")
+    return server, relay, lambda name: RemoteFile(relay.url(server.url(name)))
+
+
+def content(file, *_) -> bytes:
+    return Path(file).read_bytes()
+
+
+def test_eight_processes_fetch_one_file_once(sshd_factory, start):
+    server = sshd_factory(log_requests=True)
+    data = os.urandom(3_000_000)
+    server.make("a", data)
+    client = start(server, workers=8)
+    file = RemoteFile(server.url("a"))
+    workers = list(client.nthreads())
+    tasks = [client.submit(content, file, workers=[one], pure=False) for one in workers]
+    assert client.gather(tasks) == [data] * 8
+    assert server.requests("open") == 1
+    assert stats(client).total["files"] == 1
+
+
+def test_an_archive_that_is_down_for_a_while_delays_the_task(relayed, start):
+    server, relay, handle = relayed
+    data = os.urandom(2_000_000)
+    server.make("a", data)
+    client = start(server)
+    relay.stall(after_bytes=500_000)
+    task = client.submit(content, handle("a"))
+    deadline = time.monotonic() + PATIENCE_S
+    while not relay.status()["faults"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    relay.refuse()
+    relay.reset()
+    time.sleep(3)  # attempts fail meanwhile
+    assert not task.done()
+    relay.accept()
+    relay.resume()
+    assert task.result(timeout=PATIENCE_S) == data
+
+
+def test_an_archive_that_is_gone_is_the_tasks_error_and_other_tasks_go_on(relayed, start):
+    server, relay, handle = relayed
+    server.make("a", b"1")
+    client = start(server, timeout_s=3)
+    relay.refuse()
+    task = client.submit(content, handle("a"))
+    assert client.submit(sum, [1, 2]).result() == 3
+    error = task.exception(timeout=PATIENCE_S)
+    assert isinstance(error, ConnectionLost)
+    assert "nothing listens" in str(error)
+
+
+def test_a_file_that_has_changed_since_it_was_listed_is_the_tasks_error(sshd, start, tmp_path):
+    sshd.make("changing/a", b"old")
+    (file,) = glob(sshd.url("changing/*"), ssh_config=str(sshd.ssh_config))
+    sshd.make("changing/a", b"newer")
+    error = start(sshd).submit(content, file).exception()
+    assert isinstance(error, RemoteChanged)
+    # A client that has the core alone, without plugin and dask, can unpickle it.
+    program = "import pickle, sys; print(type(pickle.load(sys.stdin.buffer)).__name__)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{program}; assert 'dask_plugin' not in sys.modules"],
+        input=pickle.dumps(error),
+        capture_output=True,
+    )
+    assert done.stdout.decode().strip() == "RemoteChanged", done.stderr
+
+
+def test_a_file_larger_than_the_budget_is_the_tasks_error(sshd, remote_directory, start):
+    sshd.make(f"{remote_directory}/large", bytes(20_000))
+    sshd.make(f"{remote_directory}/small", bytes(2_000))
+    client = start(sshd, cache_bytes=10_000)
+    large, small = (RemoteFile(sshd.url(f"{remote_directory}/{n}")) for n in ("large", "small"))
+    tasks = client.map(content, [large, small])
+    assert isinstance(tasks[0].exception(), LocalStorageFull)
+    assert tasks[1].result() == bytes(2_000)
+
+
+@pytest.mark.full
+def test_a_new_scheduler_serves_the_files_that_are_on_the_nodes(sshd_factory, tmp_path):
+    server = sshd_factory(log_requests=True)
+    server.make("a", b"once")
+    environment = {
+        **os.environ,
+        "PYREMOTEDATA_SSH_CONFIG": str(server.ssh_config),
+        "PYREMOTEDATA_CACHE_DIR": str(tmp_path / "cache"),
+        "DASK_DISTRIBUTED__WORKER__PRELOAD": "dask_plugin.preload",
+    }
+    places = str(tmp_path / "scheduler.json")
+    common = ["--scheduler-file", places, "--no-dashboard"]
+    processes = []
+
+    def run(kind: str, *options: str) -> None:
+        command = [sys.executable, "-m", f"distributed.cli.dask_{kind}", *common, *options]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        processes.append(subprocess.Popen(command, env=environment, cwd=tmp_path, **quiet))
+
+    try:
+        for _ in range(2):
+            run("scheduler", "--port", "0")
+            run("worker", "--nthreads", "1", "--no-nanny")
+            with distributed.Client(scheduler_file=places, timeout=PATIENCE_S) as client:
+                client.wait_for_workers(1, timeout=PATIENCE_S)
+                file = RemoteFile(server.url("a"))
+                assert client.submit(content, file).result() == b"once"
+                broker = client.run_on_scheduler(
+                    lambda dask_scheduler: "pyremotedata-broker" in dask_scheduler.plugins
+                )
+                assert broker
+                processes[-2].send_signal(signal.SIGKILL)
+                processes[-1].wait(PATIENCE_S)  # a worker ends with its scheduler
+            os.unlink(places)
+        assert server.requests("open") == 1
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
