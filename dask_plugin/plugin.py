@@ -16,8 +16,6 @@ from distributed.diagnostics.plugin import WorkerPlugin
 if TYPE_CHECKING:
     from .serving import Serving
 
-_SECRETS = ("password", "key_passphrase")
-
 
 class StagingPlugin(WorkerPlugin):
     """Have the remote files of tasks fetched to the node while earlier tasks compute.
@@ -85,7 +83,7 @@ class StagingPlugin(WorkerPlugin):
 
         known = {field.name for field in fields(ConnectionSettings)}
         for key in settings:
-            if key in _SECRETS:
+            if key in SECRETS:
                 raise ConfigurationError(
                     f"{key} must not pass through the scheduler: set"
                     f" PYREMOTEDATA_{key.upper()} or the config file on the workers"

@@ -7,6 +7,7 @@ the names of the fields of `ConnectionSettings` as keys.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,12 @@ VARIABLES: dict[str, str] = {
     "LOCAL_DIRECTORY": "local_directory",
     "PASSWORD": "password",
     "KEY_PASSPHRASE": "key_passphrase",
+    "ONE_TIME_CODE": "one_time_code",
     "SSH_CONFIG": "ssh_config",
     "SSH_KEY": "ssh_key",
     "ACCEPT_NEW": "accept_new",
     "TRANSPORT": "transport",
+    "CARRIER": "carrier",
     "CONNECTIONS": "connections",
     "TIMEOUT": "timeout_s",
     "BANDWIDTH": "bandwidth",
@@ -37,7 +40,8 @@ VARIABLES: dict[str, str] = {
     "CACHE_BYTES": "cache_bytes",
 }
 TRANSPORTS = ("auto", "sftp", "lftp")
-_SECRETS = ("password", "key_passphrase")
+CARRIERS = ("auto", "openssh", "paramiko")
+SECRETS = ("password", "key_passphrase", "one_time_code")
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
@@ -73,6 +77,8 @@ class ConnectionSettings:
         Where relative local paths of `IOHandler` begin.
     password, key_passphrase : Secret or None
         Given to OpenSSH through askpass, to lftp through its environment; never in argv.
+    one_time_code : Secret or None
+        The answer to a server that asks for one; sent once, and never kept in the config file.
     ssh_config : str or None
         A file for ``ssh -F``.
     ssh_key : str or None
@@ -80,6 +86,9 @@ class ConnectionSettings:
     accept_new : bool
         Accept the host key of a server seen for the first time (never a changed one).
     transport : {"auto", "sftp", "lftp"}
+    carrier : {"auto", "openssh", "paramiko"}
+        What carries the SFTP transport. By default the program ssh, and paramiko where there is
+        none.
     connections : int
         Sessions per host and node at the most.
     timeout_s : float
@@ -102,10 +111,12 @@ class ConnectionSettings:
     local_directory: str = ""
     password: Secret | None = field(default=None, repr=False, compare=False)
     key_passphrase: Secret | None = field(default=None, repr=False, compare=False)
+    one_time_code: Secret | None = field(default=None, repr=False, compare=False)
     ssh_config: str | None = None
     ssh_key: str | None = None
     accept_new: bool = False
     transport: str = "auto"
+    carrier: str = "auto"
     connections: int = 4
     timeout_s: float = 60.0
     bandwidth: int | None = None
@@ -114,7 +125,7 @@ class ConnectionSettings:
     cache_bytes: int = 50 * 2**30
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, **dict.fromkeys(_SECRETS)}
+        return {**self.__dict__, **dict.fromkeys(SECRETS)}
 
     @classmethod
     def load(cls, **arguments: Any) -> ConnectionSettings:
@@ -131,6 +142,10 @@ class ConnectionSettings:
         for key, value in from_file.items():
             if key not in known:
                 raise ConfigurationError(f"{path}: unknown setting {key!r}")
+            if key == "one_time_code":
+                raise ConfigurationError(
+                    f"{path}: a one-time code serves one login only; give it as {ENV}ONE_TIME_CODE"
+                )
             if value is not None:
                 values[key] = _convert(key, value, f"{path}: {key}")
         for suffix, key in VARIABLES.items():
@@ -166,7 +181,7 @@ class ConnectionSettings:
         """
         same_host = self.host in (None, url.host)
         return replace(
-            self if same_host else replace(self, password=None),
+            self if same_host else replace(self, password=None, one_time_code=None),
             username=url.user or (self.username if same_host else None),
             host=url.host,
             port=url.port or (self.port if same_host and self.host else None),
@@ -191,7 +206,7 @@ class ConnectionSettings:
         plain = dict(self.__dict__)
         for key in ("ssh_config", "ssh_key"):  # the helper works in another directory
             plain[key] = os.path.abspath(plain[key]) if plain[key] else None
-        for key in _SECRETS:
+        for key in SECRETS:
             plain[key] = plain[key].reveal() if plain[key] else None
         return plain
 
@@ -246,7 +261,7 @@ def _read_file() -> tuple[Path, dict[str, Any]]:
         raise ConfigurationError(f"{path}{where}: not valid YAML") from None
     if not isinstance(values, dict):
         raise ConfigurationError(f"{path}: expected lines of the form 'setting: value'")
-    if shared and any(values.get(key) for key in _SECRETS):
+    if shared and any(values.get(key) for key in SECRETS):
         raise ConfigurationError(f"{path} holds a secret that others may read: chmod 600 {path}")
     return path, values
 
@@ -255,7 +270,7 @@ def _convert(key: str, value: Any, where: str) -> Any:
     try:
         return _CONVERTERS.get(key, _text)(value)
     except (ValueError, TypeError, KeyError, OverflowError):
-        shown = "" if key in _SECRETS else f": {value!r}"
+        shown = "" if key in SECRETS else f": {value!r}"
         raise ConfigurationError(f"{where} is not valid{shown}") from None
 
 
@@ -314,10 +329,13 @@ def _bytes(value: Any) -> int:
     return _positive(parse_bytes(value))
 
 
-def _transport(value: Any) -> str:
-    if value not in TRANSPORTS:
-        raise ValueError
-    return str(value)
+def _one_of(choices: tuple[str, ...]) -> Callable[[Any], str]:
+    def choose(value: Any) -> str:
+        if value not in choices:
+            raise ValueError
+        return str(value)
+
+    return choose
 
 
 def _host(value: Any) -> str:
@@ -338,10 +356,12 @@ _CONVERTERS = {
     "local_directory": _path,
     "password": _secret,
     "key_passphrase": _secret,
+    "one_time_code": _secret,
     "ssh_config": _path,
     "ssh_key": _path,
     "accept_new": _flag,
-    "transport": _transport,
+    "transport": _one_of(TRANSPORTS),
+    "carrier": _one_of(CARRIERS),
     "connections": _positive,
     "timeout_s": _seconds,
     "bandwidth": _bytes,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any, Unpack
 
-from .config import ConnectionSettings
+from .config import SECRETS, ConnectionSettings
 from .errors import ConfigurationError, ConnectionLost
 from .filters import TreeKeywords, tree_options
 from .helper import plain, plain_url
@@ -42,6 +42,10 @@ class TransferEngine:
         Default: read from the environment and the config file.
     in_process : bool
         Run the I/O in a thread of this process. For programs that do not compute.
+    ask : bool
+        Ask the person at this process's terminal for passwords, passphrases and one-time codes
+        that a login needs and the settings do not have. Each is asked for once, and kept in
+        memory only.
 
     Notes
     -----
@@ -50,10 +54,15 @@ class TransferEngine:
     """
 
     def __init__(
-        self, settings: ConnectionSettings | None = None, *, in_process: bool = False
+        self,
+        settings: ConnectionSettings | None = None,
+        *,
+        in_process: bool = False,
+        ask: bool = False,
     ) -> None:
         self.settings = settings or ConnectionSettings.load()
         self._in_process = in_process or not sys.executable
+        self._ask = ask
         self._lock = threading.Lock()
         self._link: Link | None = None
         self._closed = False
@@ -289,7 +298,7 @@ class TransferEngine:
                 if self._closed:
                     raise ConnectionLost("the engine is closed", retryable=False)
                 if self._link is None or self._link.ended:
-                    self._link = Link(self.settings, self._in_process)
+                    self._link = Link(self.settings, self._in_process, self._ask)
                 link = self._link
             future = link.request(method, args, convert, on_progress, background)
             if future is not None:
@@ -342,7 +351,7 @@ def shared_engine(settings: ConnectionSettings | None = None) -> TransferEngine:
     settings = settings or ConnectionSettings.load()
     with _shared_lock:
         # Secrets take no part in the comparison of settings, but make another login.
-        key = (settings, settings.password, settings.key_passphrase)
+        key = (settings, *(getattr(settings, name) for name in SECRETS))
         engine = _shared.get(key)
         if engine is None or engine._closed:
             engine = _shared[key] = TransferEngine(settings)

@@ -201,8 +201,8 @@ _SSH: list[tuple[str, type[TransferError], bool, str]] = [
         r"pyremotedata: no answer for:",
         AuthenticationFailed,
         False,
-        "the login was refused, or asks for more than is configured (PYREMOTEDATA_PASSWORD);"
-        " not tried again",
+        "the login was refused, or asks for more than is configured (PYREMOTEDATA_PASSWORD,"
+        " or PYREMOTEDATA_ONE_TIME_CODE, which serves one login); not tried again",
     ),
     (
         r"Too many authentication failures|Permission denied|No more authentication methods",
@@ -278,7 +278,10 @@ _SSH: list[tuple[str, type[TransferError], bool, str]] = [
     ),
 ]
 
-_NOISE = re.compile(r"^(Warning: Permanently added|debug\d|\*\* |Pseudo-terminal)")
+_NOISE = re.compile(
+    r"^(Warning: Permanently added|debug\d|\*\* |Pseudo-terminal"
+    r"|pyremotedata: a question waits)"
+)
 
 
 def from_ssh_stderr(text: str, url: str, exit_status: int | None = None) -> TransferError:
@@ -308,22 +311,34 @@ def from_ssh_stderr(text: str, url: str, exit_status: int | None = None) -> Tran
     return ConnectionLost(f"ssh ended without a word (exit status {exit_status})", url)
 
 
-def _host_key_error(text: str, url: str) -> HostKeyRejected:
-    fingerprint = re.search(r"\b(SHA256:[A-Za-z0-9+/]{20,})", text)
-    which = f" with fingerprint {fingerprint[1]}" if fingerprint else ""
-    known = re.search(r"Offending \S+ key in (\S+)", text)
-    if "HAS CHANGED" in text:
-        where = f" (the old one is at {known[1]})" if known else ""
-        return HostKeyRejected(
-            f"the server shows a host key{which} that is not the one known{where};"
-            " ask its administrator why before removing the old one with ssh-keygen -R",
-            url,
-        )
+def changed_host_key(url: str, fingerprint: str, where: str) -> HostKeyRejected:
+    """Return the error for a host key that contradicts a known one, which stands at ``where``."""
+    which = f" with fingerprint {fingerprint}" if fingerprint else ""
+    known = f" (the old one is at {where})" if where else ""
     return HostKeyRejected(
-        f"the server's host key{which} is not known; compare it with what the server's"
-        f" administrator publishes, then accept it once with: {_accept_command(url)}",
+        f"the server shows a host key{which} that is not the one known{known};"
+        " ask its administrator why before removing the old one with ssh-keygen -R",
         url,
     )
+
+
+def unknown_host_key(url: str, fingerprint: str, command: str | None = None) -> HostKeyRejected:
+    """Return the error for an unknown host key, with the command to accept it (default: sftp)."""
+    which = f" with fingerprint {fingerprint}" if fingerprint else ""
+    return HostKeyRejected(
+        f"the server's host key{which} is not known; compare it with what the server's"
+        f" administrator publishes, then accept it once with: {command or _accept_command(url)}",
+        url,
+    )
+
+
+def _host_key_error(text: str, url: str) -> HostKeyRejected:
+    found = re.search(r"\b(SHA256:[A-Za-z0-9+/]{20,})", text)
+    fingerprint = found[1] if found else ""
+    if "HAS CHANGED" in text:
+        known = re.search(r"Offending \S+ key in (\S+)", text)
+        return changed_host_key(url, fingerprint, known[1] if known else "")
+    return unknown_host_key(url, fingerprint)
 
 
 def _accept_command(url: str) -> str:

@@ -20,7 +20,7 @@ from fsspec.config import apply_config
 from fsspec.spec import AbstractFileSystem
 from fsspec.utils import stringify_path
 
-from .config import ConnectionSettings, Secret
+from .config import SECRETS, ConnectionSettings, Secret
 from .engine import TransferEngine, shared_engine
 from .errors import ConfigurationError, RemoteFileNotFound, ServerRefused, TransferError
 from .filesystem_files import details
@@ -32,7 +32,6 @@ LISTINGS_AT_ONCE = 16
 REMEMBER_S = 5.0
 REMEMBERED = 100_000  # some 50 MB
 
-_SECRETS = ("password", "key_passphrase")
 _SETTINGS = {field.name for field in fields(ConnectionSettings)}
 
 # A forked child has no thread that runs its parent's event loop. Older fsspec does not see to it.
@@ -47,7 +46,7 @@ class _KeepsSecrets(type(AsyncFileSystem)):  # type: ignore[misc]
 
     def __call__(cls, *args: Any, **options: Any) -> Any:
         options = apply_config(cls, options)
-        secrets = {name: options[name] for name in _SECRETS if options.get(name)}
+        secrets = {name: options[name] for name in SECRETS if options.get(name)}
         fs = super().__call__(*args, **{**options, **dict.fromkeys(secrets, "")})
         if secrets:
             fs._log_in(**secrets)
@@ -72,7 +71,7 @@ class LookingFileSystem(AsyncFileSystem, metaclass=_KeepsSecrets):
         **settings: Any,
     ) -> None:
         ours = {name: settings.pop(name) for name in _SETTINGS.intersection(settings)}
-        for name in _SECRETS:
+        for name in SECRETS:
             ours.pop(name, None)
         for name in settings.keys() - {"asynchronous", "loop", "max_paths"}:
             raise ConfigurationError(f"unknown setting {name!r}")

@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from .asker import may_ask
 from .engine import TransferEngine
 from .errors import (
     RemoteFileNotFound,
@@ -85,7 +86,7 @@ class IOHandler:
 
     def __enter__(self) -> Self:
         if self._remote.engine.closed:
-            engine = TransferEngine(self._remote.engine.settings)
+            engine = TransferEngine(self._remote.engine.settings, ask=may_ask())
             self._remote = Remote(self._remote.url, engine=engine)
         # A wrong login is told here; and `pwd` is to be the server's own name for it.
         real = wait_for(self._remote.engine.realpath(self._directory))

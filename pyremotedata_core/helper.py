@@ -22,12 +22,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from .config import ConnectionSettings, Secret
+from .config import SECRETS, ConnectionSettings, Secret
 from .errors import TransferError
 from .filters import TreeOptions
 from .loop import Loop, Timer
 from .model import Stat
 from .mover import Job, Mover
+from .ssh import use_asker
 from .url import RemoteURL
 
 OK, FAILED, PROGRESS = 0, 1, 2
@@ -141,7 +142,7 @@ class Server:
 
     def _handle(self, request_id: int, method: str, args: Any) -> None:
         if method == "hello":
-            self._hello(args)
+            self._hello(*args)
         elif method in ("cancel", "promote"):
             job = self._jobs.get(request_id)
             if job:
@@ -156,8 +157,9 @@ class Server:
             else:
                 self._jobs[request_id] = job
 
-    def _hello(self, settings: dict[str, Any]) -> None:
-        for key in ("password", "key_passphrase"):
+    def _hello(self, settings: dict[str, Any], asker: str) -> None:
+        use_asker(asker)
+        for key in SECRETS:
             if settings[key] is not None:
                 settings[key] = Secret(settings[key])
         self._mover = Mover(self._loop, ConnectionSettings(**settings))

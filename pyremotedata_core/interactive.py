@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from .config import ENV, ConnectionSettings, Secret, config_path
+from .config import ConnectionSettings, Secret, config_path
 from .engine import TransferEngine
 from .errors import AuthenticationFailed, ConfigurationError, HostKeyRejected, TransferError
 
@@ -24,8 +24,10 @@ _ABOUT = {
     "ssh_config": "a file for ssh -F",
     "password": "better a key and ssh-agent; this file must then be yours alone (chmod 600)",
     "key_passphrase": "of the private key",
+    "one_time_code": "never kept in this file; PYREMOTEDATA_ONE_TIME_CODE, or asked for",
     "accept_new": "yes: accept the host key of a server never seen",
     "transport": "auto, sftp or lftp",
+    "carrier": "auto, openssh or paramiko: what carries SFTP; paramiko where there is no ssh",
     "connections": "sessions per server and machine at the most",
     "timeout_s": "give up when nothing has moved for so many seconds",
     "bandwidth": "bytes per second at the most, as 10M",
@@ -33,13 +35,6 @@ _ABOUT = {
     "cache_dir": "place of the node's cache of staged files",
     "cache_bytes": "its size at the most, as 50G",
 }
-
-
-def may_ask() -> bool:
-    """Whether there is a person to ask: a terminal, and ``PYREMOTEDATA_AUTO`` is not yes."""
-    if os.environ.get(ENV + "AUTO", "").lower() in ("yes", "true", "1", "on"):
-        return False
-    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def set_up() -> ConnectionSettings:
@@ -107,6 +102,8 @@ def _document(values: dict[str, Any]) -> str:
     lines = ["# Settings of pyremotedata. Environment variables and arguments win over them.", ""]
     for field in fields(ConnectionSettings):
         lines.append(f"# {_ABOUT[field.name]}")
+        if field.name == "one_time_code":
+            continue
         value = values.get(field.name)
         if value is None:
             lines.append(f"# {field.name}:")

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
+from .asker import forget_answers, shared_asker
 from .config import ConnectionSettings
-from .errors import ConnectionLost, TransferError, from_plain
+from .errors import AuthenticationFailed, ConnectionLost, TransferError, from_plain
 from .helper import FAILED, FATAL_ID, OK, Server, pack, unpack
 from .progress import Progress
 
@@ -25,7 +26,7 @@ QUIET_S = 3600.0
 class Link:
     """The connection to one helper."""
 
-    def __init__(self, settings: ConnectionSettings, in_process: bool) -> None:
+    def __init__(self, settings: ConnectionSettings, in_process: bool, ask: bool) -> None:
         self.ended = False
         self._lock = threading.Lock()
         self._next_id = 0
@@ -36,6 +37,7 @@ class Link:
         self._process: subprocess.Popen[bytes] | None = None
         self._sock, theirs = socket.socketpair()
         self._fatal = ""
+        self._ask = ask
         try:
             self._sock.settimeout(SEND_S)
             if in_process:
@@ -44,7 +46,8 @@ class Link:
             else:
                 self._process = _start_helper(theirs)
                 theirs.close()
-            self._sock.sendall(pack([(0, "hello", settings.to_plain())]))
+            asker = shared_asker().path if ask else ""
+            self._sock.sendall(pack([(0, "hello", (settings.to_plain(), asker))]))
         except BaseException:
             self._sock.close()
             theirs.close()
@@ -183,7 +186,10 @@ class Link:
             with contextlib.suppress(InvalidStateError):
                 future.set_result(convert(value))
         elif status == FAILED:
-            _fail(future, from_plain(value))
+            error = from_plain(value)
+            if self._ask and isinstance(error, AuthenticationFailed):
+                forget_answers()
+            _fail(future, error)
         elif on_progress is not None:
             try:
                 on_progress(*value)

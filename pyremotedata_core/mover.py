@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from .carriers import open_carrier
 from .config import ConnectionSettings
 from .errors import (
     RemoteFileNotFound,
@@ -26,7 +27,6 @@ from .loop import Loop
 from .model import Entry, Stat
 from .names import TemporaryNames, is_temporary
 from .pool import MakeSession, Pool, PoolSession
-from .ssh import SshChild
 from .store import Store
 from .throttle import Throttle
 from .transports.base import Done, Operation
@@ -250,9 +250,7 @@ class Mover:
             on_lost: Callable[[TransferError], None],
             leader: SftpSession | None,
         ) -> Any:
-            shared = leader.carrier if leader else None
-            assert shared is None or isinstance(shared, SshChild)
-            carrier = SshChild(settings, shared)
+            carrier = open_carrier(settings, leader.carrier if leader else None)
             return SftpSession(
                 self.loop, carrier, settings, url.server, on_open, on_lost, throttles
             )

@@ -52,6 +52,8 @@ class PoolSession(Protocol):
 
     @property
     def can_share(self) -> bool: ...
+    @property
+    def took_code(self) -> bool: ...
     def has_room(self, operation: Operation) -> bool: ...
     def submit(self, operation: Operation) -> None: ...
     def close(self) -> None: ...
@@ -150,6 +152,7 @@ class Pool:
         self._born: dict[PoolSession, float] = {}
         self._leader: dict[PoolSession, PoolSession] = {}  # of those that share a connection
         self._can_share = True
+        self._one_login = False  # another one would take another one-time code
         self._draining: set[PoolSession] = set()
         # Questions before transfers before what may come later.
         self._queues: tuple[deque[Operation], ...] = (deque(), deque(), deque())
@@ -361,7 +364,7 @@ class Pool:
         """Open sessions on the connection that is there, if the work that is known is worth it."""
         if len(self._sessions) >= self._limit or self._draining:
             return
-        leader = next((s for s in self._sessions if s.opened and s not in self._leader), None)
+        leader = self._find_leader()
         if leader is None or not leader.rtt_s:
             return
         known_bytes = max(self.expected_bytes, self._queued_bytes)
@@ -370,6 +373,9 @@ class Pool:
             if not leader.can_share or not self._open(leader):
                 self._can_share = leader.can_share
                 return
+
+    def _find_leader(self) -> PoolSession | None:
+        return next((s for s in self._sessions if s.opened and s not in self._leader), None)
 
     def _schedule_open(self, delay_s: float) -> None:
         def open_again() -> None:
@@ -415,6 +421,7 @@ class Pool:
     def _opened(self, session: PoolSession, took_s: float) -> None:
         if session not in self._leader:
             self._connect_s = took_s
+            self._one_login = session.took_code
         if not self._ever_opened:
             self._loop.call_soon(self._on_first_open)
         self._ever_opened = True
@@ -492,21 +499,25 @@ class Pool:
         for session in list(self._sessions):
             if not session.opened:
                 continue
-            if session.load or session.followers:
+            if session.load or session.followers or self._is_precious(session):
                 continue
             quiet_s = now - max(session.last_heard, self._born[session])
             unused = not any(self._queues) and (others_wait or quiet_s > IDLE_S)
             if unused or session in self._draining:
                 self._retire(session)
         if others_wait and self._sessions and not self._draining:
-            free = [s for s in self._sessions if not s.followers]
-            oldest = min(free, key=self._born.__getitem__)
-            if len(self._sessions) > 1 or now - self._born[oldest] > 2.0:
+            free = [s for s in self._sessions if not s.followers and not self._is_precious(s)]
+            oldest = min(free, key=self._born.__getitem__, default=None)
+            if oldest and (len(self._sessions) > 1 or now - self._born[oldest] > 2.0):
                 self._draining.add(oldest)
         if self._sessions:
             self._keeper = self._loop.call_later(0.5, self._keep)
         elif any(self._queues):
             self._schedule_open(random.uniform(0.05, 0.25))  # noqa: S311
+
+    def _is_precious(self, session: PoolSession) -> bool:
+        """Whether it could not be opened again without a person."""
+        return self._one_login and session not in self._leader
 
     # --- growth ----------------------------------------------------------------------------
 
@@ -556,8 +567,11 @@ class Pool:
             connect_s=self._connect_s,
             last_gain=self._last_gain,
         )
+        leader = self._find_leader() if self._one_login else None
+        if self._one_login and (leader is None or not leader.can_share or not self._can_share):
+            return
         for _ in range(min(wanted, room)):
-            if not self._open():
+            if not self._open(leader):
                 break
             self._grown_at = (rate, len(opened))
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from .asker import may_ask
 from .config import ConnectionSettings
 from .engine import AnyPath, TransferEngine
 from .errors import (
@@ -68,7 +69,7 @@ class Remote:
         try:
             self.url = RemoteURL.parse(url) if url is not None else loaded.root()
         except NoRemoteConfigured:
-            from .interactive import may_ask, set_up
+            from .interactive import set_up
 
             if engine is not None or not may_ask():
                 raise
@@ -79,7 +80,7 @@ class Remote:
             # Given together with the URL: meant for its host, not for the configured one.
             loaded = replace(loaded.for_url(self.url), password=loaded.password)
         self._owns_engine = engine is None
-        self.engine = engine or TransferEngine(loaded)
+        self.engine = engine or TransferEngine(loaded, ask=may_ask())
 
     def __enter__(self) -> Remote:
         return self

@@ -15,18 +15,21 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import tempfile
 import time
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from . import askpass
 from .config import ConnectionSettings
-from .errors import ConfigurationError
+from .errors import ConfigurationError, TransferError, from_ssh_stderr
 
 ASKED_S = 3600.0  # no login lasts so long
 _GCM = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 _ASKPASS = Path(__file__).with_name("askpass.sh")
+_asker = ""  # the socket of an `Asker`
 
 
 def find_ssh() -> str:
@@ -84,8 +87,8 @@ def ssh_argv(settings: ConnectionSettings, control: dict[str, str] | None = None
         "ServerAliveInterval": str(max(5, round(settings.timeout_s / 2))),
         "ServerAliveCountMax": "2",
     }
-    if not settings.password:
-        # Without a secret, a prompt would send an empty password: a counted, failed login.
+    if not (settings.password or settings.one_time_code or _asker):
+        # Without an answer, a prompt would send an empty password: a counted, failed login.
         options["PasswordAuthentication"] = "no"
         options["KbdInteractiveAuthentication"] = "no"
     if settings.accept_new:
@@ -111,19 +114,53 @@ def ssh_argv(settings: ConnectionSettings, control: dict[str, str] | None = None
 def ssh_environment(settings: ConnectionSettings) -> dict[str, str]:
     """Return the environment of an ssh child: the caller's, with askpass and its answers."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYREMOTEDATA_")}
+    environment |= login_environment(settings)
     environment["SSH_ASKPASS"] = askpass_program()
     environment["SSH_ASKPASS_REQUIRE"] = "force"
     environment.setdefault("DISPLAY", ":0")  # OpenSSH before 8.4 asks askpass only with a display
-    if settings.password:
-        environment["PYREMOTEDATA_ANSWER_PASSWORD"] = settings.password.reveal()
-        environment["PYREMOTEDATA_ASKED"] = _asked_path()
-    if settings.key_passphrase:
-        environment["PYREMOTEDATA_ANSWER_PASSPHRASE"] = settings.key_passphrase.reveal()
     return environment
 
 
-def _asked_path() -> str:
-    """Return the stem of the files in which askpass notes which ssh has had its answer."""
+def login_environment(settings: ConnectionSettings) -> dict[str, str]:
+    """Return what one login needs for `askpass.find_answer`, secrets included."""
+    environment = {
+        "PYREMOTEDATA_PYTHON": sys.executable or "python3",
+        "PYREMOTEDATA_ASKPASS": str(Path(askpass.__file__).absolute()),
+        "PYREMOTEDATA_LOGIN": str(_asked_directory() / os.urandom(8).hex()),
+    }
+    if settings.password:
+        environment["PYREMOTEDATA_ANSWER_PASSWORD"] = settings.password.reveal()
+    if settings.key_passphrase:
+        environment["PYREMOTEDATA_ANSWER_PASSPHRASE"] = settings.key_passphrase.reveal()
+    if settings.one_time_code:
+        environment["PYREMOTEDATA_ANSWER_CODE"] = settings.one_time_code.reveal()
+        environment["PYREMOTEDATA_CODE_TICKET"] = _code_ticket(settings.one_time_code.reveal())
+    if _asker:
+        environment["PYREMOTEDATA_ASKER"] = _asker
+    return environment
+
+
+def use_asker(path: str) -> None:
+    """Have the logins of this process bring their questions to a person; see `asker`."""
+    global _asker
+    _asker = path
+
+
+def took_code(login: str) -> bool:
+    """Whether a login, by its ``PYREMOTEDATA_LOGIN``, took a one-time code."""
+    return os.path.exists(f"{login}.code")
+
+
+@cache
+def _code_ticket(_code: str) -> str:
+    """Return a file that is there until the code has been sent."""
+    path = _asked_directory() / f"ticket-{os.urandom(8).hex()}"
+    path.touch(mode=0o600)
+    return str(path)
+
+
+def _asked_directory() -> Path:
+    """Return where the answers that were given (not what they were) are noted."""
     from .nodestate import private_directory, state_directory
 
     directory = private_directory(state_directory() / "asked")
@@ -131,7 +168,7 @@ def _asked_path() -> str:
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > ASKED_S:
                 path.unlink()
-    return str(directory / os.urandom(8).hex())
+    return directory
 
 
 @cache
@@ -246,12 +283,14 @@ class SshChild:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
             # A session of its own: no terminal to prompt on, no Ctrl-C in mid-transfer, and one
             # process group with the proxy commands that it starts.
+            environment = ssh_environment(settings)
+            self._login = environment["PYREMOTEDATA_LOGIN"]
             self._process = subprocess.Popen(
                 argv,
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
                 stderr=subprocess.PIPE,
-                env=ssh_environment(settings),
+                env=environment,
                 start_new_session=True,
             )
         except BaseException:
@@ -268,6 +307,15 @@ class SshChild:
     def can_share(self) -> bool:
         """Whether further children may use this one's connection."""
         return self._control is not None and self._control.exists()
+
+    @property
+    def took_code(self) -> bool:
+        """Whether its login took a one-time code."""
+        return took_code(self._login)
+
+    def explain(self, said: str, url: str, status: int | None = None) -> TransferError:
+        """Return why it ended, from what it said on standard error."""
+        return from_ssh_stderr(said, url, status)
 
     def kill(self) -> int | None:
         """End the process and its group, close both pipes; return its exit status if it had one."""

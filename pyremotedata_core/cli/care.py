@@ -8,7 +8,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from ..config import ConnectionSettings, config_path, parse_bytes, remove_config
+from ..config import SECRETS, ConnectionSettings, config_path, parse_bytes, remove_config
 from ..engine import TransferEngine
 from ..errors import ConfigurationError
 from .output import shown_name
@@ -104,7 +104,7 @@ def config(options: argparse.Namespace) -> int:
         print(f"{'removed' if remove_config() else 'there is no'} {path}")
     else:
         values = dict(ConnectionSettings.load().__dict__)
-        for key in ("password", "key_passphrase"):
+        for key in SECRETS:
             values[key] = "***" if values[key] else None
         if options.json:
             print(json.dumps({"file": str(path), "exists": path.exists(), **values}, indent=1))

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from ..asker import may_ask
 from ..config import ConnectionSettings
 from ..engine import TransferEngine
 from ..errors import ConfigurationError, NoRemoteConfigured, TransferError
@@ -53,7 +54,7 @@ def _run(options: argparse.Namespace) -> int:
         try:
             return _with_engine(options, given)
         except NoRemoteConfigured:
-            from ..interactive import may_ask, set_up
+            from ..interactive import set_up
 
             if not may_ask():
                 raise
@@ -75,5 +76,5 @@ def _run(options: argparse.Namespace) -> int:
 def _with_engine(options: argparse.Namespace, given: dict[str, Any]) -> int:
     settings = ConnectionSettings.load(**given)
     # This process computes nothing that could starve the I/O: no helper.
-    with TransferEngine(settings, in_process=True) as engine:
+    with TransferEngine(settings, in_process=True, ask=may_ask()) as engine:
         return options.run(engine, options)

@@ -16,8 +16,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from ..askpass import WAITING
 from ..config import ConnectionSettings
-from ..errors import ConnectionLost, ServerRefused, TransferError, TransferTimeout, from_ssh_stderr
+from ..errors import ConnectionLost, ServerRefused, TransferError, TransferTimeout
 from ..loop import Loop, Timer
 from ..throttle import Throttle
 from . import wire
@@ -45,6 +46,13 @@ class Carrier(Protocol):
     @property
     def can_share(self) -> bool:
         """Whether further sessions may use its connection."""
+
+    @property
+    def took_code(self) -> bool:
+        """Whether its login took a one-time code, so that another login needs another."""
+
+    def explain(self, said: str, url: str, status: int | None = None) -> TransferError:
+        """Return why it ended, from what it said on standard error and its exit status."""
 
     def kill(self) -> int | None:
         """End it; return its exit status if it had ended by itself."""
@@ -136,6 +144,11 @@ class SftpSession:
     def can_share(self) -> bool:
         """Whether further sessions may use this one's connection."""
         return self.carrier.can_share
+
+    @property
+    def took_code(self) -> bool:
+        """Whether the login took a one-time code."""
+        return self.carrier.took_code
 
     # --- what the pool uses --------------------------------------------------------------
 
@@ -364,6 +377,8 @@ class SftpSession:
             return
         except OSError:
             data = b""
+        if WAITING.encode() in data:
+            self.last_heard = time.monotonic()  # a person may take longer than a server
         self._said = (self._said + data)[-8192:]
         if not data:
             self.loop.unregister(self.carrier.stderr_fd)
@@ -446,7 +461,7 @@ class SftpSession:
         self._conclusion.cancel()
         said = self._said.decode("utf-8", "replace")
         if said.strip() or not self._why_lost:
-            self._end_session(from_ssh_stderr(said, self.url), refine=True)
+            self._end_session(self.carrier.explain(said, self.url), refine=True)
         else:
             self._end_session(ConnectionLost(self._why_lost, self.url))
 
@@ -459,7 +474,7 @@ class SftpSession:
         self.loop.unregister(self.carrier.stderr_fd)
         status = self.carrier.kill()
         if refine and not self._said.strip():
-            error = from_ssh_stderr("", self.url, status)
+            error = self.carrier.explain("", self.url, status)
         self._pending.clear()
         self._out.clear()
         self._readers.clear()

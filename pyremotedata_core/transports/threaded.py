@@ -72,6 +72,7 @@ class ThreadedSession:
     slots = 1
     max_operations = 1
     can_share = False  # every process has a connection of its own
+    took_code = False
     followers = 0
 
     def __init__(
