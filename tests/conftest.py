@@ -17,13 +17,23 @@ from workflows.embedded_sshd import descendants
 from .miglike import MigLike
 from .relay import Relay
 from .servers import ChrootSshd, ScriptedSshd, Sshd, processes_with
-from .sites import SITES, Site, temporaries
+from .sites import PARAMIKO_ALWAYS, SITES, Site, temporaries
 
 _OWN_CHILDREN_OF_PYTHON = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 LEAK_TIMEOUT_S = 5.0
 # Whatever is started inherits it, and so can be found when it has lost its parent.
 RUN_MARK = f"TEST_RUN={secrets.token_hex(8)}"
 os.environ.update([RUN_MARK.split("=")])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what of the contract suite runs over paramiko with ``--full`` only."""
+    for item in items:
+        if "[paramiko-" not in item.nodeid or not {"site", "_site"} & set(item.fixturenames):
+            continue
+        if "[paramiko-openssh" not in item.nodeid or not PARAMIKO_ALWAYS.search(item.name):
+            item.add_marker(pytest.mark.full)
 
 
 @pytest.fixture(autouse=True)
@@ -127,7 +137,9 @@ def _site(request: pytest.FixtureRequest) -> Iterator[Site]:
     transport, kind = request.param.split("-")
     fixture = {"openssh": "sshd", "plain": "plain_sshd", "chrooted": "chroot_sshd"}.get(kind, kind)
     server = request.getfixturevalue(fixture)
-    with TransferEngine(server.settings(transport=transport, timeout_s=30.0)) as engine:
+    carrier, transport = ("paramiko", "sftp") if transport == "paramiko" else ("auto", transport)
+    settings = server.settings(transport=transport, carrier=carrier, timeout_s=30.0)
+    with TransferEngine(settings) as engine:
         yield Site(transport, kind, server, engine)
 
 

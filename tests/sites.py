@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import re
 import shutil
 import unicodedata
 from dataclasses import dataclass, field
@@ -31,6 +32,12 @@ SITES = [
     for transport in TRANSPORTS
     for server in SERVERS
 ]
+# The SFTP session, carried by paramiko. Of these only what differs most runs every time.
+SITES += [pytest.param(f"paramiko-{server}") for server in SERVERS]
+PARAMIKO_ALWAYS = re.compile(
+    r"fetched_file_has|stored_file_has|listed_with|many_files|a_rename_replaces|any_name_go"
+    r"|tree_is_fetched|tree_is_stored"
+)
 
 _MIG_REFUSES = set('"\\*?#[]{}|<>^`')
 

@@ -88,10 +88,12 @@ def log_in(login: Login) -> paramiko.Transport:
     """
     settings = login.settings
     site = login.find(settings.host or "", settings.username, settings.port, settings.ssh_key)
-    return _enter(login, site, 0)
+    return _enter(
+        login, site, 0, RemoteURL("sftp", site.name, "/", settings.username, settings.port)
+    )
 
 
-def _enter(login: Login, site: Site, depth: int) -> paramiko.Transport:
+def _enter(login: Login, site: Site, depth: int, url: RemoteURL) -> paramiko.Transport:
     if depth > _JUMPS:
         raise ConfigurationError(f"ProxyJump leads through more than {_JUMPS} hosts: {site.name}")
     transport = paramiko.Transport(
@@ -112,7 +114,7 @@ def _enter(login: Login, site: Site, depth: int) -> paramiko.Transport:
     _prefer(transport, [entry.kind for entry in known[0] if not entry.marker])
     try:
         transport.start_client(timeout=limit_s)
-        _check_host_key(site, transport.get_remote_server_key(), names[0], known)
+        _check_host_key(site, transport.get_remote_server_key(), names[0], known, url.server)
         _authenticate(transport, login, site)
     except TransferError:
         raise
@@ -187,7 +189,8 @@ def _jump(login: Login, site: Site, depth: int) -> Any:
     jump = theirs.find(name.strip("[]"), user or None, port)
     if len(site.jumps) > 1:  # the last one is reached through those before it
         jump = Site(**{**jump.__dict__, "jumps": site.jumps[:-1], "proxy_command": ""})
-    transport = _enter(theirs, jump, depth + 1)
+    url = RemoteURL("sftp", jump.name, "/", user or None, port)
+    transport = _enter(theirs, jump, depth + 1, url)
     try:
         return transport.open_channel("direct-tcpip", (site.host, site.port), ("127.0.0.1", 0))
     except paramiko.SSHException as error:
@@ -212,7 +215,7 @@ def _prefer(transport: paramiko.Transport, known: list[str]) -> None:
 
 
 def _check_host_key(
-    site: Site, key: paramiko.PKey, name: str, known: list[list[hostkeys.Entry]]
+    site: Site, key: paramiko.PKey, name: str, known: list[list[hostkeys.Entry]], url: str
 ) -> None:
     kind, blob = key.get_name(), key.asbytes()
     verdict, where = hostkeys.judge(known[0], kind, blob)
@@ -220,7 +223,6 @@ def _check_host_key(
         return  # known without its port
     if verdict == "known":
         return
-    url = RemoteURL("sftp", site.name, "/", site.user, site.port).server
     fingerprint = hostkeys.fingerprint_of(blob)
     if verdict in ("changed", "revoked"):
         # Also with StrictHostKeyChecking=no, where ssh would go on without a password.
