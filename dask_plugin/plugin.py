@@ -79,11 +79,12 @@ class StagingPlugin(WorkerPlugin):
         filesystem: bool = True,
         **settings: Any,
     ) -> None:
+        from pyremotedata_core import config
         from pyremotedata_core.config import ConfigurationError, ConnectionSettings, parse_bytes
 
         known = {field.name for field in fields(ConnectionSettings)}
         for key in settings:
-            if key in SECRETS:
+            if key in config.SECRETS:
                 raise ConfigurationError(
                     f"{key} must not pass through the scheduler: set"
                     f" PYREMOTEDATA_{key.upper()} or the config file on the workers"
