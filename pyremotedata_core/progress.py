@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Never
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 Progress = Callable[[int, int], None]
 
 
 @contextlib.contextmanager
-def shown(
-    progress: bool | Progress | None, what: str, total_bytes: int | None = None
-) -> Iterator[Progress | None]:
+def shown(progress: bool | Progress | None, what: str) -> Iterator[Progress | None]:
     """Give a function that takes (bytes, files) moved since its last call.
 
     Parameters
@@ -21,8 +23,6 @@ def shown(
         True draws a bar on standard error if that is a terminal; a function is used as it is.
     what : str
         The bar's label.
-    total_bytes : int, optional
-        What is to come, where it is known.
     """
     if callable(progress):
         yield progress
@@ -32,14 +32,25 @@ def shown(
         return
     from tqdm import tqdm
 
-    files = 0
-    with tqdm(total=total_bytes, desc=what, unit="B", unit_scale=True, unit_divisor=1024) as bar:
+    with tqdm(desc=what, unit="B", unit_scale=True, unit_divisor=1024) as bar:
+        yield _Bar(bar)
 
-        def update(moved: int, more_files: int) -> None:
-            nonlocal files
-            files += more_files
-            if more_files:
-                bar.set_postfix_str(f"{files} files", refresh=False)
-            bar.update(moved)
 
-        yield update
+def expect(tell: Progress | None, total_bytes: int) -> None:
+    """Say how many bytes are to come, where it is known: a bar then has an end."""
+    if isinstance(tell, _Bar):
+        tell.bar.total = total_bytes
+
+
+class _Bar:
+    """A bar as a function."""
+
+    def __init__(self, bar: tqdm[Never]) -> None:
+        self.bar = bar
+        self._files = 0
+
+    def __call__(self, moved: int, more_files: int) -> None:
+        self._files += more_files
+        if more_files:
+            self.bar.set_postfix_str(f"{self._files} files", refresh=False)
+        self.bar.update(moved)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -17,13 +15,13 @@ from .engine import AnyPath, TransferEngine
 from .errors import (
     ConfigurationError,
     NoRemoteConfigured,
-    RemoteChanged,
     RemoteFileNotFound,
     ServerRefused,
     from_plain,
 )
 from .finding import find, locate_pattern
 from .model import Entry, Stat, TreeResult
+from .placing import get_all, own_name, put_all, sync_trees, wait_for
 from .progress import Progress, shown
 from .stream import BLOCK_BYTES, RemoteReader, Streamed, stream_files
 from .url import RemoteURL, looks_like_url
@@ -142,7 +140,8 @@ class Remote:
         unlisted: deque[str] = deque()
         while waiting:
             parent, listing = waiting.popleft()
-            for name, stat in wait_for(listing):
+            entries = wait_for(listing)
+            for name, stat in sorted(entries):
                 below = f"{parent}/{name}" if parent else name
                 yield below, stat
                 if stat.kind == "directory":
@@ -213,14 +212,9 @@ class Remote:
             If it fails. Of a directory, the files that could be moved are then there.
         """
         url = self.locate(source)
-        stat = wait_for(self.engine.stat(url))
-        target = local_target(url, destination)
-        with shown(progress, url.name or url.host, stat.size or None) as tell:
-            if stat.kind == "directory":
-                result = wait_for(self.engine.fetch_tree(url, target, on_progress=tell))
-                raise_failures(result)
-            else:
-                fetch_known(self.engine, url, target, stat, tell)
+        with shown(progress, url.name or url.host) as tell:
+            (target,), result = get_all(self.engine, [url], destination, tell=tell)
+        raise_failures(result)
         return target
 
     def get_many(
@@ -268,15 +262,10 @@ class Remote:
         RemoteURL
             Where it is now.
         """
-        local = Path(source)
         url = self.locate(destination)
-        target = self._remote_target(local, url)
-        size = local.stat().st_size if local.is_file() else None
-        with shown(progress, local.name, size) as tell:
-            if local.is_dir():
-                raise_failures(wait_for(self.engine.store_tree(local, target, on_progress=tell)))
-            else:
-                wait_for(self.engine.store(local, target, on_progress=tell))
+        with shown(progress, own_name(source)) as tell:
+            (target,), result = put_all(self.engine, [source], url, tell=tell)
+        raise_failures(result)
         return target
 
     def sync(
@@ -323,21 +312,19 @@ class Remote:
         """
         if direction not in ("down", "up"):
             raise ConfigurationError(f"direction is 'down' or 'up', not {direction!r}")
-        url = self.locate(remote)
         with shown(progress, "sync") as tell:
-            options: dict[str, Any] = {
-                "compare": not replace,
-                "delete": delete,
-                "include": include,
-                "exclude": exclude,
-                "dry_run": dry_run,
-                "on_progress": tell,
-            }
-            if direction == "down":
-                future = self.engine.fetch_tree(url, local, **options)
-            else:
-                future = self.engine.store_tree(local, url, **options)
-            result = wait_for(future)
+            result = sync_trees(
+                self.engine,
+                self.locate(remote),
+                local,
+                up=direction == "up",
+                tell=tell,
+                compare=not replace,
+                delete=delete,
+                include=include,
+                exclude=exclude,
+                dry_run=dry_run,
+            )
         raise_failures(result)
         return result
 
@@ -403,40 +390,6 @@ class Remote:
         """Remove a file; with ``recursive`` a directory and all that is in it."""
         wait_for(self.engine.remove(self.locate(path), recursive=recursive))
 
-    def _remote_target(self, local: Path, url: RemoteURL) -> RemoteURL:
-        name = own_name(local)
-        if url.trailing_slash:
-            return url.join(name)
-        try:
-            is_directory = wait_for(self.engine.stat(url)).kind == "directory"
-        except RemoteFileNotFound:
-            is_directory = False
-        return url.join(name) if is_directory else url
-
-
-def local_target(url: RemoteURL, destination: AnyPath) -> Path:
-    """Return where a source goes: into a directory, or under its name."""
-    text = os.fspath(destination)
-    into = text.endswith(os.sep) or os.path.isdir(text)
-    # The root and the login directory have no name of their own: their content goes there.
-    named = url.path not in ("/", "/~")
-    return Path(text) / url.name if into and named else Path(text)
-
-
-def own_name(path: AnyPath) -> str:
-    """Return the name of a local file: a link's own, the real one of ``.`` and ``..``."""
-    return os.path.basename(os.path.abspath(path))
-
-
-def fetch_known(
-    engine: TransferEngine, url: RemoteURL, path: Path, stat: Stat, tell: Progress | None
-) -> Stat:
-    """Fetch a file after a first look at it; if it has changed since, as it is now."""
-    try:
-        return wait_for(engine.fetch(url, path, expect=stat, on_progress=tell))
-    except RemoteChanged:
-        return wait_for(engine.fetch(url, path, on_progress=tell))
-
 
 def raise_failures(result: TreeResult) -> None:
     """Raise the first failure of many files, and say how many there are."""
@@ -449,12 +402,3 @@ def raise_failures(result: TreeResult) -> None:
             f"{error.message} (and {others} other failures)", error.url, error.retryable
         )
     raise error
-
-
-def wait_for(future: Future[T]) -> T:
-    """Return a future's result; if the wait is broken off, give up what is under way."""
-    try:
-        return future.result()
-    except BaseException:
-        future.cancel()  # Ctrl-C: what is under way ends, too
-        raise

@@ -45,6 +45,7 @@ FILES_UNDER_WAY = 512
 LISTINGS_UNDER_WAY = 8
 ENTRIES_WAITING = 4096
 FAILURES_KEPT = 10_000
+PLANNED_KEPT = 1_000_000  # each is a line of a dry run
 ORPHAN_AGE_S = 7 * 24 * 3600  # temporary files of nobody knows whom go at this age
 
 # After one of these every further file would fail alike.
@@ -168,7 +169,7 @@ class _Many(Job):
 
     def _plan(self, action: str, path: str, size: int = 0) -> None:
         """Count what a dry run would do."""
-        if len(self._planned) < FAILURES_KEPT:
+        if len(self._planned) < PLANNED_KEPT:
             self._planned.append((action, path))
         if action == "delete":
             self._deleted += 1

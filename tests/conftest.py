@@ -14,6 +14,7 @@ import pytest
 from pyremotedata_core import TransferEngine
 from workflows.embedded_sshd import descendants
 
+from .command import here, make, run, there, url  # noqa: F401 - fixtures
 from .miglike import MigLike
 from .relay import Relay
 from .servers import ChrootSshd, ScriptedSshd, Sshd, processes_with

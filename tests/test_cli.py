@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,75 +17,6 @@ from .servers import free_port
 from .sites import temporaries, tree
 
 MTIME = 1_234_567_890
-
-
-class Command:
-    """Runs the command in a directory, with an environment."""
-
-    def __init__(self, directory: Path, server) -> None:
-        self.directory = directory
-        self.environment = {**os.environ, "PYREMOTEDATA_SSH_CONFIG": str(server.ssh_config)}
-
-    def __call__(
-        self, *arguments: str | Path, status: int = 0, **more
-    ) -> subprocess.CompletedProcess:
-        done = subprocess.run(
-            [sys.executable, "-m", "pyremotedata_core.cli", *map(str, arguments)],
-            cwd=self.directory,
-            env=self.environment,
-            capture_output=True,
-            encoding="utf-8",
-            errors="surrogateescape",
-            timeout=60,
-            check=False,
-            **more,
-        )
-        assert "Traceback" not in done.stderr, done.stderr
-        assert done.returncode == status, done.stderr
-        return done
-
-    def failure(self, *arguments: str | Path, status: int = 1) -> str:
-        """Run what must fail; return its one line."""
-        lines = self(*arguments, status=status).stderr.splitlines()
-        assert len(lines) == 1, lines
-        assert lines[0].startswith("pyremotedata: ")
-        return lines[0]
-
-
-@pytest.fixture
-def run(sshd, tmp_path) -> Command:
-    directory = tmp_path / "here"
-    directory.mkdir()
-    return Command(directory, sshd)
-
-
-@pytest.fixture
-def here(run) -> Path:
-    return run.directory
-
-
-@pytest.fixture
-def there(sshd, remote_directory) -> Path:
-    return sshd.root / remote_directory
-
-
-@pytest.fixture
-def url(sshd, remote_directory):
-    """Return the URL of a remote file."""
-    return lambda relative="": sshd.url(
-        f"{remote_directory}/{relative}" if relative else remote_directory
-    )
-
-
-@pytest.fixture
-def make(sshd, remote_directory):
-    """Write a file in the remote directory."""
-
-    def write(relative: str, data: bytes = b"", **options) -> Path:
-        return sshd.make(f"{remote_directory}/{relative}", data, **options)
-
-    return write
-
 
 # --- looking --------------------------------------------------------------------------------
 
@@ -110,11 +40,11 @@ def test_ls_prints_a_name_a_line(run, url, make):
     make("a b", b"123", mtime=MTIME)
     make("sub/c")
     assert run("ls", url()).stdout == "a b\nb\nsub\n"
-    assert run("ls", url("a b")).stdout == "a b\n"
+    assert run("ls", url("a b")).stdout == f"{url('a b')}\n"
     long = run("ls", "-l", url()).stdout.splitlines()
     assert "3 2009-02-1" in long[0]
     assert long[2].startswith("d ")
-    assert run("ls", url("sub"), url("b")).stdout == f"{url('sub')}:\nc\n{url('b')}:\nb\n"
+    assert run("ls", url("sub"), url("b")).stdout == f"{url('sub')}:\nc\n{url('b')}\n"
 
 
 def test_ls_for_machines_is_json(run, url, make):
@@ -370,12 +300,28 @@ def test_the_output_may_be_cut_off(run, url, make):
     """As by ``| head``."""
     for number in range(2000):
         make(f"{number:050}")
-    line = f"{sys.executable} -m pyremotedata_core.cli ls '{url()}' | head -n 1"
+    command = f"{sys.executable} -m pyremotedata_core.cli ls '{url()}'"
+    line = f"{command} | head -n 1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(
-        ["sh", "-c", line], env=run.environment, capture_output=True, text=True, timeout=60
+        ["bash", "-c", line], env=run.environment, capture_output=True, text=True, timeout=60
     )
-    assert done.stdout == f"{0:050}\n"
+    assert done.stdout == f"{0:050}\n141\n"
     assert done.stderr == ""
+
+
+# --- output that nobody takes -----------------------------------------------------------------
+
+
+def test_output_that_cannot_be_written_is_no_traceback(run, url, make):
+    make("a")
+    command = f"{sys.executable} -m pyremotedata_core.cli"
+    for redirection, status in (("> /dev/full", 1), (">&-", 0)):
+        line = f"{command} ls '{url()}' {redirection}"
+        done = subprocess.run(
+            ["sh", "-c", line], env=run.environment, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == status
+        assert len(done.stderr.splitlines()) == status, done.stderr
 
 
 # --- doctor ---------------------------------------------------------------------------------
@@ -401,9 +347,12 @@ def test_the_doctor_names_what_is_wrong(run, sshd, url):
 # --- broken off -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", ["get", "put"])
-def test_ctrl_c_ends_quietly_and_leaves_nothing(
-    run, sshd, url, make, here, there, relay_factory, verb
+@pytest.mark.parametrize(
+    ("verb", "number", "status"),
+    [("get", signal.SIGINT, 130), ("put", signal.SIGINT, 130), ("get", signal.SIGTERM, 143)],
+)
+def test_a_signal_ends_it_quietly_and_leaves_nothing(
+    run, sshd, url, make, here, there, relay_factory, verb, number, status
 ):
     relay = relay_factory(sshd.port, rate=8e6)
     config = here.parent / "config"
@@ -423,9 +372,9 @@ def test_ctrl_c_ends_quietly_and_leaves_nothing(
     while not temporaries(target):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, said = process.communicate(timeout=20)
-    assert process.returncode == 130
+    assert process.returncode == status
     assert "Traceback" not in said
     assert "b" not in tree(target)
     if verb == "put":

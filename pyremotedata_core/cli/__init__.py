@@ -1,5 +1,53 @@
-"""The command ``pyremotedata``."""
+"""The command ``pyremotedata``.
 
-from .command import main
+Exit status: 0 done; 1 something failed, each failure one line on standard error; 2 usage. Ctrl-C
+gives 130, a reader of the output that has gone 141, SIGTERM 143, as shells have it.
+"""
 
-__all__ = ["main"]
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command and exit."""
+    try:
+        signal.signal(signal.SIGTERM, _terminate)
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:  # closed by the caller
+                setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+            stream = getattr(sys, name)
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="surrogateescape")  # names are bytes to a server
+        from .command import run  # here: Ctrl-C while it loads is quiet, too
+
+        try:
+            status = run(arguments)
+        except SystemExit as end:  # of --help, or usage
+            status = end.code if isinstance(end.code, int) else 1
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader of our output has gone
+        status = 128 + signal.SIGPIPE
+        _forget_output()
+    except OSError as error:  # a full disk
+        status = 1
+        print(f"pyremotedata: standard output: {error.strerror}", file=sys.stderr)
+        _forget_output()
+    sys.exit(status)
+
+
+def _terminate(_number: int, _frame: Any) -> None:
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+def _forget_output() -> None:
+    """Keep the interpreter from writing again, at its end, what cannot be written."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

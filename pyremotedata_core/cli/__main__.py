@@ -1,3 +1,3 @@
-from .command import main
+from . import main
 
 main()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import SECRETS, ConnectionSettings, config_path, parse_bytes, remove_config
 from ..engine import TransferEngine
 from ..errors import ConfigurationError
-from .output import shown_name
+from . import completing
+from .output import print_json, print_plan, shown_name
 from .places import chosen_remote
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 
 def doctor(engine: TransferEngine, options: argparse.Namespace) -> int:
+    """Check what stands between this machine and a server."""
     from ..doctor import examine
 
     url = chosen_remote(engine, [options.url] if options.url else []).locate(options.url)
@@ -29,11 +31,12 @@ def doctor(engine: TransferEngine, options: argparse.Namespace) -> int:
             mark = {True: "ok  ", False: "BAD ", None: "-   "}[finding.well]
             print(f"{mark}{finding.what}: {finding.said}", flush=True)
     if options.json:
-        print(json.dumps([finding._asdict() for finding in findings], indent=1))
+        print_json([finding._asdict() for finding in findings])
     return int(any(finding.well is False for finding in findings))
 
 
 def cache(options: argparse.Namespace) -> int:
+    """Show, trim, verify or empty the node's cache."""
     from ..stager.inventory import list_entries, remove_unsound
     from ..stager.nodecache import NodeCache
     from ..stager.place import cache_root
@@ -60,10 +63,11 @@ def cache(options: argparse.Namespace) -> int:
         outcome = {
             "directory": str(cache.root),
             "budget_bytes": settings.cache_bytes,
+            "dry_run": options.dry_run,
             "used_bytes": used,
             "files": [e._asdict() for e in shown_entries],
         }
-        print(json.dumps(outcome, indent=1))
+        print_json(outcome)
         return 0
     for entry in shown_entries:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.last_use))
@@ -91,25 +95,62 @@ def _oldest(entries: list[CacheEntry], target_bytes: int) -> list[CacheEntry]:
 
 
 def config(options: argparse.Namespace) -> int:
+    """Show the settings; set up or remove the config file."""
     from ..interactive import set_up, write_config
 
     path = config_path()
+    if options.dry_run and (options.setup or options.template or options.remove):
+        if options.template:
+            _refuse_to_replace(path)
+        _say_what_would_be(options, path)
+        return 0
     if options.setup:
         set_up()
     elif options.template:
-        if path.exists():
-            raise ConfigurationError(f"{path} is there already; --remove deletes it")
-        print(write_config({}))
+        _refuse_to_replace(path)
+        _say_done(options, "write", str(write_config({})))
     elif options.remove:
-        print(f"{'removed' if remove_config() else 'there is no'} {path}")
+        removed = remove_config()
+        if options.json:
+            _say_done(options, "delete", *([str(path)] if removed else []))
+        else:
+            print(f"{'removed' if removed else 'there is no'} {path}")
     else:
         values = dict(ConnectionSettings.load().__dict__)
         for key in SECRETS:
             values[key] = "***" if values[key] else None
         if options.json:
-            print(json.dumps({"file": str(path), "exists": path.exists(), **values}, indent=1))
+            print_json({"file": str(path), "exists": path.exists(), **values})
         else:
             print(f"# {path}{'' if path.exists() else ' (not there)'}")
             for key, value in values.items():
                 print(f"{key}: {'' if value is None else value}")
     return 0
+
+
+def completion(options: argparse.Namespace) -> int:
+    """Print a shell's code for completion."""
+    print(completing.shell_code(options.shell))
+    return 0
+
+
+def _refuse_to_replace(path: Path) -> None:
+    if path.exists():
+        raise ConfigurationError(f"{path} is there already; --remove deletes it")
+
+
+def _say_what_would_be(options: argparse.Namespace, path: Path) -> None:
+    planned = [("delete" if options.remove else "write", str(path))]
+    if options.remove and not path.exists():
+        planned = []
+    if options.json:
+        print_json({"done": [], "planned": planned})
+    else:
+        print_plan(planned)
+
+
+def _say_done(options: argparse.Namespace, action: str, *paths: str) -> None:
+    if options.json:
+        print_json({"done": [(action, path) for path in paths], "planned": []})
+    else:
+        print(*paths)

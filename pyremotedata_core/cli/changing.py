@@ -3,16 +3,85 @@
 from __future__ import annotations
 
 import argparse
+from concurrent.futures import Future
+from functools import partial
 
 from ..engine import TransferEngine
-from .output import each
-from .places import chosen_remote
+from ..errors import ConfigurationError, RemoteFileNotFound, ServerRefused
+from ..placing import wait_for
+from ..remote import Remote
+from ..url import RemoteURL
+from .output import Changes
+from .places import chosen_remote, meant
 
 
 def mkdir(engine: TransferEngine, options: argparse.Namespace) -> int:
-    return each(options.paths, chosen_remote(engine, options.paths).mkdir)
+    """Make directories, with their parents."""
+    remote = chosen_remote(engine, options.paths)
+    changes = Changes(options)
+
+    def make(path: str) -> None:
+        url = remote.locate(path)
+        if not options.dry_run:
+            remote.mkdir(url)
+        elif remote.exists(url):
+            if remote.stat(url).kind != "directory":
+                raise ServerRefused("is a file; a directory was meant", str(url))
+            return
+        changes.say("mkdir", str(url))
+
+    for path in options.paths:
+        changes.attempt(partial(make, path))
+    return changes.end()
 
 
 def rm(engine: TransferEngine, options: argparse.Namespace) -> int:
+    """Remove files, and with ``--recursive`` directories."""
     remote = chosen_remote(engine, options.paths)
-    return each(options.paths, lambda path: remote.rm(path, recursive=options.recursive))
+    changes = Changes(options)
+    urls: list[RemoteURL] = []
+
+    def choose(path: str) -> None:
+        try:
+            urls.extend(url for url, _ in meant(remote, path))
+        except RemoteFileNotFound:
+            if not options.force:
+                raise
+
+    for path in options.paths:
+        changes.attempt(partial(choose, path))
+    everything = next((url for url in urls if url.path in ("/", "/~")), None)
+    if everything is not None:
+        raise ConfigurationError("this would remove all that is there; name it", str(everything))
+    if options.dry_run:
+        for url in urls:
+            changes.attempt(partial(_say_what_goes, remote, url, options, changes))
+        return changes.end()
+    removals = [
+        engine.remove(url, recursive=options.recursive, missing_ok=options.force) for url in urls
+    ]
+
+    def see(url: RemoteURL, removal: Future[None]) -> None:
+        wait_for(removal)
+        changes.say("delete", str(url))
+
+    for url, removal in zip(urls, removals, strict=True):
+        changes.attempt(partial(see, url, removal))
+    return changes.end()
+
+
+def _say_what_goes(
+    remote: Remote, url: RemoteURL, options: argparse.Namespace, changes: Changes
+) -> None:
+    try:
+        stat = wait_for(remote.engine.stat(url, follow=False))
+    except RemoteFileNotFound:
+        if options.force:
+            return
+        raise
+    if stat.kind == "directory":
+        if not options.recursive:
+            raise ServerRefused("is a directory; remove it recursively", str(url))
+        for below, _ in remote.walk(url):
+            changes.say("delete", str(url.below(below)))
+    changes.say("delete", str(url))

@@ -3,76 +3,130 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from ..engine import TransferEngine
-from ..model import Entry
-from .output import each, long_line, plain_entry, shown_name
-from .places import chosen_remote
+from ..errors import ServerRefused
+from ..model import Entry, Stat
+from ..placing import wait_for
+from ..remote import Remote
+from ..url import RemoteURL
+from .output import each, long_line, plain_entry, print_json, shown_name, size_text
+from .places import chosen_remote, meant
 
 
 def ls(engine: TransferEngine, options: argparse.Namespace) -> int:
+    """List directories."""
     remote = chosen_remote(engine, options.paths)
     listed: list[Any] = []
+    began = False
+
+    def line(entry: Entry) -> str:
+        return long_line(entry, options.human) if options.long else shown_name(entry.name)
 
     def show(path: str) -> None:
-        entries = remote.scandir(path)
-        if options.json:
-            listed.extend(plain_entry(str(remote.locate(path).join(e.name)), e) for e in entries)
-            return
-        if len(options.paths) > 1:
-            print(f"{path}:")
-        for entry in entries:
-            print(long_line(entry) if options.long else shown_name(entry.name))
+        found = meant(remote, path)
+        for url, known in found:
+            stat, entries = _look_into(remote, url, known, options.recursive)
+            if options.json:
+                if stat is not None:
+                    listed.append(plain_entry(str(url), Entry(url.name, stat)))
+                listed.extend(plain_entry(str(url.join(e.name)), e) for e in entries)
+            elif stat is not None:
+                print(line(Entry(str(url), stat)))
+            else:
+                heading(str(url), len(options.paths) > 1 or len(found) > 1)
+                for entry in entries:
+                    print(line(entry))
+
+    def heading(url: str, is_needed: bool) -> None:
+        nonlocal began
+        if is_needed:
+            print(f"{'' if not began else chr(10)}{shown_name(url)}:")
+        began = True
 
     status = each(options.paths, show)
     if options.json:
-        print(json.dumps(listed, indent=1))
+        print_json(listed)
     return status
 
 
+def _look_into(
+    remote: Remote, url: RemoteURL, known: Stat | None, recursive: bool
+) -> tuple[Stat | None, Iterator[Entry]]:
+    """Return the stat of a file, or the entries of a directory; one question if it is one."""
+    if known is not None and known.kind != "directory":
+        return known, iter(())
+    try:
+        if not recursive:
+            entries = wait_for(remote.engine.scandir(url))
+            return None, iter(sorted(entries))
+        walk = remote.walk(url)
+        first = next(walk, None)
+    except ServerRefused:
+        stat = wait_for(remote.engine.stat(url))
+        if stat.kind == "directory":
+            raise
+        return stat, iter(())
+    return None, _entries(first, walk)
+
+
+def _entries(first: tuple[str, Stat] | None, others: Iterator[tuple[str, Stat]]) -> Iterator[Entry]:
+    if first is not None:
+        yield Entry(*first)
+        for path, stat in others:
+            yield Entry(path, stat)
+
+
 def stat(engine: TransferEngine, options: argparse.Namespace) -> int:
+    """Say what files are."""
     remote = chosen_remote(engine, options.paths)
     found: list[Any] = []
 
     def show(path: str) -> None:
-        url = remote.locate(path)
-        entry = Entry(url.name, remote.stat(url))
-        if options.json:
-            found.append(plain_entry(str(url), entry))
-        else:
-            print(f"{long_line(Entry(str(url), entry.stat))}")
+        for url, known in meant(remote, path):
+            stat = known or remote.stat(url)
+            if options.json:
+                found.append(plain_entry(str(url), Entry(url.name, stat)))
+            else:
+                print(long_line(Entry(str(url), stat)))
 
     status = each(options.paths, show)
     if options.json:
-        print(json.dumps(found, indent=1))
+        print_json(found)
     return status
 
 
 def cat(engine: TransferEngine, options: argparse.Namespace) -> int:
+    """Write files to standard output."""
     remote = chosen_remote(engine, options.paths)
 
     def show(path: str) -> None:
-        with remote.open(path) as file:
-            shutil.copyfileobj(file, sys.stdout.buffer, 1 << 20)
+        for url, _ in meant(remote, path):
+            with remote.open(url) as file:
+                shutil.copyfileobj(file, sys.stdout.buffer, 1 << 20)
 
     return each(options.paths, show)
 
 
 def du(engine: TransferEngine, options: argparse.Namespace) -> int:
+    """Say how many bytes files and directories hold."""
     remote = chosen_remote(engine, options.paths)
     sizes: list[Any] = []
 
     def show(path: str) -> None:
-        url, size = str(remote.locate(path)), remote.du(path)
-        sizes.append({"url": url, "bytes": size})
-        if not options.json:
-            print(f"{size:>14} {shown_name(url)}")
+        for url, known in meant(remote, path):
+            is_file = known is not None and known.kind != "directory"
+            size = known.size if known is not None and is_file else remote.du(url)
+            sizes.append({"url": str(url), "bytes": size})
+            if not options.json:
+                shown = size_text(size, options.human)
+                print(f"{shown:>{6 if options.human else 14}} {shown_name(str(url))}", flush=True)
 
     status = each(options.paths, show)
     if options.json:
-        print(json.dumps(sizes, indent=1))
+        print_json(sizes)
     return status

@@ -1,4 +1,4 @@
-"""What the command prints: names, entries, failures, the tally of a transfer."""
+"""What the command prints: names, entries, failures, outcomes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..errors import ConfigurationError, TransferError, from_plain
@@ -14,6 +14,7 @@ from ..model import Entry, TreeResult, one_line, printable
 
 
 def complain(error: TransferError) -> None:
+    """Print a failure, in one line."""
     print(f"pyremotedata: {error}", file=sys.stderr)
 
 
@@ -31,80 +32,88 @@ def each(paths: Sequence[str], act: Callable[[str], None]) -> int:
     return int(failed)
 
 
+def print_json(value: Any) -> None:
+    """Print for machines."""
+    print(json.dumps(value, indent=1))
+
+
 def shown_name(name: str) -> str:
-    # A name must not be able to forge lines or drive the terminal.
+    """Return a name that cannot forge lines or drive the terminal."""
     return name if not sys.stdout.isatty() and "\n" not in name else printable(name)
 
 
-def long_line(entry: Entry) -> str:
+def size_text(size: int, human: bool) -> str:
+    """Return bytes as a number, or for people as 1.5K, 23M."""
+    if not human or size < 1024:
+        return str(size)
+    power = min(6, (size.bit_length() - 1) // 10)
+    value = size / 1024**power
+    return f"{value:.{1 if value < 9.95 else 0}f}{' KMGTPE'[power]}"
+
+
+def long_line(entry: Entry, human: bool = False) -> str:
+    """Return an entry with its type, mode, size and time."""
     stat = entry.stat
     letter = {"directory": "d", "link": "l", "other": "?"}.get(stat.kind, "-")
     mode = "----" if stat.mode is None else f"{stat.mode:04o}"
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(stat.mtime))
-    return f"{letter} {mode} {stat.size:>14} {when} {shown_name(entry.name)}"
+    size = size_text(stat.size, human)
+    return f"{letter} {mode} {size:>{6 if human else 14}} {when} {shown_name(entry.name)}"
 
 
 def plain_entry(url: str, entry: Entry) -> dict[str, Any]:
+    """Return an entry for machines."""
     return {"url": url, "name": entry.name, **entry.stat._asdict()}
 
 
-class Tally:
-    """What was moved, and what failed."""
+def print_plan(planned: Iterable[tuple[str, str]]) -> None:
+    """Print what would be done."""
+    for action, path in planned:
+        print(f"{action} {shown_name(path)}")
 
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-        self._sum = {"files": 0, "bytes": 0, "unchanged": 0, "deleted": 0}
-        self._skipped: list[tuple[str, str]] = []
-        self._planned: list[tuple[str, str]] = []
-        self._errors: list[TransferError] = []
 
-    def add(self, result: TreeResult) -> None:
-        for key in self._sum:
-            self._sum[key] += getattr(result, key)
-        self._skipped += result.skipped
-        self._planned += result.planned
-        self._errors += [from_plain(plain) for plain in result.failed]
+def end(result: TreeResult, began: float, options: argparse.Namespace) -> int:
+    """Print the outcome of a transfer; return the exit status."""
+    for path, why in result.skipped:
+        print(f"pyremotedata: skipped {one_line(path)}: {why}", file=sys.stderr)
+    for plain in result.failed:
+        complain(from_plain(plain))
+    if options.json:
+        seconds = round(time.monotonic() - began, 3)
+        print_json({**result._asdict(), "seconds": seconds, "dry_run": options.dry_run})
+    else:
+        print_plan(result.planned)
+    return int(bool(result.failed))
 
-    def fail(self, error: TransferError) -> None:
-        self._errors.append(error)
 
-    def attempt(self, move: Callable[[], int]) -> None:
-        """Count a file, or its failure."""
+class Changes:
+    """Changes of single files and directories: done, or only said."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self._said: list[tuple[str, str]] = []
+        self._failed: list[TransferError] = []
+
+    def say(self, action: str, path: str) -> None:
+        """Note a change that was made, or would be."""
+        self._said.append((action, path))
+        if self._options.dry_run and not self._options.json:
+            print_plan([(action, path)])
+
+    def attempt(self, change: Callable[[], None]) -> None:
+        """Do something; a failure does not stop the others."""
         try:
-            size = move()
+            change()
         except ConfigurationError:
             raise
         except TransferError as error:
-            self.fail(error)
-        else:
-            self._sum["files"] += 1
-            self._sum["bytes"] += size
-
-    def attempt_tree(self, move: Callable[[], TreeResult]) -> None:
-        """Count a tree, or its failure."""
-        try:
-            self.add(move())
-        except ConfigurationError:
-            raise
-        except TransferError as error:
-            self.fail(error)
-
-    def end(self, options: argparse.Namespace) -> int:
-        """Print the outcome; return the exit status."""
-        for path, why in self._skipped:
-            print(f"pyremotedata: skipped {one_line(path)}: {why}", file=sys.stderr)
-        for error in self._errors:
             complain(error)
-        if not options.json:
-            for action, path in self._planned:
-                print(f"{action} {shown_name(path)}")
-        else:
-            outcome = {
-                **self._sum,
-                "seconds": round(time.monotonic() - self._began, 3),
-                "skipped": self._skipped,
-                "planned": self._planned,
-                "failed": [error.to_plain() for error in self._errors],
-            }
-            print(json.dumps(outcome, indent=1))
-        return int(bool(self._errors))
+            self._failed.append(error)
+
+    def end(self) -> int:
+        """Print the outcome for machines; return the exit status."""
+        if self._options.json:
+            said = {"done": [], "planned": [], "failed": [e.to_plain() for e in self._failed]}
+            said["planned" if self._options.dry_run else "done"] = self._said  # type: ignore[assignment]
+            print_json(said)
+        return int(bool(self._failed))

@@ -6,7 +6,10 @@ import argparse
 from collections.abc import Callable
 
 from .._version import __version__
-from . import care, changing, looking, moving
+from . import care, changing, completing, looking, moving
+
+_PATTERN = " A quoted pattern (*, ?, [...], **) means all that matches; %%5B is a real [."
+_PLACE = "a directory (existing, or ending in /), or a new name"
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -18,68 +21,87 @@ def make_parser() -> argparse.ArgumentParser:
         " configured remote (PYREMOTEDATA_REMOTE_URI, or the config file).",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--json", action="store_true", help="print JSON, for machines")
-    common.add_argument("--transport", metavar="NAME", help="auto, sftp or lftp")
-    common.add_argument("--timeout", metavar="S", help="give up when nothing moved for S seconds")
-    common.add_argument("--connections", metavar="N", help="sessions per host at the most")
-    common.add_argument("--bandwidth", metavar="B", help="bytes per second at the most, as 10M")
-    common.add_argument("--ssh-config", metavar="FILE", help="a file for ssh -F")
-    common.add_argument("--ssh-key", metavar="FILE", help="the private key to use")
-    common.add_argument(
-        "--accept-new", action="store_true", help="accept the host key of a server never seen"
-    )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    parents = {True: [_common(), _connecting()], False: [_common()]}
 
-    def verb(name: str, run: Callable[..., int], text: str) -> argparse.ArgumentParser:
-        sub = verbs.add_parser(name, parents=[common], help=text, description=text)
-        sub.set_defaults(run=run)
+    def verb(
+        name: str,
+        run: Callable[..., int],
+        text: str,
+        *,
+        writes: bool = False,
+        human: bool = False,
+        connects: bool = True,
+    ) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(
+            name,
+            parents=parents[connects],
+            help=text.partition(".")[0] + ".",
+            description=text,
+            add_help=not human,
+        )
+        sub.set_defaults(run=run, connects=connects)
+        if human:  # -h is for sizes, as people know it
+            sub.add_argument("--help", action="help", help="show this help message and exit")
+            sub.add_argument(
+                "-h", "--human", action="store_true", help="sizes for people: 1.5K, 23M"
+            )
+        if writes:
+            sub.add_argument("-n", "--dry-run", action="store_true", help="only say what would be")
         return sub
 
-    ls = verb("ls", looking.ls, "List directories.")
+    ls = verb("ls", looking.ls, "List directories." + _PATTERN, human=True)
     ls.add_argument("-l", "--long", action="store_true", help="with type, size and mtime")
-    ls.add_argument("paths", nargs="*", default=[""], metavar="URL")
+    ls.add_argument("-R", "--recursive", action="store_true", help="all that is below, as paths")
+    _remote_paths(ls, "paths", "*")
 
-    stat = verb("stat", looking.stat, "Say what files are.")
-    stat.add_argument("paths", nargs="+", metavar="URL")
+    stat = verb("stat", looking.stat, "Say what files are." + _PATTERN)
+    _remote_paths(stat, "paths", "+")
 
-    get = verb("get", moving.get, "Download files and directories.")
-    get.add_argument("sources", nargs="+", metavar="URL")
-    get.add_argument(
-        "destination", metavar="PATH", help="a directory (existing, or ending in /), or a new name"
-    )
+    get = verb("get", moving.get, "Download files and directories." + _PATTERN, writes=True)
+    _remote_paths(get, "sources", "+")
+    _local_paths(get, "destination", None, _PLACE)
 
-    put = verb("put", moving.put, "Upload files and directories.")
-    put.add_argument("sources", nargs="+", metavar="PATH")
-    put.add_argument(
-        "destination", metavar="URL", help="a directory (existing, or ending in /), or a new name"
-    )
+    put = verb("put", moving.put, "Upload files and directories.", writes=True)
+    _local_paths(put, "sources", "+")
+    _remote_paths(put, "destination", None, _PLACE)
 
-    sync = verb("sync", moving.sync, "Make B's content equal A's; unchanged files stay.")
+    sync = verb("sync", moving.sync, "Make B's content equal A's; equal files stay.", writes=True)
     sync.add_argument("--delete", action="store_true", help="remove what A does not hold")
-    sync.add_argument("-n", "--dry-run", action="store_true", help="only say what would be done")
     for name, text in (("include", "only files that match"), ("exclude", "nothing that matches")):
         sync.add_argument(f"--{name}", action="append", default=[], metavar="PATTERN", help=text)
-    sync.add_argument("source", metavar="A", help="a URL or a local directory")
-    sync.add_argument("destination", metavar="B", help="a local directory or a URL")
+    for name, metavar, text in (
+        ("source", "A", "a URL or a local directory"),
+        ("destination", "B", "a local directory or a URL"),
+    ):
+        either = sync.add_argument(name, metavar=metavar, help=text)
+        completing.complete_any(either)
 
-    cat = verb("cat", looking.cat, "Write files to standard output.")
-    cat.add_argument("paths", nargs="+", metavar="URL")
+    cat = verb("cat", looking.cat, "Write files to standard output." + _PATTERN)
+    _remote_paths(cat, "paths", "+")
 
-    du = verb("du", looking.du, "Say how many bytes files and directories hold.")
-    du.add_argument("paths", nargs="*", default=[""], metavar="URL")
+    du = verb(
+        "du", looking.du, "Say how many bytes files and directories hold." + _PATTERN, human=True
+    )
+    _remote_paths(du, "paths", "*")
 
-    mkdir = verb("mkdir", changing.mkdir, "Make directories, with their parents.")
-    mkdir.add_argument("paths", nargs="+", metavar="URL")
+    mkdir = verb("mkdir", changing.mkdir, "Make directories, with their parents.", writes=True)
+    _remote_paths(mkdir, "paths", "+")
 
-    rm = verb("rm", changing.rm, "Remove files.")
+    rm = verb("rm", changing.rm, "Remove files." + _PATTERN, writes=True)
     rm.add_argument("-r", "--recursive", action="store_true", help="directories, too")
-    rm.add_argument("paths", nargs="+", metavar="URL")
+    rm.add_argument("-f", "--force", action="store_true", help="a missing file is no failure")
+    _remote_paths(rm, "paths", "+")
 
     doctor = verb("doctor", care.doctor, "Check programs, host key, login, server and speed.")
-    doctor.add_argument("url", nargs="?", default="", metavar="URL")
+    _remote_paths(doctor, "url", "?")
+
     cache = verb(
-        "cache", care.cache, "Show, trim, verify or empty this node's cache of staged files."
+        "cache",
+        care.cache,
+        "Show, trim, verify or empty this node's cache of staged files.",
+        writes=True,
+        connects=False,
     )
     cache.add_argument(
         "action", nargs="?", default="show", choices=["show", "trim", "verify", "empty"]
@@ -87,11 +109,63 @@ def make_parser() -> argparse.ArgumentParser:
     cache.add_argument(
         "--to", metavar="B", help="trim: keep so many bytes, as 10G; default: the budget"
     )
-    cache.add_argument("-n", "--dry-run", action="store_true", help="only say what would go")
 
-    config = verb("config", care.config, "Show the settings; set up or remove the config file.")
+    config = verb(
+        "config",
+        care.config,
+        "Show the settings; set up or remove the config file.",
+        writes=True,
+        connects=False,
+    )
     action = config.add_mutually_exclusive_group()
     action.add_argument("--setup", action="store_true", help="ask, test the login, write the file")
     action.add_argument("--template", action="store_true", help="write a file of comments only")
     action.add_argument("--remove", action="store_true", help="delete the file")
+
+    completion = verb(
+        "completion",
+        care.completion,
+        "Print what a shell needs to complete this command, remote paths included.",
+        connects=False,
+    )
+    completion.add_argument("shell", choices=completing.SHELLS)
     return parser
+
+
+def _common() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print JSON, for machines")
+    return common
+
+
+def _connecting() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--transport", metavar="NAME", help="auto, sftp or lftp")
+    common.add_argument("--timeout", metavar="S", help="give up when nothing moved for S seconds")
+    common.add_argument("--connections", metavar="N", help="sessions per host at the most")
+    common.add_argument("--bandwidth", metavar="B", help="bytes per second at the most, as 10M")
+    ssh_files = (
+        common.add_argument("--ssh-config", metavar="FILE", help="a file for ssh -F"),
+        common.add_argument("--ssh-key", metavar="FILE", help="the private key to use"),
+    )
+    for one in ssh_files:
+        completing.complete_local(one)
+    common.add_argument(
+        "--accept-new", action="store_true", help="accept the host key of a server never seen"
+    )
+    return common
+
+
+def _remote_paths(
+    parser: argparse.ArgumentParser, name: str, count: str | None, text: str | None = None
+) -> None:
+    default = {"*": [""], "?": ""}.get(count or "")
+    completing.complete_remote(
+        parser.add_argument(name, nargs=count, default=default, metavar="URL", help=text)
+    )
+
+
+def _local_paths(
+    parser: argparse.ArgumentParser, name: str, count: str | None, text: str | None = None
+) -> None:
+    completing.complete_local(parser.add_argument(name, nargs=count, metavar="PATH", help=text))

@@ -1,0 +1,231 @@
+"""Placing: where sources go, as ``cp -r`` has it, and moving them there.
+
+A destination that is a directory, or ends in ``/``, receives each source under its own name;
+otherwise it is the new name of the one source.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TypeVar, Unpack
+
+from .engine import AnyPath, TransferEngine
+from .errors import (
+    ConfigurationError,
+    RemoteChanged,
+    RemoteFileNotFound,
+    TransferError,
+    from_oserror,
+)
+from .filters import TreeKeywords
+from .local import check_target
+from .model import Stat, TreeResult
+from .progress import Progress, expect
+from .url import RemoteURL
+
+T = TypeVar("T")
+
+
+def get_all(
+    engine: TransferEngine,
+    urls: Sequence[RemoteURL],
+    destination: AnyPath,
+    *,
+    dry_run: bool = False,
+    tell: Progress | None = None,
+) -> tuple[list[Path], TreeResult]:
+    """Download files and directories; return where each is now, and the outcome.
+
+    Failures are part of the outcome, and do not stop the others.
+
+    Raises
+    ------
+    ConfigurationError
+        If the sources cannot all be placed there.
+    TransferError
+        If a file stands where a directory was meant.
+    """
+    text = os.fspath(destination)
+    if text.endswith(os.sep) and os.path.lexists(text.rstrip(os.sep)) and not os.path.isdir(text):
+        raise TransferError(f"{text} is a file; a directory was meant")
+    _check_places([url.name for url in urls], text, text.endswith(os.sep) or os.path.isdir(text))
+    targets = [local_target(url, destination) for url in urls]
+    outcome = _Outcome()
+    files: list[tuple[RemoteURL, Path, Stat]] = []
+    looks = [engine.stat(url) for url in urls]
+    for url, target, look in zip(urls, targets, looks, strict=True):
+        with outcome:
+            stat = wait_for(look)
+            if stat.kind != "directory":
+                check_target(str(target), 0)  # its room is checked once its directory is there
+                files.append((url, target, stat))
+            elif os.path.lexists(target) and not os.path.isdir(target):
+                raise TransferError(f"{target} is a file; the directory cannot go there", str(url))
+            else:
+                tree = engine.fetch_tree(url, target, dry_run=dry_run, on_progress=tell)
+                outcome.add(wait_for(tree), str(target))
+    if len(files) == len(urls):
+        expect(tell, sum(stat.size for _, _, stat in files))
+    if dry_run:
+        for _, target, stat in files:
+            outcome.plan("fetch", str(target), stat.size)
+    elif len(files) == 1:
+        with outcome:
+            outcome.add(_one_file(_fetch_known(engine, *files[0], tell)))
+    elif files:
+        pairs = [(url, target) for url, target, _ in files]
+        with outcome:
+            outcome.add(wait_for(engine.fetch_many(pairs, on_progress=tell)))
+    return targets, outcome.result()
+
+
+def put_all(
+    engine: TransferEngine,
+    sources: Sequence[AnyPath],
+    destination: RemoteURL,
+    *,
+    dry_run: bool = False,
+    tell: Progress | None = None,
+) -> tuple[list[RemoteURL], TreeResult]:
+    """Upload files and directories; the mirror of `get_all`."""
+    into = destination.trailing_slash or _kind(engine, destination) == "directory"
+    names = [own_name(source) for source in sources]
+    _check_places(names, str(destination), into)
+    targets = [destination.join(name) if into and name else destination for name in names]
+    outcome = _Outcome()
+    stores: list[Future[Stat]] = []
+    for source, target in zip(sources, targets, strict=True):
+        with outcome:
+            if os.path.isdir(source):
+                if _kind(engine, target) not in ("directory", None):
+                    raise TransferError(
+                        f"is a file; the directory {os.fspath(source)} cannot go there", str(target)
+                    )
+                tree = engine.store_tree(source, target, dry_run=dry_run, on_progress=tell)
+                outcome.add(wait_for(tree), str(target))
+            elif dry_run:
+                outcome.plan("store", str(target), _size_of(source))
+            else:
+                stores.append(engine.store(source, target, on_progress=tell))
+    if len(stores) == len(sources):
+        expect(tell, sum(os.path.getsize(one) for one in sources if os.path.exists(one)))
+    for store in stores:
+        with outcome:
+            outcome.add(_one_file(wait_for(store)))
+    return targets, outcome.result()
+
+
+def sync_trees(
+    engine: TransferEngine,
+    remote: str | RemoteURL,
+    local: AnyPath,
+    *,
+    up: bool,
+    tell: Progress | None = None,
+    **options: Unpack[TreeKeywords],
+) -> TreeResult:
+    """Make one directory's content equal the other's; failures are part of the result."""
+    if up:
+        return wait_for(engine.store_tree(local, remote, on_progress=tell, **options))
+    return wait_for(engine.fetch_tree(remote, local, on_progress=tell, **options))
+
+
+def local_target(url: RemoteURL, destination: AnyPath) -> Path:
+    """Return where a source goes: into a directory, or under its name."""
+    text = os.fspath(destination)
+    into = text.endswith(os.sep) or os.path.isdir(text)
+    # The root and the login directory have no name of their own: their content goes there.
+    named = url.path not in ("/", "/~")
+    return Path(text) / url.name if into and named else Path(text)
+
+
+def own_name(path: AnyPath) -> str:
+    """Return the name of a local file: a link's own, the real one of ``.`` and ``..``."""
+    return os.path.basename(os.path.abspath(path))
+
+
+def wait_for(future: Future[T]) -> T:
+    """Return a future's result; if the wait is broken off, give up what is under way."""
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()  # Ctrl-C: what is under way ends, too
+        raise
+
+
+class _Outcome:
+    """The sum of results; as a context it takes in the failure of one source."""
+
+    def __init__(self) -> None:
+        self._results: list[TreeResult] = []
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
+        if not isinstance(error, TransferError) or isinstance(error, ConfigurationError):
+            return False
+        self.add(TreeResult(0, 0, 0, 0, [], [error.to_plain()]))
+        return True
+
+    def add(self, result: TreeResult, top: str = "") -> None:
+        """Add what was moved, or planned, below a directory."""
+        planned = tuple((action, posixpath.join(top, path)) for action, path in result.planned)
+        self._results.append(result._replace(planned=planned))
+
+    def plan(self, action: str, path: str, size: int) -> None:
+        """Add a file that would be moved."""
+        self._results.append(TreeResult(1, size, 0, 0, [], [], ((action, path),)))
+
+    def result(self) -> TreeResult:
+        """Return the sum."""
+        return TreeResult(
+            sum(one.files for one in self._results),
+            sum(one.bytes for one in self._results),
+            sum(one.unchanged for one in self._results),
+            sum(one.deleted for one in self._results),
+            [skipped for one in self._results for skipped in one.skipped],
+            [failed for one in self._results for failed in one.failed],
+            tuple(planned for one in self._results for planned in one.planned),
+        )
+
+
+def _check_places(names: Sequence[str], where: str, into: bool) -> None:
+    """Refuse to place a source where another one goes, too."""
+    if len(names) > 1 and not into:
+        raise ConfigurationError(f"{where} is no directory; end it with / to make one")
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise ConfigurationError(f"two of the sources would become {twice!r} in {where}")
+
+
+def _fetch_known(
+    engine: TransferEngine, url: RemoteURL, path: Path, stat: Stat, tell: Progress | None
+) -> Stat:
+    """Fetch a file after a first look at it; if it has changed since, as it is now."""
+    try:
+        return wait_for(engine.fetch(url, path, expect=stat, on_progress=tell))
+    except RemoteChanged:
+        return wait_for(engine.fetch(url, path, on_progress=tell))
+
+
+def _kind(engine: TransferEngine, url: RemoteURL) -> str | None:
+    try:
+        return wait_for(engine.stat(url)).kind
+    except RemoteFileNotFound:
+        return None
+
+
+def _size_of(path: AnyPath) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError as error:
+        raise from_oserror(error, os.path.abspath(path)) from None
+
+
+def _one_file(stat: Stat) -> TreeResult:
+    return TreeResult(1, stat.size, 0, 0, [], [])

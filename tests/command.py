@@ -1,0 +1,78 @@
+"""The command pyremotedata, run as a user runs it, and the fixtures of its tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+class Command:
+    """Runs the command in a directory, with an environment."""
+
+    def __init__(self, directory: Path, server) -> None:
+        self.directory = directory
+        self.environment = {**os.environ, "PYREMOTEDATA_SSH_CONFIG": str(server.ssh_config)}
+
+    def __call__(
+        self, *arguments: str | Path, status: int = 0, **more
+    ) -> subprocess.CompletedProcess:
+        done = subprocess.run(
+            [sys.executable, "-m", "pyremotedata_core.cli", *map(str, arguments)],
+            cwd=self.directory,
+            env=self.environment,
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",
+            timeout=60,
+            check=False,
+            **more,
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        assert done.returncode == status, done.stderr
+        return done
+
+    def failure(self, *arguments: str | Path, status: int = 1) -> str:
+        """Run what must fail; return its one line."""
+        lines = self(*arguments, status=status).stderr.splitlines()
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("pyremotedata: ")
+        return lines[0]
+
+
+@pytest.fixture
+def run(sshd, tmp_path) -> Command:
+    directory = tmp_path / "here"
+    directory.mkdir()
+    return Command(directory, sshd)
+
+
+@pytest.fixture
+def here(run) -> Path:
+    return run.directory
+
+
+@pytest.fixture
+def there(sshd, remote_directory) -> Path:
+    return sshd.root / remote_directory
+
+
+@pytest.fixture
+def url(sshd, remote_directory):
+    """Return the URL of a remote file."""
+    return lambda relative="": sshd.url(
+        f"{remote_directory}/{relative}" if relative else remote_directory
+    )
+
+
+@pytest.fixture
+def make(sshd, remote_directory):
+    """Write a file in the remote directory."""
+
+    def write(relative: str, data: bytes = b"", **options) -> Path:
+        return sshd.make(f"{remote_directory}/{relative}", data, **options)
+
+    return write

@@ -1,0 +1,123 @@
+"""What the command does to many files: patterns, and dry runs that name each file."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from .sites import tree
+
+# --- patterns -------------------------------------------------------------------------------
+
+
+def test_a_quoted_pattern_means_all_that_matches(run, url, make, here, there):
+    for name in ("a.tif", "b.tif", "c.csv", "sub/d.tif"):
+        make(name, name.encode())
+    assert run("ls", url() + "/*.tif").stdout == f"{url('a.tif')}\n{url('b.tif')}\n"
+    assert run("du", "-h", url() + "/**/*.tif").stdout.split()[::2] == ["5", "5", "9"]
+    assert run("cat", url() + "/[ab].tif").stdout == "a.tifb.tif"
+    run("get", url() + "/*.tif", url("c.csv"), "d/")
+    assert tree(here) == {"d": None, "d/a.tif": b"a.tif", "d/b.tif": b"b.tif", "d/c.csv": b"c.csv"}
+    assert "nothing matches" in run.failure("rm", url() + "/*.txt")
+    run("rm", url() + "/?.tif")
+    assert tree(there) == {"c.csv": b"c.csv", "sub": None, "sub/d.tif": b"sub/d.tif"}
+
+
+def test_a_file_whose_name_is_the_pattern_is_meant_alone(run, url, make, there):
+    make("[1].tif")
+    make("1.tif")
+    run("rm", url() + "/[1].tif")
+    assert tree(there) == {"1.tif": b""}
+    assert "no such file" in run.failure("rm", url() + "/%5B1%5D.tif")
+    assert tree(there) == {"1.tif": b""}
+
+
+def test_ls_lists_all_that_is_below(run, url, make):
+    make("b/c/d", bytes(1536))
+    make("a")
+    assert run("ls", "-R", url()).stdout == "a\nb\nb/c\nb/c/d\n"
+    assert "   1.5K " in run("ls", "-lhR", url()).stdout
+    assert run("ls", "-R", url("a")).stdout == f"{url('a')}\n"
+    urls = [entry["url"] for entry in json.loads(run("ls", "-R", "--json", url("b")).stdout)]
+    assert urls == [url("b/c"), url("b/c/d")]
+
+
+# --- dry runs -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["get", "-n", "U/t", "U/f", "new/"], ["fetch new/t/a", "fetch new/t/s/b", "fetch new/f"]),
+        (
+            ["put", "-n", "t", "f", "U/new/"],
+            ["store U/new/t/a", "store U/new/t/s/b", "store U/new/f"],
+        ),
+        (["put", "-n", "f", "U/name"], ["store U/name"]),
+        (["sync", "-n", "U/t", "new"], ["fetch a", "fetch s/b"]),
+        (["mkdir", "-n", "U/x/y", "U/t"], ["mkdir U/x/y"]),
+        (["rm", "-n", "U/f"], ["delete U/f"]),
+        (["rm", "-rn", "U/t"], ["delete U/t/a", "delete U/t/s", "delete U/t/s/b", "delete U/t"]),
+    ],
+)
+def test_a_dry_run_names_each_file_and_changes_nothing(
+    run, url, make, here, there, arguments, says
+):
+    for name in ("t/a", "t/s/b", "f"):
+        make(name, b"1")
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_bytes(b"2")
+    before = tree(here), tree(there)
+    arguments = [argument.replace("U", url()) for argument in arguments]
+    says = [line.replace("U", url()) for line in says]
+    assert run(*arguments).stdout.splitlines() == says
+    planned = json.loads(run(arguments[0], "--json", *arguments[1:]).stdout)["planned"]
+    assert [" ".join(step) for step in planned] == says
+    assert (tree(here), tree(there)) == before
+
+
+def test_a_dry_run_tells_the_failures_of_the_run(run, url, make, here, there):
+    make("t/a")
+    make("f")
+    (here / "f").touch()
+    for arguments in (
+        ["get", url("t"), "f"],
+        ["get", url("none"), "x"],
+        ["get", url("f"), "f/"],
+        ["put", "none", url("x")],
+        ["put", ".", url("f")],
+        ["mkdir", url("f")],
+        ["rm", url("none")],
+        ["rm", url("t")],
+        ["rm", url() + "/*.none"],
+    ):
+        before = tree(here), tree(there)
+        said = run.failure(*arguments)
+        dry = run.failure(arguments[0], "-n", *arguments[1:])
+        assert dry == said or ("is a file" in dry and "is a file" in said) or "mkdir" in arguments
+        assert (tree(here), tree(there)) == before
+
+
+def test_removing_all_of_a_server_is_refused(run, sshd, url):
+    root = url().partition(str(sshd.root))[0] + "/"
+    assert "name it" in run.failure("rm", "-r", root, status=2)
+    assert "name it" in run.failure("rm", "-r", root + "~/", status=2)
+
+
+def test_a_missing_file_may_be_removed_by_force(run, url, make, there):
+    make("a")
+    run("rm", "-f", url("none"), url() + "/*.none", url("a"))
+    assert tree(there) == {}
+
+
+def test_the_config_file_is_not_touched_by_a_dry_run(run, tmp_path):
+    path = tmp_path / "config.yaml"
+    run.environment["PYREMOTEDATA_CONFIG"] = str(path)
+    assert run("config", "--template", "-n").stdout == f"write {path}\n"
+    assert not path.exists()
+    run("config", "--template")
+    assert "is there already" in run.failure("config", "--template", "-n", status=2)
+    assert run("config", "--remove", "-n").stdout == f"delete {path}\n"
+    assert json.loads(run("config", "--remove", "--json").stdout)["done"] == [["delete", str(path)]]
+    assert json.loads(run("config", "--remove", "-n", "--json").stdout)["planned"] == []
