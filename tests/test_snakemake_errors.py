@@ -294,3 +294,49 @@ def wait_until(condition, timeout_s=30.0):
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.02)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 2 MiB."""
+    if os.getuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
+    if subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk_of_the_server(workflow, small_disk):
+    full = workflow.remote_path("full")
+    full.symlink_to(small_disk)
+    workflow.write(
+        """
+        rule big:
+            output: storage("@URL@/full/out.bin")
+            shell: "head -c 4000000 /dev/zero > {output}"
+        """
+    )
+    workflow.run().failed("Failed to store output in sftp://", "/full/out.bin: ", "disk")
+    assert not list(small_disk.iterdir())
+
+
+def test_a_full_disk_here(workflow, small_disk):
+    workflow.make_remote("in.txt", os.urandom(4_000_000))
+    workflow.write(COPY, INPUT=workflow.server.url(f"{workflow.remote}/in.txt"))
+    prefix = ("--local-storage-prefix", str(small_disk / "copies"))
+    workflow.run(*prefix).failed("Cannot store", "in.txt", "--wait-for-free-local-storage")
+    assert not [path for path in small_disk.rglob("*") if path.is_file()]
+
+
+def test_a_name_that_the_server_does_not_take(miglike, tmp_path):
+    workflow = Workflow(tmp_path / "work", miglike, f"d{time.monotonic_ns()}")
+    workflow.env["PYREMOTEDATA_SSH_KEY"] = str(miglike.key)
+    workflow.make_remote("in.txt", b"hello\n")
+    workflow.write(
+        COPY.replace("out.txt", "a|b.txt"), INPUT=miglike.url(f"{workflow.remote}/in.txt")
+    )
+    workflow.run().failed("a|b.txt: ")

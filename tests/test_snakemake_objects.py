@@ -361,6 +361,22 @@ def wait_for_prefetch(prefetch):
     concurrent.futures.wait([ahead.future for ahead in prefetch._ahead.values()], timeout=30)
 
 
+def test_a_checksum_beside_a_file_is_told_where_the_user_wants_it(sshd, remote_directory, tmp_path):
+    bench = Bench(sshd, remote_directory, tmp_path / "local", checksums="yes")
+    bench.make("x.bin", b"data", mtime=1_600_000_000)
+    bench.make("x.bin.sha256", b"ab" * 32 + b"  x.bin\n")
+    bench.make("y.bin", b"data", mtime=1_600_000_000)
+    bench.make("y.bin.md5", b"cd" * 16)
+    bench.make("old.bin", b"data")
+    bench.make("old.bin.md5", b"cd" * 16, mtime=1_500_000_000)
+    assert asyncio.run(bench.object("x.bin").managed_checksum()) == "sha256:" + "ab" * 32
+    assert bench.object("y.bin").checksum() == "md5:" + "cd" * 16
+    assert bench.object("old.bin").checksum() is None
+    assert bench.object("x.bin.sha256").checksum() is None
+    plain = Bench(sshd, remote_directory, tmp_path / "plain")
+    assert plain.object("x.bin").checksum() is None
+
+
 def test_what_was_fetched_ahead_is_retrieved_without_the_server(counted):
     data = os.urandom(100_000)
     counted.make("a", data, mtime=1_700_000_000)

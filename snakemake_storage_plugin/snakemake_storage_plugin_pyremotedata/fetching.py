@@ -23,7 +23,7 @@ from .workspace import temporary_path
 
 if TYPE_CHECKING:
     from pyremotedata_core.engine import TransferEngine
-    from pyremotedata_core.stager import Stager
+    from pyremotedata_core.stager import Lease, Stager
 
 
 class Fetched(NamedTuple):
@@ -46,6 +46,8 @@ class Fetching:
         Returns the stager of the node's cache, None where the cache is not used.
     warn : callable
         Told what keeps the cache from being used.
+    links : bool
+        Whether a link into the cache will do where a file is read once, from its begin to its end.
     """
 
     def __init__(
@@ -54,14 +56,24 @@ class Fetching:
         lookup: Lookup,
         stager: Callable[[], Stager] | None,
         warn: Callable[[str], None],
+        links: bool = False,
     ) -> None:
         self._engine = engine
         self._lookup = lookup
         self._stager = stager
         self._warn = warn
+        self._links = links
+        self._linked: dict[Path, Lease] = {}
 
-    async def fetch(self, url: RemoteURL, path: Path, stat: Stat, wait: Wait) -> Fetched:
+    async def fetch(
+        self, url: RemoteURL, path: Path, stat: Stat, wait: Wait, on_demand: bool = False
+    ) -> Fetched:
         """Fetch a file that is known to be what ``stat`` says, or what it is by now.
+
+        Parameters
+        ----------
+        on_demand : bool
+            Whether one job reads it from begin to end, so that it needs no copy of its own.
 
         Raises
         ------
@@ -70,7 +82,7 @@ class Fetching:
         memory = self._lookup.memory
         asked_at = time.monotonic()
         try:
-            got = await self._from_cache(url, path, stat, wait)
+            got = await self._from_cache(url, path, stat, wait, on_demand and self._links)
             if got is None:
                 got = Fetched(await wait(self._engine().fetch(url, path, expect=stat)))
         except RemoteChanged:
@@ -85,9 +97,9 @@ class Fetching:
         return got
 
     async def _from_cache(
-        self, url: RemoteURL, path: Path, stat: Stat, wait: Wait
+        self, url: RemoteURL, path: Path, stat: Stat, wait: Wait, link: bool
     ) -> Fetched | None:
-        """Copy a file from the node's cache, into which it is fetched unless it is there."""
+        """Copy a file from the node's cache, or link to it; fetch it into the cache if need be."""
         if self._stager is None:
             return None
         try:
@@ -96,6 +108,9 @@ class Fetching:
         except (LocalStorageFull, ConfigurationError) as error:
             self._warn(f"Not through the node's cache: {error}")
             return None
+        if link:
+            self._link(lease, path)
+            return Fetched(lease.stat, lease.from_cache)
         with lease:
             part = temporary_path(path.parent)
             copying = in_thread(stager.copy_out, lease, part)
@@ -107,3 +122,13 @@ class Fetching:
                 copying.add_done_callback(lambda _copied: part.unlink(missing_ok=True))
                 raise
         return Fetched(lease.stat, lease.from_cache)
+
+    def _link(self, lease: Lease, path: Path) -> None:
+        """Make the local copy a link into the cache, where the file stays as long as the link."""
+        for other in [other for other in self._linked if not os.path.lexists(other)]:
+            if (lease_of_other := self._linked.pop(other, None)) is not None:
+                lease_of_other.release()
+        part = temporary_path(path.parent)
+        part.symlink_to(lease.path)
+        os.replace(part, path)
+        self._linked[path] = lease

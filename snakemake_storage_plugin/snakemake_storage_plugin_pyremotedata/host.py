@@ -60,6 +60,13 @@ class Host:
         """Whether the main process stores once more what this one, a remote job, stores."""
         return self.is_remote_job and self.shares_local_copies and self._shares("INPUT_OUTPUT")
 
+    @property
+    def uses_containers(self) -> bool:
+        """Whether jobs may run in containers, which see some directories only."""
+        settings = getattr(self._workflow, "deployment_settings", None)
+        methods = getattr(settings, "deployment_method", ())
+        return settings is None or any(method.name == "APPTAINER" for method in methods)
+
     def siblings(self, storage_object: Any) -> list[Any]:
         """Return the other objects that Snakemake is about to store with an output of a job.
 

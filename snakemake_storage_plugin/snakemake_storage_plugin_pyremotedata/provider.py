@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snakemake_interface_storage_plugins.common import Operation
@@ -23,6 +24,7 @@ from .fetching import Fetching
 from .host import Host
 from .lookup import Lookup
 from .prefetch import Prefetch
+from .report import Report
 from .settings import (
     StorageProviderSettings,
     connection_settings,
@@ -64,15 +66,26 @@ class StorageProvider(StorageProviderBase):
             ahead_bytes = prefetch_bytes(self.settings)
             self._read_only = is_yes(self.settings, "read_only")
             cached = is_yes(self.settings, "node_cache", default=apart)
+            self.uses_checksums = is_yes(self.settings, "checksums")
         except ConfigurationError as error:
             raise StorageError(error.message) from error
         self.lookup = Lookup(self.engine, looks_ahead=not self.use_rate_limiter())
         self.storing = Storing(self.engine, self.lookup, self.host, self.local_prefix)
         self.fetching = Fetching(
-            self.engine, self.lookup, self.stager if cached else None, self.logger.warning
+            self.engine,
+            self.lookup,
+            self.stager if cached else None,
+            self.logger.warning,
+            links=not host.uses_containers,
         )
         self.prefetch = Prefetch(self.engine, self.local_prefix, 0 if cached else ahead_bytes)
         self.tally = Tally()
+        report = getattr(self.settings, "report", None)
+        self.report = Report(
+            Path(report).absolute() if report else None,
+            not host.is_remote_job,
+            self.logger,
+        )
         self._lock = threading.Lock()
         self._engine: TransferEngine | None = None
         self._stager: Stager | None = None
@@ -135,12 +148,14 @@ class StorageProvider(StorageProviderBase):
         news = self.tally.news()
         if news:
             self.logger.info(f"Storage {self.local_prefix.name}: {news}.")
+            self.report.finish()
 
     def _tell_at_exit(self) -> None:
         # Snakemake's loggers are closed by now.
         news = self.tally.news()
         if news:
             print(f"Storage {self.local_prefix.name}: {news}.", file=sys.stderr)
+            self.report.finish()
 
     @classmethod
     def example_queries(cls) -> list[ExampleQuery]:

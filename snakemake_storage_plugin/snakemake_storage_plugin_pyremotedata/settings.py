@@ -16,7 +16,14 @@ from pyremotedata_core.errors import ConfigurationError
 
 # What `storage: provider="pyremotedata", ...` takes for Snakemake itself.
 _SNAKEMAKES_OWN = {"keep_local", "retrieve"}
-_NOT_THE_CORES = {"max_requests_per_second", "prefetch", "read_only", "node_cache"}
+_NOT_THE_CORES = {
+    "max_requests_per_second",
+    "prefetch",
+    "read_only",
+    "node_cache",
+    "checksums",
+    "report",
+}
 PREFETCH_BYTES = 2 * 2**30
 _CORE_NAMES = {"timeout": "timeout_s"}
 
@@ -91,6 +98,16 @@ class StorageProviderSettings(StorageProviderSettingsBase):
         "yes, no or auto (default: for cluster jobs whose local copies are not on a shared file "
         "system). Nothing is fetched ahead then.",
         "YES_NO_AUTO",
+    )
+    checksums: Optional[str] = _setting(
+        "Take the checksum of X from X.sha256 or X.md5 beside it, which costs questions: yes or "
+        "no (default).",
+        "YES_NO",
+    )
+    report: Optional[str] = _setting(
+        "Write all transfers, and the jobs, to this file, a JSON object a line; with matplotlib "
+        "a picture beside it (default: none).",
+        "FILE",
     )
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
@@ -30,7 +29,9 @@ from pyremotedata_core.errors import RemoteFileNotFound, TransferError
 from pyremotedata_core.model import Stat
 from pyremotedata_core.url import RemoteURL
 
+from . import changes, sidecar
 from . import query as queries
+from .copies import remove_local, stat_of_copy
 from .failures import explain
 from .tally import rate_text, size_text
 from .trees import TIMESTAMP, fetch_directory, tree_bytes, walk
@@ -105,6 +106,14 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
         if self.retrieve and known is not None and known.stat is not None:
             self.provider.prefetch.want(self.url, known.stat, self.local_path())
         return size
+
+    def checksum(self) -> str | None:
+        """Return ``algorithm:checksum`` from a file beside it, if the user wants that."""
+        return self._now("get checksum of", self._checksum)
+
+    async def managed_checksum(self) -> str | None:
+        """Return ``algorithm:checksum`` from a file beside it, if the user wants that."""
+        return await self._managed("get checksum of", Operation.SIZE, self._checksum)
 
     def local_footprint(self) -> int:
         """Return the bytes that the local copy takes, for a directory those of all its files."""
@@ -251,6 +260,15 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
             return stat.size
         return await tree_bytes(self.provider.engine(), self.url, wait)
 
+    async def _checksum(self, wait: Wait) -> str | None:
+        if not self.provider.uses_checksums:
+            return None
+        stat = await self._found(wait)
+        if stat.kind != "file":
+            return None
+        engine, lookup = self.provider.engine(), self.provider.lookup
+        return await sidecar.checksum(engine, lookup, self.url, stat, wait)
+
     async def _candidates(self, wait: Wait) -> list[str]:
         top = queries.constant_directory(self.query)
         levels = queries.levels_below(self.query)
@@ -278,12 +296,17 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
             there = await self.provider.prefetch.take(self.url, stat, path, wait)
             ahead = bool(there)
             if there is None:
-                stat, cached = await self.provider.fetching.fetch(self.url, path, stat, wait)
+                fetch = self.provider.fetching.fetch
+                stat, cached = await fetch(self.url, path, stat, wait, self.is_ondemand_eligible)
             moved = stat.size
         else:
             raise TransferError("it is neither a file nor a directory", str(self.url))
         self.provider.tally.retrieved(files, moved, ahead, cached)
-        how = "fetched ahead" if ahead else time.monotonic() - started
+        seconds = time.monotonic() - started
+        self.provider.report.add(
+            "ahead" if ahead else "retrieved", self.print_query, moved, seconds
+        )
+        how = "fetched ahead" if ahead else seconds
         how = "from the node's cache" if cached else how
         self._log("Retrieved", moved, how)
 
@@ -302,41 +325,19 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
         if done.was_there:
             self._log("Stored", done.bytes, "by its job already")
             return
+        seconds = time.monotonic() - started
         self.provider.tally.stored(done.files, done.bytes)
-        self._log("Stored", done.bytes, time.monotonic() - started)
+        self.provider.report.add("stored", self.print_query, done.bytes, seconds)
+        self._log("Stored", done.bytes, seconds)
 
     async def _remove(self, wait: Wait) -> None:
         self.provider.refuse_change()
-        url, lookup, engine = self.url, self.provider.lookup, self.provider.engine()
-        stat = await lookup.ask(url, wait)
-        if stat is None:
-            return
-        is_tree = stat.kind == "directory"
-        ours = not is_tree or await lookup.ask(url.join(TIMESTAMP), wait) is not None
-        if not ours and await wait(engine.scandir(url)):
-            # Perhaps somebody's data, and a mistaken output.
-            raise TransferError(
-                f"it is a directory that holds files and that Snakemake has not made (it has no"
-                f" {TIMESTAMP}); remove it yourself if it is meant to be an output"
-            )
-        self.provider.storing.forget(url)
-        await wait(engine.remove(url, recursive=is_tree, missing_ok=True))
-        lookup.memory.forget(url)
-        lookup.memory.remember(url, None, time.monotonic())
+        self.provider.storing.forget(self.url)
+        await changes.remove(self.provider.engine(), self.provider.lookup, self.url, wait)
 
     async def _touch(self, wait: Wait) -> None:
         self.provider.refuse_change()
-        engine, lookup = self.provider.engine(), self.provider.lookup
-        stat = await self._found(wait)
-        now = int(time.time())
-        if stat.kind == "directory":
-            timestamp = self.url.join(TIMESTAMP)
-            if await lookup.ask(timestamp, wait) is not None:
-                await wait(engine.touch(timestamp, now))
-        await wait(engine.touch(self.url, now))
-        lookup.memory.forget(self.url)
-        if stat.kind == "file":
-            lookup.memory.remember(self.url, stat._replace(mtime=now), time.monotonic())
+        await changes.touch(self.provider.engine(), self.provider.lookup, self.url, wait)
 
     # --- how procedures are run
 
@@ -370,34 +371,6 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
         if isinstance(how, float):
             how = f"in {how:.1f} s ({rate_text(moved_bytes, how)})"
         self.provider.logger.info(f"{done} {self.print_query}: {size_text(moved_bytes)} {how}")
-
-
-def remove_local(path: Path) -> None:
-    """Remove a local file or directory, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def stat_of_copy(path: Path) -> Stat | None:
-    """Return the remote stat that a local copy tells, None if it is none or its maker is not known.
-
-    A copy has the remote time, in whole seconds; a file that a job has just written has not.
-    """
-    try:
-        info = path.stat()
-        if path.is_dir():
-            with contextlib.suppress(FileNotFoundError):
-                info = (path / TIMESTAMP).stat()
-        seconds, rest = divmod(info.st_mtime_ns, 10**9)
-        if rest:
-            return None
-        if path.is_dir():
-            return Stat("directory", 0, seconds)
-        return Stat("file", info.st_size, seconds)
-    except OSError:
-        return None
 
 
 def _fill(cache: IOCacheStorageInterface, key: str, stat: Stat) -> None:

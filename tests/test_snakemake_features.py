@@ -1,0 +1,222 @@
+"""What Snakemake offers beyond inputs and outputs, each in a real run with remote files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("snakemake")
+
+from snakemake_storage_plugin_pyremotedata.sidecar import find_checksum
+
+from .snakemake_workflow import Workflow, temporaries
+
+
+@pytest.fixture
+def workflow(sshd, remote_directory, tmp_path):
+    return Workflow(tmp_path / "work", sshd, remote_directory)
+
+
+def test_a_checkpoint_decides_over_remote_files_and_groups_of_jobs_make_them(workflow):
+    for name in ("a", "b"):
+        workflow.make_remote(f"in/{name}", name.encode() * 1000)
+    workflow.write(
+        """
+        rule all:
+            input: storage("@URL@/joined")
+        checkpoint split:
+            input: storage(expand("@URL@/in/{n}", n=["a", "b"]))
+            output: storage("@URL@/parts")
+            shell: "mkdir {output}; for f in {input}; do cp $f {output}/$(basename $f).part; done"
+        def doubled(wildcards):
+            checkpoints.split.get()
+            names = glob_wildcards(storage("@URL@/parts/{n,[^/]+}.part")).n
+            return [storage(f"@URL@/doubled/{n}") for n in sorted(names)]
+        rule double:
+            input: storage("@URL@/in/{n}")
+            output: temp("{n}.double")
+            group: "pair"
+            shell: "cat {input} {input} > {output}"
+        rule publish:
+            input: "{n}.double"
+            output: storage("@URL@/doubled/{n}")
+            group: "pair"
+            shell: "cp {input} {output}"
+        rule join:
+            input: doubled
+            output: storage("@URL@/joined")
+            shell: "cat {input} > {output}"
+        """
+    )
+    workflow.submit().succeeded()
+    assert workflow.remote_path("joined").read_bytes() == b"a" * 2000 + b"b" * 2000
+    assert workflow.remote_path("parts/a.part").read_bytes() == b"a" * 1000
+    assert "Nothing to be done" in workflow.run().succeeded().text
+
+
+def test_only_times_matter_where_the_user_says_so(workflow):
+    made = workflow.make_remote("in", b"one\n")
+    text = """
+        rule copy:
+            input: storage("@URL@/in")
+            output: storage("@URL@/out")
+            shell: "cp {input} {output}"
+    """
+    workflow.write(text)
+    workflow.run().succeeded()
+    workflow.write(text.replace("cp {input}", "tac {input} >"))
+    only_mtime = ("--rerun-triggers", "mtime")
+    assert "Nothing to be done" in workflow.run(*only_mtime).succeeded().text
+    made.write_bytes(b"two\n")
+    os.utime(made, (made.stat().st_mtime, workflow.remote_path("out").stat().st_mtime + 5))
+    workflow.run(*only_mtime).succeeded()
+    assert workflow.remote_path("out").read_bytes() == b"two\n"
+
+
+def test_files_that_stay_and_files_that_never_come(workflow):
+    workflow.make_remote("in", b"kept\n")
+    workflow.make_remote("far", b"never fetched\n")
+    workflow.write(
+        """
+        rule all:
+            input: "out", "query"
+        rule keep:
+            input: storage("@URL@/in", keep_local=True)
+            output: "out"
+            shell: "cp {input} {output}"
+        rule name:
+            input: storage("@URL@/far", retrieve=False)
+            output: "query"
+            shell: "echo {input} > {output}"
+        """
+    )
+    workflow.run().succeeded()
+    assert workflow.local_copy("in").read_bytes() == b"kept\n"
+    assert not workflow.local_copy("far").exists()
+    assert workflow.path("query").read_text().strip() == workflow.server.url(
+        f"{workflow.remote}/far"
+    )
+
+
+def test_a_report_holds_remote_files(workflow):
+    workflow.make_remote("in", b"figure of merit\n")
+    workflow.write(
+        """
+        rule copy:
+            input: storage("@URL@/in")
+            output: report(storage("@URL@/out.txt"))
+            shell: "cp {input} {output}"
+        """
+    )
+    workflow.run().succeeded()
+    workflow.run("--report", "report.zip").succeeded()
+    assert workflow.path("report.zip").stat().st_size > 0
+
+
+PICTURE = """
+    storage:
+        provider="pyremotedata",
+        report="seen/report.jsonl",
+    rule all:
+        input: [storage(f"@URL@/out/{n}") for n in range(2)]
+    rule one:
+        input: storage("@URL@/in/{n}")
+        output: storage("@URL@/out/{n}")
+        shell: "cp {input} {output}"
+"""
+
+
+def test_transfers_and_jobs_are_written_down_and_drawn(workflow):
+    pytest.importorskip("matplotlib")
+    for n in range(2):
+        workflow.make_remote(f"in/{n}", b"x" * 1000)
+    workflow.write(PICTURE)
+    for _ in range(2):  # each run begins anew
+        workflow.run("--forceall").succeeded()
+        report = workflow.path("seen/report.jsonl").read_text()
+        lines = [json.loads(line) for line in report.splitlines()]
+        kinds = sorted(line["kind"] for line in lines)
+        assert kinds.count("job") == 3
+        assert kinds.count("stored") == 2
+        assert kinds.count("retrieved") + kinds.count("ahead") == 2
+        moved = [line for line in lines if line["kind"] != "job"]
+        assert {line["bytes"] for line in moved} == {1000}
+        assert all(line["start"] <= line["stop"] for line in lines)
+    assert workflow.path("seen/report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_that_cannot_be_written_stops_no_run(workflow):
+    for n in range(2):
+        workflow.make_remote(f"in/{n}", b"x")
+    workflow.write(PICTURE.replace("seen/report.jsonl", "/proc/none/report.jsonl"))
+    text = workflow.run().succeeded().text
+    assert text.count("The report cannot be written") == 1
+
+
+def test_what_is_read_once_from_begin_to_end_is_a_link_into_the_cache(workflow):
+    data = os.urandom(100_000)
+    for name in ("once", "random"):
+        workflow.make_remote(name, data)
+    workflow.write(
+        """
+        rule all:
+            input: "seen.once", "seen.random"
+        rule read:
+            input: lambda w: getattr(access, KINDS[w.n])(storage(f"@URL@/{w.n}"))
+            output: "seen.{n}"
+            shell: "cat {input} > {output}; stat -c %F {input} >> {output}"
+        KINDS = {"once": "sequential", "random": "random"}
+        """
+    )
+    workflow.run("--storage-pyremotedata-node-cache", "yes").succeeded()
+    assert workflow.path("seen.once").read_bytes() == data + b"symbolic link\n"
+    assert workflow.path("seen.random").read_bytes() == data + b"regular file\n"
+    assert workflow.remote_path("once").read_bytes() == data
+    assert not os.path.lexists(workflow.local_copy("once"))
+    assert not temporaries(workflow.directory)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["@", "@  x.bin\n", f"{'0' * 64} *other\n@ *./x.bin\n", "SHA256 (x.bin) = @\n", "\n@ x.bin"],
+)
+def test_a_checksum_is_found_however_it_was_written(text):
+    wanted = "ab" * 32
+    assert find_checksum(text.replace("@", wanted), "x.bin", "sha256") == wanted
+    assert find_checksum(text.replace("@", wanted), "x.bin", "md5") is None
+    assert find_checksum(text.replace("@", "not one"), "x.bin", "sha256") is None
+
+
+def test_parsing_a_snakefile_needs_neither_lftp_nor_ssh_nor_paramiko(workflow):
+    workflow.write(
+        """
+        rule one:
+            input: storage("ftps://127.0.0.1:9/in/{s}.txt")
+            output: storage("@URL@/out/{s}.txt")
+            shell: "cp {input} {output}"
+        """
+    )
+    code = (
+        "import sys; sys.modules['paramiko'] = None\n"
+        "from snakemake.cli import main; main(['--list-rules', '--cores', '1'])"
+    )
+    tools = workflow.path("bin")
+    tools.mkdir()
+    for name in ("sh", "bash", "which"):
+        (tools / name).symlink_to(shutil.which(name))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=workflow.directory,
+        env={**os.environ, **workflow.env, "PATH": str(tools)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "one" in done.stdout + done.stderr
