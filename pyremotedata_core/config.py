@@ -30,6 +30,8 @@ VARIABLES: dict[str, str] = {
     "SSH_CONFIG": "ssh_config",
     "SSH_KEY": "ssh_key",
     "ACCEPT_NEW": "accept_new",
+    "FTPS_MODE": "ftps_mode",
+    "CA_FILE": "ca_file",
     "TRANSPORT": "transport",
     "CARRIER": "carrier",
     "CONNECTIONS": "connections",
@@ -40,6 +42,7 @@ VARIABLES: dict[str, str] = {
     "CACHE_BYTES": "cache_bytes",
 }
 TRANSPORTS = ("auto", "sftp", "lftp")
+FTPS_MODES = ("auto", "explicit", "implicit")
 CARRIERS = ("auto", "openssh", "paramiko")
 SECRETS = ("password", "key_passphrase", "one_time_code")
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
@@ -85,6 +88,12 @@ class ConnectionSettings:
         A private key file; only this key is then offered.
     accept_new : bool
         Accept the host key of a server seen for the first time (never a changed one).
+    ftps_mode : {"auto", "explicit", "implicit"}
+        Whether TLS is asked for after an FTP connection is made, or begins with it. "auto":
+        implicit at port 990, else explicit.
+    ca_file : str or None
+        Certificates (PEM) of the authorities that may vouch for an ftps server, in place of the
+        system's.
     transport : {"auto", "sftp", "lftp"}
     carrier : {"auto", "openssh", "paramiko"}
         What carries the SFTP transport. By default the program ssh, and paramiko where there is
@@ -115,6 +124,8 @@ class ConnectionSettings:
     ssh_config: str | None = None
     ssh_key: str | None = None
     accept_new: bool = False
+    ftps_mode: str = "auto"
+    ca_file: str | None = None
     transport: str = "auto"
     carrier: str = "auto"
     connections: int = 4
@@ -204,7 +215,7 @@ class ConnectionSettings:
     def to_plain(self) -> dict[str, Any]:
         """Return all fields as builtins, secrets revealed: for the helper's socket only."""
         plain = dict(self.__dict__)
-        for key in ("ssh_config", "ssh_key"):  # the helper works in another directory
+        for key in ("ssh_config", "ssh_key", "ca_file"):  # the helper works in another directory
             plain[key] = os.path.abspath(plain[key]) if plain[key] else None
         for key in SECRETS:
             plain[key] = plain[key].reveal() if plain[key] else None
@@ -360,6 +371,8 @@ _CONVERTERS = {
     "ssh_config": _path,
     "ssh_key": _path,
     "accept_new": _flag,
+    "ftps_mode": _one_of(FTPS_MODES),
+    "ca_file": _path,
     "transport": _one_of(TRANSPORTS),
     "carrier": _one_of(CARRIERS),
     "connections": _positive,

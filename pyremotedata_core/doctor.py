@@ -19,6 +19,11 @@ from .url import RemoteURL
 
 MEASURED_BYTES = 64 << 20
 OLDEST_SSH = (8, 0)
+_WHO_IT_IS = {
+    "sftp": "host key known",
+    "ftps": "certificate trusted",
+    "ftp": "reached",
+}
 
 
 class Finding(NamedTuple):
@@ -47,9 +52,14 @@ def examine(engine: TransferEngine, url: RemoteURL) -> Iterator[Finding]:
     except TransferError as error:
         yield Finding("connection", False, str(error))
         return
-    yield Finding(
-        "connection", True, f"host key known, logged in within {time.monotonic() - started:.2f} s"
-    )
+    said = _WHO_IT_IS[url.scheme]
+    within = f"logged in within {time.monotonic() - started:.2f} s"
+    yield Finding("connection", True, f"{said}, {within}")
+    if url.scheme == "ftp":
+        unsafe = (
+            "not encrypted, the password neither; use ftps:// or sftp:// where they are offered"
+        )
+        yield Finding("encryption", None, unsafe)
     yield Finding("path", True, f"{url} is a {stat.kind}")
     if url.scheme == "sftp" and engine.settings.transport != "lftp":
         try:
@@ -61,30 +71,35 @@ def examine(engine: TransferEngine, url: RemoteURL) -> Iterator[Finding]:
 
 
 def _programs(url: RemoteURL) -> Iterator[Finding]:
+    if url.scheme == "sftp":
+        yield _ssh()
+    yield _lftp(needed=url.scheme != "sftp")
+
+
+def _ssh() -> Finding:
     try:
         path = find_ssh()
     except TransferError as error:
-        yield Finding("ssh", False, str(error))
-    else:
-        version = ssh_version()
-        said = f"{path}, OpenSSH {version[0]}.{version[1]}"
-        if version < OLDEST_SSH:
-            yield Finding("ssh", False, f"{said}; install OpenSSH 8.0 or newer")
-        else:
-            yield Finding("ssh", True, said)
+        return Finding("ssh", False, str(error))
+    version = ssh_version()
+    said = f"{path}, OpenSSH {version[0]}.{version[1]}"
+    if version < OLDEST_SSH:
+        return Finding("ssh", False, f"{said}; install OpenSSH 8.0 or newer")
+    return Finding("ssh", True, said)
+
+
+def _lftp(*, needed: bool) -> Finding:
     lftp = shutil.which("lftp")
-    if lftp:
-        done = subprocess.run([lftp, "--version"], capture_output=True, text=True, timeout=10)
-        words = done.stdout.split()
-        version_text = words[words.index("Version") + 1] if "Version" in words else "?"
-        yield Finding("lftp", True, f"{lftp}, {version_text}")
-    else:
-        needed = url.scheme != "sftp"
-        yield Finding(
+    if lftp is None:
+        return Finding(
             "lftp",
             False if needed else None,
             "not installed; needed for ftp:// and ftps:// only (Debian, Ubuntu: apt install lftp)",
         )
+    done = subprocess.run([lftp, "--version"], capture_output=True, text=True, timeout=10)
+    words = done.stdout.split()
+    version = words[words.index("Version") + 1] if "Version" in words else "?"
+    return Finding("lftp", True, f"{lftp}, {version}")
 
 
 def _server(engine: TransferEngine, url: RemoteURL) -> Iterator[Finding]:

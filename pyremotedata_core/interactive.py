@@ -26,6 +26,8 @@ _ABOUT = {
     "key_passphrase": "of the private key",
     "one_time_code": "never kept in this file; PYREMOTEDATA_ONE_TIME_CODE, or asked for",
     "accept_new": "yes: accept the host key of a server never seen",
+    "ftps_mode": "for ftps://: explicit, implicit, or auto (implicit at port 990)",
+    "ca_file": "for ftps://: certificates of the authorities to trust; default: the system's",
     "transport": "auto, sftp or lftp",
     "carrier": "auto, openssh or paramiko: what carries SFTP; paramiko where there is no ssh",
     "connections": "sessions per server and machine at the most",

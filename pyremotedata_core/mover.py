@@ -230,6 +230,7 @@ class Mover:
     def _session_maker(self, url: RemoteURL, settings: ConnectionSettings) -> MakeSession:
         if settings.transport_for(url) == "lftp":
             from .transports.lftp import LftpSession
+            from .transports.lftp_ftp import FtpSession
             from .transports.threaded import ThreadedSession
 
             def lftp(
@@ -237,7 +238,11 @@ class Mover:
                 on_lost: Callable[[TransferError], None],
                 _leader: PoolSession | None,
             ) -> Any:
-                session = LftpSession(url, settings)
+                session = (
+                    LftpSession(url, settings)
+                    if url.scheme == "sftp"
+                    else FtpSession(url, settings)
+                )
                 return ThreadedSession(session, self.loop.call_soon_threadsafe, on_open, on_lost)
 
             return lftp

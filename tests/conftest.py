@@ -15,6 +15,7 @@ from pyremotedata_core import TransferEngine
 from workflows.embedded_sshd import descendants
 
 from .command import here, make, run, there, url  # noqa: F401 - fixtures
+from .ftp import FtpServer
 from .miglike import MigLike
 from .relay import Relay
 from .servers import ChrootSshd, ScriptedSshd, Sshd, processes_with
@@ -131,6 +132,42 @@ def miglike() -> Iterator[MigLike]:
     """A server with the manners of MiG (ERDA), for the whole run: do not log in wrongly."""
     with MigLike() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def ftp() -> Iterator[FtpServer]:
+    """An FTP server for the whole run."""
+    with FtpServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ftps() -> Iterator[FtpServer]:
+    """An FTP server with (explicit) TLS, for the whole run."""
+    with FtpServer(tls="explicit") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ftplist() -> Iterator[FtpServer]:
+    """An FTP server that lists for human eyes only, as vsftpd does, for the whole run."""
+    with FtpServer(without=("MLSD", "MLST")) as server:
+        yield server
+
+
+@pytest.fixture
+def ftp_factory() -> Iterator[Callable[..., FtpServer]]:
+    """Start further FTP servers, with options of `FtpServer`; they end with the test."""
+    servers: list[FtpServer] = []
+
+    def make(**options) -> FtpServer:
+        server = FtpServer(**options)
+        servers.append(server)
+        return server.start()
+
+    yield make
+    for server in servers:
+        server.stop()
 
 
 @pytest.fixture(scope="module", params=SITES)

@@ -24,6 +24,7 @@ if shutil.which("lftp") and importlib.util.find_spec("pyremotedata_core.transpor
     TRANSPORTS.append("lftp")
 SERVERS = ["openssh", "plain", *(["chrooted"] if os.getuid() == 0 else []), "miglike"]
 _RARELY = {("lftp", "plain"), ("lftp", "chrooted")}  # to lftp they are as any other
+_FTP = ["ftp", "ftps", "ftplist"] if "lftp" in TRANSPORTS else []
 SITES = [
     pytest.param(
         f"{transport}-{server}",
@@ -38,6 +39,7 @@ PARAMIKO_ALWAYS = re.compile(
     r"fetched_file_has|stored_file_has|listed_with|many_files|a_rename_replaces|any_name_go"
     r"|tree_is_fetched|tree_is_stored"
 )
+SITES += [pytest.param(f"lftp-{kind}", marks=[pytest.mark.full]) for kind in _FTP]
 
 _MIG_REFUSES = set('"\\*?#[]{}|<>^`')
 
@@ -56,6 +58,10 @@ class Site:
     @property
     def miglike(self) -> bool:
         return self.kind == "miglike"
+
+    @property
+    def ftp(self) -> bool:
+        return self.kind.startswith("ftp")
 
     @property
     def lftp(self) -> bool:
@@ -94,7 +100,7 @@ class Site:
 
     def takes(self, name: str) -> bool:
         """Whether server and transport can carry a file of that name."""
-        if self.lftp and "\n" in name:
+        if (self.lftp and "\n" in name) or (self.ftp and set("\r\udcff") & set(name)):
             return False
         return not self.miglike or all(map(_mig_takes, unicodedata.normalize("NFC", name)))
 

@@ -90,6 +90,8 @@ def test_every_variable_sets_its_field(monkeypatch):
         "SSH_CONFIG": "/etc/x",
         "SSH_KEY": "/k",
         "ACCEPT_NEW": "yes",
+        "FTPS_MODE": "implicit",
+        "CA_FILE": "/ca.pem",
         "TRANSPORT": "lftp",
         "CARRIER": "paramiko",
         "CONNECTIONS": "7",

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 
 from ..config import ConnectionSettings
 from ..errors import (
-    ConfigurationError,
     ConnectionLost,
     RemoteChanged,
     RemoteFileNotFound,
@@ -70,11 +69,9 @@ class LftpSession:
     """
 
     def __init__(self, url: RemoteURL, settings: ConnectionSettings) -> None:
-        if url.scheme != "sftp":
-            raise ConfigurationError(f"{url.scheme}:// is not served; use sftp://", str(url))
         self._server = url.server
         self._settings = settings
-        self._site = LftpSite(url.server, settings)
+        self._site: LftpSite = LftpSite(url.server, settings)
         self._read_bytes = 0  # that the server is known to serve at once, 0 for not known
 
     @property
@@ -165,9 +162,9 @@ class LftpSession:
         if expect.kind != "file":
             raise ServerRefused("lftp reads regular files only", url)
         if sink.is_file:
-            self._read_whole(path, sink, expect, _Progress(expect.size, on_bytes))
+            self._read_whole(path, sink, expect, Progress(expect.size, on_bytes))
             return
-        data = self._read_part(path, offset, length, expect, _Progress(length, on_bytes))
+        data = self._read_part(path, offset, length, expect, Progress(length, on_bytes))
         sink.write(memoryview(data), offset)
 
     def write(
@@ -210,7 +207,7 @@ class LftpSession:
             before = os.fstat(source.fd)
         except OSError as error:
             raise from_oserror(error, source.path) from None
-        progress = _Progress(source.size, on_bytes)
+        progress = Progress(source.size, on_bytes)
 
         def watch(log: Log) -> None:
             # A file that grows leaves lftp waiting for ever.
@@ -339,7 +336,7 @@ class LftpSession:
 
     # --- inside ------------------------------------------------------------------------------
 
-    def _read_whole(self, path: str, sink: Sink, expect: Stat, progress: _Progress) -> None:
+    def _read_whole(self, path: str, sink: Sink, expect: Stat, progress: Progress) -> None:
         site, url = self._site, self._site.url(path)
         try:
             fd = sink.fd
@@ -363,7 +360,7 @@ class LftpSession:
         progress.at(expect.size)
 
     def _read_part(
-        self, path: str, offset: int, length: int, expect: Stat, progress: _Progress
+        self, path: str, offset: int, length: int, expect: Stat, progress: Progress
     ) -> bytes:
         site, url = self._site, self._site.url(path)
         get, paths = site.probe(max(0, expect.size - 1)), [path]
@@ -434,7 +431,7 @@ class LftpSession:
         raise error
 
 
-class _Progress:
+class Progress:
     """Tells how many bytes have moved since it told last."""
 
     def __init__(self, size: int, on_bytes: OnBytes) -> None:
@@ -450,7 +447,7 @@ class _Progress:
             self._on_bytes(new)
 
 
-def _guard(url: str, expect: Stat, length: int, progress: _Progress) -> Callable[[Log], None]:
+def _guard(url: str, expect: Stat, length: int, progress: Progress) -> Callable[[Log], None]:
     """Return what watches over a download of so many bytes."""
 
     def watch(log: Log) -> None:

@@ -21,7 +21,6 @@ import contextlib
 import os
 import secrets
 import selectors
-import shlex
 import shutil
 import signal
 import subprocess
@@ -40,46 +39,15 @@ from ..errors import (
     from_oserror,
     from_ssh_stderr,
 )
-from ..ssh import ssh_argv, ssh_environment
+from ..ssh import ssh_environment
+from .lftp_login import ftp_login, sftp_login
 from .lftp_text import Log, quote
 
+ASK_S = 1.0  # how often lftp is asked for its progress where its log does not tell
 WAKE_S = 0.25  # how often a waiting caller is asked whether it still wants the answer
 INTERRUPT_TIMEOUT_S = 5.0
 SSH_TEXT_BYTES = 8192
 _PIPE_BYTES = 1 << 16
-
-# What holds for every session. Retries, resumption and back-off are the engine's business; here
-# each step is tried once, so that a refused login is not repeated behind its back.
-_OPTIONS = {
-    "cmd:interactive": "no",
-    "cmd:show-status": "no",
-    "cmd:cls-default": '""',
-    "cmd:fail-exit": "no",
-    "cmd:move-background": "no",
-    "cmd:at-exit": '"kill all"',
-    "cache:enable": "no",
-    "net:max-retries": "1",
-    "net:persist-retries": "0",
-    "net:reconnect-interval-base": "1",
-    "net:reconnect-interval-max": "1",
-    "net:idle": "1d",  # the pool closes idle sessions
-    "xfer:clobber": "yes",
-    "xfer:make-backup": "no",  # else an existing target is renamed
-    "xfer:use-temp-file": "no",
-    "xfer:auto-rename": "no",
-    "xfer:disk-full-fatal": "yes",  # else a full disk waits for ever
-    "xfer:log": "no",
-    "xfer:verify": "no",
-    "file:use-lock": "no",
-    "file:use-fallocate": "no",
-    "pget:save-status": "never",
-    "sftp:auto-confirm": "no",  # host keys are ssh's business
-    "sftp:protocol-version": "3",  # as measured; 4 and later would convert names
-    "sftp:charset": '""',  # names are bytes
-    "sftp:use-full-path": "yes",
-    "sftp:size-read": "32k",
-    "sftp:size-write": "32k",  # more is not what every server takes
-}
 
 
 def find_lftp() -> str:
@@ -129,7 +97,9 @@ class LftpProcess:
     settings : ConnectionSettings
         Already those of the server.
     url : str
-        The server, for messages.
+        The server.
+    make_log : type
+        What reads its log.
 
     Attributes
     ----------
@@ -141,13 +111,15 @@ class LftpProcess:
         Another one; `scratch` returns what was written there.
     """
 
-    def __init__(self, settings: ConnectionSettings, url: str) -> None:
+    def __init__(self, settings: ConnectionSettings, url: str, make_log: type[Log] = Log) -> None:
         self.last_heard = time.monotonic()
         self.probe_path = ""
         self.scratch_path = ""
         self._scratch_fd = -1
         self._settings = settings
         self._url = url
+        self._make_log = make_log
+        self._ftp = not url.startswith("sftp://")
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._busy = False
@@ -170,12 +142,11 @@ class LftpProcess:
         Raises
         ------
         ConfigurationError
-            If lftp or ssh is not installed.
+            If lftp or ssh is not installed, or a setting does not fit.
         TransferError
             If it cannot be started.
         """
-        settings = self._settings
-        program, argv = find_lftp(), ssh_argv(settings)
+        program, settings = find_lftp(), self._settings
         self._ssh_fd, ssh_end = os.pipe()
         with tempfile.TemporaryFile() as probe, tempfile.TemporaryFile() as scratch:
             fds = (ssh_end, probe.fileno(), scratch.fileno())
@@ -196,24 +167,16 @@ class LftpProcess:
         for fd in self._fds():
             os.set_blocking(fd, False)
             self._selector.register(fd, selectors.EVENT_READ)
-        # lftp appends "-s -l USER HOST sftp", which the "#" makes a comment: user and host are in
-        # ssh's own arguments, and lftp's idea of them is a mere label. So no name can be taken
-        # for an option, and no other site's settings or entry in ~/.netrc matches.
-        host = settings.host or ""
-        connect = shlex.join([*argv, "-s", "--", host, "sftp"]) + f" 2>/dev/fd/{ssh_end} #"
-        lines = [f"set {name} {value}" for name, value in _OPTIONS.items()]
-        lines.append(f"set sftp:connect-program {quote(connect)}")
-        # The limit that counts is the one in `run`; lftp's own comes after it.
-        lines.append(f"set net:timeout {round(settings.timeout_s) + 5}")
-        if settings.bandwidth:
-            # Of this process; a server has at the most so many of them.
-            lines.append(f"set net:limit-total-rate {settings.bandwidth // settings.connections}")
-        # ssh before 8.4 asks on the terminal that lftp makes for it, even with askpass.
-        login = "--user login --env-password" if settings.password else "-u login,"
-        lines += [f"open {login} sftp://server", "debug 9"]
-        self._send("\n".join(lines))
+        login = ftp_login(settings, self._url) if self._ftp else sftp_login(settings, ssh_end)
+        self._send("\n".join([*login, "debug 9"]))
 
-    def run(self, command: str, *paths: str, watch: Callable[[Log], None] | None = None) -> Reply:
+    def run(
+        self,
+        command: str,
+        *paths: str,
+        watch: Callable[[Log], None] | None = None,
+        asking: bool = False,
+    ) -> Reply:
         """Run a command and wait for its end.
 
         Parameters
@@ -225,6 +188,8 @@ class LftpProcess:
         watch : callable, optional
             Called with the log whenever lftp has said something, and several times a second.
             An exception that it raises ends the command, not the process.
+        asking : bool
+            Ask lftp for its progress, where its log does not tell.
 
         Raises
         ------
@@ -235,19 +200,19 @@ class LftpProcess:
         TransferTimeout
             If it was silent for the session's time limit; it has then been killed.
         """
-        log = Log()
+        log = self._make_log()
         job = command.format(*map(quote, paths))
         self._enter()
         try:
             # What has come since the last command is not about this one.
-            self._hear(None, Log())
+            self._hear(None, self._make_log())
             self._said = b""
             self._count += 1
             mark = f"{self._token}-{self._count}:"
             self.last_heard = time.monotonic()
             self._send(f"({job} && echo {mark} ok || echo {mark} bad) &")
             try:
-                output, verdict = self._until(mark.encode(), log, watch)
+                output, verdict = self._until(mark.encode(), log, watch, asking)
             except TransferTimeout:
                 raise
             except BaseException:
@@ -275,7 +240,7 @@ class LftpProcess:
     def ssh_error(self) -> TransferError | None:
         """Return what ssh has said since the last command began, None if it said nothing."""
         if not self._killed:
-            self._hear(None, Log())
+            self._hear(None, self._make_log())
         said = self._said.decode("utf-8", "replace")
         return from_ssh_stderr(said, self._url) if said.strip() else None
 
@@ -297,14 +262,16 @@ class LftpProcess:
     # --- inside ------------------------------------------------------------------------------
 
     def _popen(self, program: str, fds: tuple[int, ...]) -> subprocess.Popen[bytes]:
-        environment = ssh_environment(self._settings)
+        if self._ftp:
+            environment = {k: v for k, v in os.environ.items() if not k.startswith("PYREMOTEDATA_")}
+        else:
+            environment = ssh_environment(self._settings)
         environment.pop("LANGUAGE", None)
         # Texts untranslated, names as bytes, times of the log in UTC, and no directory to keep
         # history, bookmarks or a log in.
         environment.update(LC_ALL="C", TZ="UTC0", LFTP_HOME=f"{os.devnull}/none")
-        environment.pop("LFTP_PASSWORD", None)
-        if self._settings.password:
-            environment["LFTP_PASSWORD"] = self._settings.password.reveal()
+        password = self._settings.password
+        environment["LFTP_PASSWORD"] = password.reveal() if password else ""
         return subprocess.Popen(
             [program, "--norc"],
             stdin=subprocess.PIPE,
@@ -334,12 +301,20 @@ class LftpProcess:
             raise self._ended() from None
 
     def _until(
-        self, mark: bytes, log: Log, watch: Callable[[Log], None] | None
+        self,
+        mark: bytes,
+        log: Log,
+        watch: Callable[[Log], None] | None,
+        asking: bool = False,
     ) -> tuple[bytes, bytes]:
         """Collect output up to a mark; return it and the word after the mark."""
         output = bytearray()
         limit_s = self._settings.timeout_s
+        asked = time.monotonic()
         while True:
+            if asking and time.monotonic() - asked > ASK_S:
+                self._send("jobs -v >>/dev/fd/2")  # to where the log goes
+                asked = time.monotonic()
             seen = len(output)
             if self._hear(output, log):
                 self.last_heard = time.monotonic()
@@ -370,7 +345,7 @@ class LftpProcess:
             if data is None:
                 continue
             if data:
-                heard = True
+                heard = heard or key.fd != log_fd
             elif key.fd == out_fd:
                 self._hear(None, log)
                 raise self._ended()
@@ -379,7 +354,9 @@ class LftpProcess:
             if key.fd == out_fd and output is not None:
                 output += data
             elif key.fd == log_fd:
+                signs = log.signs
                 log.feed(data)
+                heard = heard or log.signs != signs
             elif key.fd == ssh_fd:
                 self._said = (self._said + data)[-SSH_TEXT_BYTES:]
         return heard
@@ -398,7 +375,7 @@ class LftpProcess:
 
         try:
             self._send(f"kill all\necho {mark}")
-            self._until(mark.encode(), Log(), hurry)
+            self._until(mark.encode(), self._make_log(), hurry)
         except TransferError:
             self.kill()
 

@@ -53,12 +53,14 @@ class LftpSite:
         Round trip of a question, measured at login.
     """
 
+    _make_log = Log
+
     def __init__(self, server: str, settings: ConnectionSettings) -> None:
         self.cancelled: Callable[[], bool] = lambda: False
         self.rtt_s = 0.0
         self._server = server
         self._home: str | None = None
-        self._process = LftpProcess(settings, server)
+        self._process = LftpProcess(settings, server, self._make_log)
 
     @property
     def alive(self) -> bool:
@@ -96,8 +98,17 @@ class LftpSite:
 
     # --- commands ----------------------------------------------------------------------------
 
-    def run(self, command: str, *paths: str, watch: Callable[[Log], None] | None = None) -> Reply:
-        """Run a command, ``{}`` standing for each path; a lost connection ends the login."""
+    def run(
+        self,
+        command: str,
+        *paths: str,
+        watch: Callable[[Log], None] | None = None,
+        asking: bool = False,
+    ) -> Reply:
+        """Run a command, ``{}`` standing for each path; a lost connection ends the login.
+
+        ``asking`` is for transfers of which the log does not tell the progress.
+        """
 
         def both(log: Log) -> None:
             if self.cancelled():
@@ -105,10 +116,9 @@ class LftpSite:
             if watch:
                 watch(log)
 
-        reply = self._process.run(command, *paths, watch=both)
-        lost = None if reply.ok else from_lost(reply.log, paths, self._server)
-        if lost is not None:
-            error = self._process.ssh_error() or lost
+        reply = self._process.run(command, *paths, watch=both, asking=asking)
+        error = None if reply.ok else self._lost(reply)
+        if error is not None:
             self.kill()
             raise error
         return reply
@@ -306,6 +316,11 @@ class LftpSite:
             self.tidy("rm {}", aside)
 
     # --- inside ------------------------------------------------------------------------------
+
+    def _lost(self, reply: Reply) -> TransferError | None:
+        """Return the error of a failed command if the login is gone, else None."""
+        lost = from_lost(reply.log, reply.paths, self._server)
+        return None if lost is None else self._process.ssh_error() or lost
 
     def _listed(self, path: str) -> Stat | None:
         """Return what the listing of its directory says of a path, None where it cannot."""

@@ -181,6 +181,8 @@ class Log:
         The last error.
     lost : bool
         Whether the last connection is gone and no other one was made.
+    signs : int
+        Signs of life.
     breaks : int
         How often a connection broke once the command was under way. lftp connects anew by itself
         as long as each connection brings it forward.
@@ -196,6 +198,7 @@ class Log:
         self.home: str | None = None
         self.failure: Failure | None = None
         self.lost = False
+        self.signs = 0
         self.breaks = 0
         self._rest = b""
         self._code: int | None = None
@@ -209,6 +212,7 @@ class Log:
             self._line(line)
 
     def _line(self, line: bytes) -> None:
+        self.signs += 1
         if not line.startswith(_LOG):
             if line:
                 self._error(line.decode("utf-8", "replace"))
@@ -261,7 +265,7 @@ _TEXTS: tuple[tuple[str, type[TransferError]], ...] = (
     (r"No such (file|path)|[Nn]ot found|does not exist", RemoteFileNotFound),
     (r"[Pp]ermission denied|[Aa]ccess denied", RemotePermissionDenied),
 )
-_FULL = re.compile(r"No space left on device|[Dd]isk quota exceeded|File too large|disk is full")
+FULL = re.compile(r"No space left on device|[Dd]isk quota exceeded|File too large|disk is full")
 
 
 def from_failure(failure: Failure | None, paths: tuple[str, ...], url: str) -> TransferError:
@@ -278,9 +282,9 @@ def from_failure(failure: Failure | None, paths: tuple[str, ...], url: str) -> T
     """
     if failure is None:
         return TransferError("lftp failed without a word", url)
-    text = _cause(failure, paths)
+    text = cause(failure, paths)
     if not text.startswith(_ACCESS):
-        if _FULL.search(text):
+        if FULL.search(text):
             return LocalStorageFull(f"{text}; free some space and run again", url)
         if text == "file size decreased during transfer":
             return RemoteChanged("the file changed while it was read", url)
@@ -298,13 +302,14 @@ def from_lost(log: Log, paths: tuple[str, ...], url: str) -> TransferError | Non
     """Return the error of a command that failed because its connection is gone, else None."""
     if not log.lost:
         return None
-    text = _cause(log.failure, paths) if log.failure else "no word of why"
-    if text.startswith(_ACCESS) or _FULL.search(text):
+    text = cause(log.failure, paths) if log.failure else "no word of why"
+    if text.startswith(_ACCESS) or FULL.search(text):
         return None  # a further connection went with a command that failed for another reason
     return ConnectionLost(f"the connection broke ({text})", url)
 
 
-def _cause(failure: Failure, paths: tuple[str, ...]) -> str:
+def cause(failure: Failure, paths: tuple[str, ...]) -> str:
+    """Return what lftp says went wrong, without the paths that it was given."""
     text = failure.text.replace("\r", "")
     for path in paths:
         text = text.removeprefix(f"{path}: ").removesuffix(f" ({path})")

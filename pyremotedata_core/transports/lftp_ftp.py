@@ -1,0 +1,146 @@
+"""The FTP session through lftp; the same face as `LftpSession`.
+
+In FTP nothing tells of an open file. So the server is asked about the path before and after a
+transfer, and the number of bytes that came is compared. lftp's log does not tell how far a
+transfer is: it is asked for that, now and then.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from ..config import ConnectionSettings
+from ..errors import (
+    ConnectionLost,
+    RemoteChanged,
+    RemoteFileNotFound,
+    ServerRefused,
+    from_oserror,
+)
+from ..model import Stat
+from ..url import RemoteURL
+from .base import Sink
+from .lftp import MAX_BREAKS, LftpSession, Progress
+from .lftp_ftp_site import FtpSite
+from .lftp_text import Log
+
+
+class FtpSession(LftpSession):
+    """One lftp process with one login at an FTP server; a `BlockingSession`.
+
+    One thread calls its methods, except `kill` and `alive`.
+
+    Parameters
+    ----------
+    url : RemoteURL
+        Of the server; its path does not matter.
+    settings : ConnectionSettings
+        Already those of the server.
+    """
+
+    _site: FtpSite
+
+    def __init__(self, url: RemoteURL, settings: ConnectionSettings) -> None:
+        super().__init__(url, settings)
+        self._site = FtpSite(url.server, settings)
+
+    def touch(self, path: str, mtime: int) -> None:
+        """Set the mtime of an existing file, in seconds.
+
+        Raises
+        ------
+        RemoteFileNotFound, RemotePermissionDenied
+        ServerRefused
+            If the server offers neither MFMT nor SITE UTIME, or did not keep the time.
+        """
+        site, path = self._site, self._site.path(path)
+        site.stat(path)
+        site.set_time(path, mtime)
+        if site.stat(path).mtime != mtime:
+            raise ServerRefused("the server did not keep the time", site.url(path))
+
+    # --- inside ------------------------------------------------------------------------------
+
+    def _read_whole(self, path: str, sink: Sink, expect: Stat, progress: Progress) -> None:
+        site, url = self._site, self._site.url(path)
+        try:
+            fd = sink.fd
+        except OSError as error:
+            raise from_oserror(error, sink.path) from None
+        self._compare(path, expect)
+        with self._segments(expect.size) as segments:
+            get = f"pget -n {segments}" if segments > 1 else "get"
+            local = os.path.abspath(sink.path)
+            watch = _guard(url, progress)
+            reply = site.run(f"{get} {{}} -o {{}}", path, local, watch=watch, asking=True)
+        if not reply.ok:
+            raise site.error(reply, path)
+        self._compare(path, expect)
+        if os.fstat(fd).st_size != expect.size:
+            raise RemoteChanged("the file changed while it was read", url)
+        progress.at(expect.size)
+
+    def _read_part(
+        self, path: str, offset: int, length: int, expect: Stat, progress: Progress
+    ) -> bytes:
+        site, url = self._site, self._site.url(path)
+        self._compare(path, expect)
+        if not length:
+            return b""
+        watch = _guard(url, None)
+        reply = site.run(site.part(offset, length), path, watch=watch, asking=True)
+        if not reply.ok:
+            raise site.error(reply, path)
+        data = site.scratch(length)
+        self._compare(path, expect)
+        if len(data) != length:
+            raise RemoteChanged("the file changed while it was read", url)
+        progress.at(length)
+        return data
+
+    def _compare(self, path: str, expect: Stat) -> None:
+        now = self._site.stat(path)
+        if (now.kind, now.size, now.mtime) != ("file", expect.size, expect.mtime):
+            raise RemoteChanged("the file changed while it was read", self._site.url(path))
+
+    def _upload(
+        self, local: str, temporary: str, _size: int, url: str, watch: Callable[[Log], None]
+    ) -> Stat:
+        site = self._site
+
+        def guarded(log: Log) -> None:
+            watch(log)
+            if log.breaks:
+                # lftp goes on where the server's file ends, and whether the bytes that had
+                # arrived end there too is not for us to guess.
+                raise ConnectionLost("the connection broke during the upload", url)
+
+        reply = site.run("put {} -o {}", local, temporary, watch=guarded, asking=True)
+        if reply.ok:
+            return self._dated(site.stat(temporary), local, temporary)
+        error = site.without_parent(temporary, site.error(reply, temporary))
+        if isinstance(error, RemoteFileNotFound):
+            raise RemoteFileNotFound("the directory does not exist", url)
+        raise type(error)(error.message, url, error.retryable)
+
+    def _dated(self, stat: Stat, local: str, temporary: str) -> Stat:
+        """Set the time of an upload where lftp could not; a server may keep its own."""
+        wanted = int(os.stat(local).st_mtime)
+        if stat.mtime != wanted:
+            try:
+                self._site.set_time(temporary, wanted)
+            except ServerRefused:
+                return stat
+            stat = self._site.stat(temporary)
+        return stat
+
+
+def _guard(url: str, progress: Progress | None) -> Callable[[Log], None]:
+    def watch(log: Log) -> None:
+        if log.breaks > MAX_BREAKS:
+            raise ConnectionLost("the connection breaks again and again", url)
+        if progress:
+            progress.at(log.received)
+
+    return watch

@@ -1,0 +1,275 @@
+"""What one login at an FTP server can be asked through lftp, and the small changes it can make.
+
+MLST answers a question about one path, where the server offers it. Where it does not (vsftpd),
+SIZE and MDTM know regular files, changing into it knows a directory, and the listing of the
+directory that holds it knows the rest. The time of a file is one of those that have seconds: MLST,
+MLSD or MDTM. Only where the server has none of them it is what LIST says, which is the minute, or
+the day for files older than half a year.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import posixpath
+import time
+
+from ..config import ConnectionSettings
+from ..errors import (
+    AuthenticationFailed,
+    ConnectionLost,
+    HostKeyRejected,
+    RemoteFileNotFound,
+    ServerRefused,
+    TransferError,
+    TransferTimeout,
+    UnsafeName,
+)
+from ..model import Entry, Stat
+from .lftp_ftp_text import (
+    Answer,
+    FtpLog,
+    from_answer,
+    from_failure,
+    parse_answers,
+    parse_facts,
+    parse_time,
+    show_time,
+)
+from .lftp_process import Reply
+from .lftp_site import LftpSite
+from .lftp_text import LIST, escape_glob, parse_listing
+
+ASKED_TOGETHER = 200  # times of files that one command asks for
+_NOT_OFFERED = (500, 501, 502, 504)
+_MANY = 1 << 30
+_BY_MLSD = "set ftp:use-mlsd yes"
+_BY_LIST = "set ftp:use-mlsd no"
+
+
+class FtpSite(LftpSite):
+    """A login at an FTP server; the same face as `LftpSite`."""
+
+    _make_log = FtpLog
+
+    def __init__(self, server: str, settings: ConnectionSettings) -> None:
+        super().__init__(server, settings)
+        self._has_mlst = False
+        self._has_mdtm = False
+
+    def connect(self) -> None:
+        """Start lftp and log in, once.
+
+        Raises
+        ------
+        ConfigurationError
+            If lftp is not installed.
+        AuthenticationFailed, ConnectionLost, TransferTimeout, ServerRefused
+            What the server says of a login that failed.
+        HostKeyRejected
+            If its certificate cannot be trusted.
+        """
+        try:
+            self._process.start()
+            self._home = self.run("cd .").log.home
+            offered = {line.split()[0].upper() for line in self.ask("FEAT").lines if line.strip()}
+            self._has_mlst = "MLST" in offered
+            self._has_mdtm = "MDTM" in offered
+            started = time.monotonic()
+            self.ask("NOOP")
+            self.rtt_s = time.monotonic() - started
+        except BaseException:
+            self.kill()
+            raise
+
+    def path(self, path: str) -> str:
+        """Return a path as the server knows it, the login directory resolved."""
+        if "\r" in path or "\udcff" in path:  # the byte 255 begins a command of Telnet
+            raise UnsafeName(
+                "FTP cannot carry a name with a line break or byte 255", self.url(path)
+            )
+        return super().path(path)
+
+    def ask(self, command: str) -> Answer:
+        """Send one FTP command and return the server's answer."""
+        reply = self.run("quote {}", command)
+        answers = parse_answers(reply.output)
+        if not answers:
+            raise ConnectionLost("the server's answer cannot be read", self._server)
+        return answers[-1]
+
+    def error(self, reply: Reply, path: str) -> TransferError:
+        """Return the error of a failed command, about that path."""
+        return from_failure(reply.log.failure, reply.paths, self.url(path))
+
+    # --- questions ---------------------------------------------------------------------------
+
+    def stat(self, path: str) -> Stat:
+        """Return what stands at the end of all links."""
+        stat = self._by_mlst(path)
+        return stat if stat is not None and stat.kind != "link" else self._by_looking(path)
+
+    def lstat(self, path: str) -> Stat:
+        """Return what stands there; a link only where LIST tells of it."""
+        stat = self._by_mlst(path) or self._by_looking(path)
+        if stat.kind != "link" and path != "/":
+            with contextlib.suppress(UnsafeName):
+                listed = self._listed(path)
+                return listed if listed is not None and listed.kind == "link" else stat
+        return stat
+
+    def kind(self, path: str) -> str | None:
+        """Return what stands at the end of all links: "directory", "file" for all else, None."""
+        try:
+            return "directory" if self.stat(path).kind == "directory" else "file"
+        except RemoteFileNotFound:
+            return None
+
+    def scandir(self, path: str) -> list[Entry]:
+        """List a directory."""
+        reply = self.run(f"{_BY_MLSD} && cd {{}} && {LIST}", path)
+        if not reply.ok:
+            if self.kind(path) == "file":
+                raise ServerRefused("is a file; a directory was meant", self.url(path))
+            raise self.error(reply, path)
+        entries, _ = parse_listing(reply.output, _MANY, self.url(path))
+        if self._has_mlst:
+            links = self._links(path)
+            others = [_without_empty_mode(entry) for entry in entries if entry.name not in links]
+            return [*others, *links.values()]
+        return self._with_times(path, entries) if self._has_mdtm else entries
+
+    # --- changes -----------------------------------------------------------------------------
+
+    def mkdir(self, path: str) -> None:
+        """Make a directory; an existing one is no error."""
+        try:
+            super().mkdir(path)
+        except TransferError as error:
+            raise self.without_parent(path, error) from None
+
+    def set_time(self, path: str, mtime: int) -> None:
+        """Set the mtime of a file.
+
+        Raises
+        ------
+        ServerRefused
+            If the server offers no way.
+        """
+        stamp = show_time(mtime)
+        answer = self.ask(f"MFMT {stamp} {path}")
+        if answer.code in _NOT_OFFERED:
+            answer = self.ask(f"SITE UTIME {stamp} {path}")
+        if answer.code in _NOT_OFFERED:
+            answer = self.ask(f"MDTM {stamp} {path}")  # vsftpd
+        if answer.code in _NOT_OFFERED:
+            raise ServerRefused("the server offers no way to set a time", self.url(path))
+        if not answer.ok:
+            raise from_answer(answer.code, answer.text, self.url(path))
+
+    def without_parent(self, path: str, error: TransferError) -> TransferError:
+        """Return what a failure means: many servers do not say that the directory is missing."""
+        if type(error) is not TransferError:
+            return error
+        with contextlib.suppress(TransferError):
+            if self.kind(posixpath.dirname(path)) is None:
+                return RemoteFileNotFound("the directory does not exist", error.url)
+        return error
+
+    # --- inside ------------------------------------------------------------------------------
+
+    def _lost(self, reply: Reply) -> TransferError | None:
+        failure = reply.log.failure
+        if failure is None or "Access failed: " in failure.text:
+            return None
+        error = from_failure(failure, reply.paths, self._server)
+        gone = (
+            ConnectionLost
+            | TransferTimeout
+            | AuthenticationFailed
+            | HostKeyRejected
+            | ServerRefused
+        )
+        return error if isinstance(error, gone) else None
+
+    def _by_mlst(self, path: str) -> Stat | None:
+        """Ask the server; None where it cannot be asked, or does not tell enough."""
+        if not self._has_mlst:
+            return None
+        answer = self.ask(f"MLST {path}")
+        if answer.code in _NOT_OFFERED:
+            return None
+        if answer.ok:
+            return parse_facts(answer)
+        error = from_answer(answer.code, answer.text, self.url(path))
+        if type(error) is TransferError:
+            return None
+        raise error
+
+    def _by_looking(self, path: str) -> Stat:
+        size = self.ask(f"SIZE {path}")
+        if size.code == 213 and size.text.strip().isdigit():
+            mtime = self._time(path)
+            if mtime is None:
+                return self._listed(path) or Stat("file", int(size.text), 0)
+            return Stat("file", int(size.text), mtime)
+        reply = self.run("cd {}", path)
+        if reply.ok:
+            return Stat("directory", 0, 0)
+        parent, name = posixpath.split(path)
+        found: dict[str, Stat] = {}
+        if name:
+            with contextlib.suppress(RemoteFileNotFound, ServerRefused):
+                found = {entry.name: entry.stat for entry in self.scandir(parent)}
+        if name not in found or found[name].kind == "link":
+            raise RemoteFileNotFound("no such file or directory", self.url(path))
+        return found[name]
+
+    def _links(self, path: str) -> dict[str, Entry]:
+        """Return the links of a directory: many a MLSD shows what they lead to, or nothing.
+
+        Who removes a tree must not go through them.
+        """
+        with contextlib.suppress(UnsafeName):
+            reply = self.run(f"{_BY_LIST} && cd {{}} && {LIST}", path)
+            entries, _ = parse_listing(reply.output, _MANY, self.url(path))
+            return {entry.name: entry for entry in entries if entry.stat.kind == "link"}
+        return {}
+
+    def _list_one(self, path: str) -> Reply:
+        directory, name = posixpath.split(path)
+        pattern = posixpath.join(directory, escape_glob(name))
+        return self.run(f"{_BY_LIST} && {LIST} -d {{}}", pattern)
+
+    def _time(self, path: str) -> int | None:
+        if not self._has_mdtm:
+            return None
+        answer = self.ask(f"MDTM {path}")
+        return parse_time(answer.text.strip()) if answer.code == 213 else None
+
+    def _with_times(self, directory: str, entries: list[Entry]) -> list[Entry]:
+        """Ask for the seconds that LIST does not tell, of regular files."""
+        files = [entry.name for entry in entries if entry.stat.kind == "file"]
+        times: dict[str, int] = {}
+        for start in range(0, len(files), ASKED_TOGETHER):
+            names = files[start : start + ASKED_TOGETHER]
+            commands = [f"MDTM {posixpath.join(directory, name)}" for name in names]
+            output = self.run(" && ".join(["quote {}"] * len(names)), *commands).output
+            for name, answer in zip(names, parse_answers(output), strict=False):
+                mtime = parse_time(answer.text.strip())
+                if answer.code == 213 and mtime is not None:
+                    times[name] = mtime
+        return [
+            Entry(name, stat._replace(mtime=times.get(name, stat.mtime))) for name, stat in entries
+        ]
+
+    def _really(self, path: str, error: TransferError) -> TransferError:
+        if not isinstance(error, RemoteFileNotFound):
+            with contextlib.suppress(TransferError):
+                if self.kind(path) is None:
+                    return RemoteFileNotFound("no such file or directory", error.url)
+        return error
+
+
+def _without_empty_mode(entry: Entry) -> Entry:
+    """lftp shows no permissions where the server tells none."""
+    return entry if entry.stat.mode else Entry(entry.name, entry.stat._replace(mode=None))

@@ -1,0 +1,160 @@
+"""Real FTP servers for the tests; `ftp_server.py` is what runs in their processes."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pyremotedata_core import ConnectionSettings, Secret
+from pyremotedata_core.url import encode_path
+
+from .servers import Sshd
+
+START_TIMEOUT_S = 20.0
+
+
+class FtpServer:
+    """A running server; what it has in common with `Sshd` has the same names.
+
+    It lets in `user` with `password`, ``reader`` (who may not write) with the same, and anybody as
+    ``anonymous``, to read.
+
+    Parameters
+    ----------
+    tls : {"", "explicit", "implicit"}
+    without : tuple of str
+        Commands that it does not offer.
+    most : int
+        Connections at the most, 0 for any number.
+    """
+
+    user = "me"
+
+    def __init__(self, *, tls: str = "", without: tuple[str, ...] = (), most: int = 0) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="ftp-")).resolve()
+        self.root = self.directory / "root"
+        self.root.mkdir()
+        self.password = secrets.token_urlsafe(12) + " $'\"\\"
+        self.port = 0
+        self.tls = tls
+        self._without = without
+        self._most = most
+        self._process: subprocess.Popen[str] | None = None
+        if tls:
+            self._make_certificate()
+
+    @property
+    def certificate(self) -> Path:
+        """What a client has to trust."""
+        return self.directory / "certificate.pem"
+
+    def start(self) -> Self:
+        """Start it; after `halt` on the same port."""
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("ftp_server.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd="/",
+        )
+        options = {
+            "root": str(self.root),
+            "user": self.user,
+            "password": self.password,
+            "port": self.port,
+            "certificate": str(self.directory / "both.pem") if self.tls else "",
+            "implicit": self.tls == "implicit",
+            "without": self._without,
+            "most": self._most,
+        }
+        self.port = int(self._say(options))
+        return self
+
+    def faults(self, **faults: Any) -> dict[str, Any]:
+        """Set faults (see `ftp_server`); return all that are set, and what was counted."""
+        return dict(json.loads(self._say(faults)))
+
+    def halt(self) -> None:
+        """Kill it with its connections."""
+        if self._process is not None:
+            assert self._process.stdin is not None
+            assert self._process.stdout is not None
+            self._process.kill()
+            self._process.wait()
+            self._process.stdin.close()
+            self._process.stdout.close()
+            self._process = None
+
+    def stop(self) -> None:
+        """End it for good."""
+        self.halt()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def settings(self, **more: Any) -> ConnectionSettings:
+        """Return settings that log in; ``more`` are other fields."""
+        values: dict[str, Any] = {
+            "password": Secret(self.password),
+            "ftps_mode": self.tls or "auto",
+        }
+        if self.tls:
+            values["ca_file"] = str(self.certificate)
+        return ConnectionSettings(**{**values, **more})
+
+    def url(self, relative: str = "", user: str | None = None) -> str:
+        """Return the URL of a file."""
+        scheme = "ftps" if self.tls else "ftp"
+        who = self.user if user is None else user
+        login = f"{who}@" if who else ""
+        path = encode_path(self.remote_path(relative))
+        return f"{scheme}://{login}127.0.0.1:{self.port}{path}"
+
+    def remote_path(self, relative: str) -> str:
+        """Return the server's path of a file below `root`."""
+        return f"/{relative}"
+
+    make = Sshd.make
+    make_directory = Sshd.make_directory
+
+    def _give(self, path: Path) -> None:
+        """Files are its own already."""
+
+    def _say(self, values: dict[str, Any]) -> str:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(values) + "\n")
+        self._process.stdin.flush()
+        ready, _, _ = select.select([self._process.stdout], [], [], START_TIMEOUT_S)
+        assert ready, "the server does not answer"
+        return self._process.stdout.readline()
+
+    def _make_certificate(self) -> None:
+        key = self.directory / "key.pem"
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
+             "-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext",
+             "subjectAltName=DNS:localhost,IP:127.0.0.1",
+             "-keyout", str(key), "-out", str(self.certificate)],
+            check=True, capture_output=True, timeout=60,
+        )  # fmt: skip
+        both = key.read_text() + self.certificate.read_text()
+        (self.directory / "both.pem").write_text(both)

@@ -1,0 +1,148 @@
+"""An FTP server (pyftpdlib) in a process of its own, with faults on demand; see `ftp.FtpServer`.
+
+Reads one line of JSON (the options), writes the port, and then obeys one line of JSON after the
+other, each a dictionary of faults; it answers every one with a line.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+from typing import Any
+
+from pyftpdlib.authorizers import AuthenticationFailed, DummyAuthorizer
+from pyftpdlib.handlers import DTPHandler, FTPHandler, TLS_DTPHandler, TLS_FTPHandler
+from pyftpdlib.servers import FTPServer
+
+FAULTS: dict[str, Any] = {}
+_ALL = "elradfmwMT"
+
+
+class Authorizer(DummyAuthorizer):
+    """Counts the logins that it refuses."""
+
+    def validate_authentication(self, username: str, password: str, handler: Any) -> None:
+        try:
+            super().validate_authentication(username, password, handler)
+        except AuthenticationFailed:
+            FAULTS["refused"] = FAULTS.get("refused", 0) + 1
+            raise
+
+
+class Faults:
+    """A data connection that breaks or stalls after some bytes, if told to."""
+
+    _moved = 0
+
+    def send(self, data: bytes) -> int:
+        if self._fails(len(data)):
+            return 0
+        return super().send(data)
+
+    def recv(self, size: int) -> bytes:
+        data = super().recv(size)
+        return b"" if self._fails(len(data)) else data
+
+    def _fails(self, count: int) -> bool:
+        self._moved += count
+        if self._moved > FAULTS.get("stall_after", 1 << 60):
+            self._stall()
+            return True
+        if self._moved <= FAULTS.get("drop_after", 1 << 60) or not FAULTS.get("drops", 0):
+            return False
+        FAULTS["drops"] -= 1
+        self.cmd_channel.close()
+        return True
+
+    def _stall(self) -> None:
+        self.modify_ioloop_events(0)
+
+
+class Transfer(Faults, DTPHandler):
+    pass
+
+
+class SecureTransfer(Faults, TLS_DTPHandler):
+    pass
+
+
+class Plain(FTPHandler):
+    dtp_handler = Transfer
+
+
+class Secure(TLS_FTPHandler):
+    dtp_handler = SecureTransfer
+
+
+def _handler(options: dict[str, Any]) -> type[FTPHandler]:
+    base: type[Any] = Plain
+    if options["certificate"]:
+        base = Secure
+    without = set(options["without"])
+    offered = {k: v for k, v in FTPHandler.proto_cmds.items() if k not in without}
+
+    class Handler(base):  # type: ignore[misc]
+        proto_cmds = offered
+        banner = "ready"
+        unicode_errors = "surrogateescape"
+        auth_failed_timeout = 0
+        use_sendfile = False  # which would pass the faults by
+        timeout = 60
+
+        def on_connect(self) -> None:
+            FAULTS["connections"] = FAULTS.get("connections", 0) + 1
+            if options["implicit"]:
+                self.secure_connection(self.ssl_context)
+
+        def ftp_RNTO(self, path: str) -> Any:  # noqa: N802
+            if FAULTS.get("no_replace") and os.path.exists(path):
+                self._rnfr = None
+                self.respond("550 Cannot create a file when that file already exists.")
+                return None
+            return super().ftp_RNTO(path)
+
+        def ftp_STOR(self, *args: Any, **more: Any) -> Any:  # noqa: N802
+            if FAULTS.get("full"):
+                self.respond("552 Insufficient disk space.")
+                return None
+            return super().ftp_STOR(*args, **more)
+
+    if options["certificate"]:
+        Handler.certfile = options["certificate"]
+        Handler.tls_control_required = not options["implicit"]
+        Handler.tls_data_required = True
+        for command in ("AUTH", "PBSZ", "PROT"):
+            offered[command] = TLS_FTPHandler.proto_cmds[command]
+    return Handler
+
+
+def main() -> None:
+    options = json.loads(sys.stdin.readline())
+    logging.disable(logging.CRITICAL)
+    authorizer = Authorizer()
+    root = options["root"]
+    authorizer.add_user(options["user"], options["password"], root, perm=_ALL)
+    authorizer.add_user("reader", options["password"], root, perm="elr")
+    authorizer.add_anonymous(root)
+    handler = _handler(options)
+    handler.authorizer = authorizer
+    server = FTPServer(("127.0.0.1", options["port"]), handler)
+    if options["most"]:
+        server.max_cons = options["most"]
+    print(server.address[1], flush=True)
+
+    def obey() -> None:
+        for line in sys.stdin:
+            FAULTS.update(json.loads(line))
+            print(json.dumps(FAULTS), flush=True)
+        os._exit(0)  # whoever started it is gone
+
+    threading.Thread(target=obey, daemon=True).start()
+    server.serve_forever(timeout=1.0, handle_exit=False)
+
+
+if __name__ == "__main__":
+    main()

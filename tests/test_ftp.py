@@ -1,0 +1,281 @@
+"""FTP and FTPS through lftp: logins, certificates, poor servers, faults. The rest is contract."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from pyremotedata_core import (
+    AuthenticationFailed,
+    ConnectionLost,
+    HostKeyRejected,
+    Remote,
+    RemoteFileNotFound,
+    RemotePermissionDenied,
+    Secret,
+    ServerRefused,
+    TransferEngine,
+    TransferError,
+    TransferTimeout,
+)
+
+from .sites import TRANSPORTS, temporaries, tree
+
+pytestmark = pytest.mark.skipif("lftp" not in TRANSPORTS, reason="lftp is not installed")
+MTIME = 1_234_567_890
+WAIT_S = 60.0
+PLAIN_LISTS = ("MLSD", "MLST")
+
+
+def reach(server, user: str | None = None, **more) -> Remote:
+    settings = server.settings(**{"timeout_s": 20.0, **more})
+    return Remote(server.url(user=user), engine=TransferEngine(settings))
+
+
+@pytest.fixture
+def remote(ftp):
+    with reach(ftp) as remote, remote.engine:
+        yield remote
+
+
+# --- what a user does -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"without": PLAIN_LISTS}, {"tls": "explicit"},
+                                     {"tls": "implicit"}], ids=str)  # fmt: skip
+def test_files_go_up_and_come_back_with_their_bytes_and_times(ftp_factory, tmp_path, options):
+    server = ftp_factory(**options)
+    data = os.urandom(3_000_000)
+    local = tmp_path / 'a "b" ø.bin'
+    local.write_bytes(data)
+    os.utime(local, (MTIME, MTIME))
+    with reach(server) as remote, remote.engine:
+        remote.put(local, "new/deep/")
+        remote.put(local, "new/deep/")  # over what is there
+        assert remote.ls("new/deep") == [local.name]
+        stat = remote.stat(f"new/deep/{local.name}")
+        assert (stat.size, stat.mtime) == (len(data), MTIME)
+        entries = remote.engine.scandir(server.url("new/deep")).result(WAIT_S)
+        assert entries[0].stat.mtime == MTIME
+        got = remote.get(f"new/deep/{local.name}", tmp_path / "back/")
+        assert got.read_bytes() == data
+        assert int(got.stat().st_mtime) == MTIME
+        with remote.open(f"new/deep/{local.name}") as file:
+            file.seek(1_234_567)
+            assert file.read(100_000) == data[1_234_567:1_334_567]
+            assert file.read() == data[1_334_567:]
+        remote.rm("new", recursive=True)
+        assert not remote.exists("new")
+    assert tree(server.root) == {}
+
+
+def test_a_tree_is_synced_both_ways_and_only_what_changed_moves(ftp, remote, tmp_path):
+    for name in ("a.bin", "sub/b.bin", "sub/empty"):
+        path = tmp_path / "up" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(os.urandom(1000 * (name != "sub/empty")))
+        os.utime(path, (MTIME, MTIME))
+    assert remote.sync("synced", tmp_path / "up", direction="up").files == 3
+    assert remote.sync("synced", tmp_path / "up", direction="up").files == 0
+    assert tree(ftp.root / "synced") == tree(tmp_path / "up")
+    (ftp.root / "synced/a.bin").write_bytes(b"changed")
+    remote.sync("synced", tmp_path / "down")
+    assert remote.sync("synced", tmp_path / "up").files == 1
+    assert tree(tmp_path / "up") == tree(tmp_path / "down") == tree(ftp.root / "synced")
+
+
+def test_the_command_takes_ftp_urls(ftp, tmp_path):
+    ftp.make("command/a b.txt", b"hello")
+    environment = {**os.environ, "PYREMOTEDATA_PASSWORD": ftp.password}
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-m", "pyremotedata_core.cli", *arguments]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=60, check=True
+        )
+        return done.stdout
+
+    assert run("ls", ftp.url("command")) == "a b.txt\n"
+    assert run("cat", ftp.url("command/a b.txt")) == "hello"
+    said = run("doctor", ftp.url("command/a b.txt"))
+    assert "logged in" in said
+    assert "not encrypted" in said
+    assert ftp.password not in said
+
+
+# --- logins -----------------------------------------------------------------------------------
+
+
+def test_a_wrong_password_is_told_at_once_and_tried_once(ftp_factory):
+    server = ftp_factory()
+    with reach(server, password=Secret("wrong")) as remote, remote.engine:
+        with pytest.raises(AuthenticationFailed) as caught:
+            remote.ls("")
+        assert "wrong" not in str(caught.value).replace("wrong logins", "")
+    assert server.faults()["refused"] == 1
+
+
+def test_without_a_user_the_login_is_anonymous(ftp, tmp_path):
+    ftp.make("open/a", b"1")
+    with reach(ftp, user="", password=None) as remote, remote.engine:
+        assert remote.ls("open") == ["a"]
+        (tmp_path / "b").write_bytes(b"2")
+        with pytest.raises(RemotePermissionDenied):
+            remote.put(tmp_path / "b", "open/b")
+    assert tree(ftp.root / "open") == {"a": b"1"}
+
+
+def test_the_password_is_in_no_command_line(ftp, remote):
+    remote.ls("")
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                assert ftp.password.encode() not in file.read()
+        except OSError:
+            continue
+
+
+def test_a_certificate_of_nobody_known_is_refused_and_the_remedy_named(ftps):
+    remedy = r"PYREMOTEDATA_CA_FILE"
+    with reach(ftps, ca_file=None) as remote, remote.engine:  # noqa: SIM117
+        with pytest.raises(HostKeyRejected, match=remedy):
+            remote.ls("")
+
+
+def test_a_certificate_for_another_name_is_refused(ftps):
+    url = ftps.url().replace("127.0.0.1", "127.0.0.2")
+    with TransferEngine(ftps.settings(timeout_s=20.0)) as engine:
+        error = engine.stat(url).exception(WAIT_S)
+        assert isinstance(error, HostKeyRejected | ConnectionLost)
+
+
+def test_a_server_that_wants_tls_and_one_that_has_none_are_told_apart(ftp, ftps):
+    for server, url, remedy in (
+        (ftps, ftps.url().replace("ftps:", "ftp:"), "ftps://"),
+        (ftp, ftp.url().replace("ftp:", "ftps:"), "PYREMOTEDATA_FTPS_MODE"),
+    ):
+        with TransferEngine(server.settings(timeout_s=20.0)) as engine:
+            error = engine.stat(url).exception(WAIT_S)
+            assert isinstance(error, ServerRefused)
+            assert remedy in str(error)
+
+
+def test_where_nothing_listens_is_told(ftp_factory):
+    server = ftp_factory()
+    server.halt()
+    with reach(server) as remote, remote.engine, pytest.raises(ConnectionLost, match=r"listens"):
+        remote.ls("")
+
+
+# --- poor servers -----------------------------------------------------------------------------
+
+
+def test_where_a_rename_does_not_replace_the_old_file_steps_aside(ftp_factory, tmp_path):
+    server = ftp_factory()
+    server.make("a", b"old")
+    server.faults(no_replace=True)
+    (tmp_path / "a").write_bytes(b"new")
+    with reach(server) as remote, remote.engine:
+        remote.put(tmp_path / "a", "a")
+    assert tree(server.root) == {"a": b"new"}
+
+
+def test_a_full_server_keeps_the_old_file(ftp_factory, tmp_path):
+    server = ftp_factory()
+    server.make("a", b"old")
+    server.faults(full=True)
+    (tmp_path / "a").write_bytes(b"new")
+    with reach(server) as remote, remote.engine, pytest.raises(ServerRefused, match=r"full"):
+        remote.put(tmp_path / "a", "a")
+    assert tree(server.root) == {"a": b"old"}
+
+
+def test_a_reader_may_not_write_and_what_is_missing_is_not_found(ftp, tmp_path):
+    ftp.make("reader/a", b"1")
+    (tmp_path / "b").write_bytes(b"2")
+    with reach(ftp, user="reader") as remote, remote.engine:
+        for change in (
+            lambda: remote.put(tmp_path / "b", "reader/b"),
+            lambda: remote.rm("reader/a"),
+            lambda: remote.mkdir("reader/d"),
+        ):
+            with pytest.raises(RemotePermissionDenied):
+                change()
+        with pytest.raises(RemoteFileNotFound):
+            remote.get("reader/none", tmp_path / "x")
+    assert tree(ftp.root / "reader") == {"a": b"1"}
+
+
+def test_a_tree_is_removed_without_what_its_links_lead_to(ftp, remote):
+    ftp.make("kept/a", b"1")
+    ftp.make("gone/b", b"2")
+    (ftp.root / "gone/link").symlink_to("../kept")
+    remote.rm("gone", recursive=True)
+    assert tree(ftp.root / "kept") == {"a": b"1"}
+    assert not (ftp.root / "gone").exists()
+
+
+def test_with_fewer_connections_than_asked_for_the_work_is_done(ftp_factory, tmp_path):
+    server = ftp_factory(most=3)
+    for number in range(30):
+        server.make(f"many/{number}", os.urandom(10_000))
+    with reach(server) as remote, remote.engine:
+        remote.get("many", tmp_path / "many")
+    assert tree(tmp_path / "many") == tree(server.root / "many")
+
+
+# --- faults -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tls", ["", "explicit"])
+def test_transfers_survive_connections_that_break(ftp_factory, tmp_path, tls):
+    server = ftp_factory(tls=tls)
+    data = os.urandom(8 << 20)
+    server.make("a", data)
+    (tmp_path / "b").write_bytes(data)
+    with reach(server) as remote, remote.engine:
+        server.faults(drop_after=2 << 20, drops=2)
+        remote.get("a", tmp_path / "a")
+        server.faults(drops=2)
+        remote.put(tmp_path / "b", "b")
+    assert (tmp_path / "a").read_bytes() == (server.root / "b").read_bytes() == data
+    assert not temporaries(tmp_path)
+    assert not temporaries(server.root)
+
+
+def test_a_server_that_is_killed_and_comes_back_is_used_on(ftp_factory, tmp_path):
+    server = ftp_factory()
+    for number in range(40):
+        server.make(f"many/{number}", os.urandom(200_000))
+    with reach(server) as remote, remote.engine:
+        future = remote.engine.fetch_tree(server.url("many"), tmp_path / "many")
+        while len(tree(tmp_path)) < 5 and not future.done():
+            time.sleep(0.02)
+        server.halt()
+        threading.Timer(1.0, server.start).start()
+        future.result(WAIT_S)
+    assert tree(tmp_path / "many") == tree(server.root / "many")
+
+
+def test_a_transfer_that_stands_still_ends_in_the_time_limit(ftp_factory, tmp_path):
+    server = ftp_factory()
+    server.make("a", os.urandom(4 << 20))
+    server.faults(stall_after=1 << 20)
+    with reach(server, timeout_s=3.0) as remote, remote.engine, pytest.raises(TransferTimeout):
+        remote.get("a", tmp_path / "a")
+    assert not tree(tmp_path)
+
+
+def test_an_upload_that_never_ends_well_leaves_the_old_file(ftp_factory, tmp_path):
+    server = ftp_factory()
+    server.make("a", b"old")
+    (tmp_path / "a").write_bytes(os.urandom(4 << 20))
+    server.faults(drop_after=1 << 20, drops=1000)
+    with reach(server, timeout_s=4.0) as remote, remote.engine, pytest.raises(TransferError):
+        remote.put(tmp_path / "a", "a")
+    assert (server.root / "a").read_bytes() == b"old"
