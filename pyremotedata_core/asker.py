@@ -32,8 +32,11 @@ def may_ask() -> bool:
         return False
     if sys.stdin is None or not sys.stdin.isatty() or not sys.stderr.isatty():
         return False
-    # A job in the background would be stopped by its question.
-    return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+    try:
+        # A job in the background would be stopped by its question.
+        return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+    except OSError:
+        return False  # a terminal, but not ours to ask at
 
 
 class Asker:

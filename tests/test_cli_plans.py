@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
+import subprocess
+import sys
+import termios
 
 import pytest
 
@@ -41,6 +47,30 @@ def test_ls_lists_all_that_is_below(run, url, make):
     assert run("ls", "-R", url("a")).stdout == f"{url('a')}\n"
     urls = [entry["url"] for entry in json.loads(run("ls", "-R", "--json", url("b")).stdout)]
     assert urls == [url("b/c"), url("b/c/d")]
+
+
+# --- progress -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["get", "put"])
+def test_a_bar_on_a_terminal_shows_how_much_is_to_come(run, url, make, here, verb):
+    make("a", bytes(300_000))
+    (here / "a").write_bytes(bytes(300_000))
+    ends = [url("a"), "b"] if verb == "get" else ["a", url("b")]
+    ours, theirs = pty.openpty()  # not its controlling terminal, as under some schedulers
+    termios.tcsetwinsize(theirs, (24, 120))
+    command = [sys.executable, "-m", "pyremotedata_core.cli", verb, *ends]
+    process = subprocess.Popen(
+        command, cwd=here, env=run.environment, stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    seen = b""
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while data := os.read(ours, 65536):
+            seen += data
+    os.close(ours)
+    assert process.wait(30) == 0, seen
+    assert b"293k/293k" in seen
 
 
 # --- dry runs -------------------------------------------------------------------------------

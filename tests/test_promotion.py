@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
+import threading
+from pathlib import Path
 
 import pytest
 
 from pyremotedata_core import RemoteURL, Stat, TransferEngine
 from pyremotedata_core.stager import Stager
+from pyremotedata_core.stager.bringing import TRANSFERS_AT_ONCE
 
 PATIENCE_S = 60.0
 SIZE = 600_000
@@ -69,6 +72,35 @@ def test_who_waits_for_a_file_that_is_staged_in_the_background_is_served_first(s
             assert lease.path.read_bytes() == data
         for future in ahead:
             future.result().release()
+
+
+def test_a_file_that_somebody_waits_for_needs_no_place_among_the_background(sshd, tmp_path):
+    class Silent:
+        def __init__(self) -> None:
+            self.orders: dict[str, concurrent.futures.Future[Stat]] = {}
+
+        def fetch(self, url, path, *, expect, background):
+            order = self.orders[url.name] = concurrent.futures.Future()
+            if len(self.orders) == TRANSFERS_AT_ONCE:
+                full.set()
+            if not background:
+                Path(path).write_bytes(b"1")
+                order.set_result(expect)
+            return order
+
+        def ended(self, url: RemoteURL, stat: Stat, *, is_here: bool) -> None:
+            pass
+
+    full = threading.Event()
+    with Stager(sshd.settings(cache_dir=str(tmp_path / "cache"))) as stager:
+        stager.source = source = Silent()
+        stat = Stat("file", 1, 1)
+        for number in range(TRANSFERS_AT_ONCE + 1):
+            stager.stage(f"sftp://nowhere.invalid/{number}", expect=stat, background=True)
+        assert full.wait(PATIENCE_S)
+        wanted = stager.stage("sftp://nowhere.invalid/wanted", expect=stat)
+        wanted.result(PATIENCE_S).release()
+        assert len(source.orders) == TRANSFERS_AT_ONCE + 1
 
 
 def test_a_source_learns_that_somebody_waits(sshd, tmp_path):

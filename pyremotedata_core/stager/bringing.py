@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 WAITING_THREADS = 32
 # Each holds two descriptors and an order at the engine.
 TRANSFERS_AT_ONCE = 128
+# So many more if somebody waits for them: the others may all be in the background.
+URGENT_MORE = 32
 LOOK_S = 1.0
 _CLOSE_S = 2.0
 
@@ -178,7 +180,8 @@ class Bringing:
         while True:
             with self._mutex:
                 queue = self._queues[0] or self._queues[1]
-                if not queue or len(self._moving) >= TRANSFERS_AT_ONCE:
+                limit = TRANSFERS_AT_ONCE + (URGENT_MORE if self._queues[0] else 0)
+                if not queue or len(self._moving) >= limit:
                     return
                 staging, _ = queue.popitem(last=False)
                 self._moving.add(staging)
