@@ -7,7 +7,9 @@ and registration of the plugin included. Each task returns a checksum of what it
 compared. Quoted are median and spread.
 
 "local files" is the floor: the same tasks on local files. A task sleeps, or counts in pure Python
-for as many rounds as take that long on the idle machine.
+for as many rounds as take that long on the idle machine. Below each table stands what the plugin is
+held to, from the floor and from a transfer of the same files without Dask. ``all`` runs all cases;
+``--json`` and ``--plot`` keep the figures and draw them.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import re
 import shutil
 import statistics
@@ -34,6 +37,16 @@ from typing import Any
 
 from distributed import Client, Nanny, Scheduler, SpecCluster
 
+from benchmarks.charts import draw_bars
+from benchmarks.dask_limits import (
+    BEST_PEER_SHARE,
+    HANDLES,
+    Limits,
+    handle_cost_s,
+    measure_limits,
+    median_limits,
+    submit_s,
+)
 from benchmarks.transfer import MIB, Place, place_at
 from workflows.embedded_sshd import EmbeddedSshd
 
@@ -41,6 +54,8 @@ OURS = "pyremotedata"
 FLOOR = "local files"
 START_TIMEOUT_S = 60
 WATCH_S = 0.02
+SETTLE_S = 0.5
+LAG_SHARE = 0.999
 COMPUTES = ("sleep", "busy")
 _READ = re.compile(r'close "(.*)" bytes read (\d+)')
 
@@ -267,6 +282,8 @@ def watch(dask_worker: Any) -> None:
             time.sleep(WATCH_S)
 
     dask_worker.digest_metric = noting
+    # Not the tick in which this program's modules were imported.
+    dask_worker.loop.call_later(SETTLE_S / 2, dask_worker.watched_ticks.clear)
     threading.Thread(target=look, daemon=True).start()
 
 
@@ -284,14 +301,17 @@ def main() -> None:
     """Run the chosen cases and print a table for each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "cases", nargs="*", default=DEFAULT_CASES, metavar="CASE", help=", ".join(CASES)
+        "cases", nargs="*", default=DEFAULT_CASES, metavar="CASE", help=", ".join([*CASES, "all"])
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--round-trip-ms", type=float, nargs="+", default=[0.0, 20.0])
     parser.add_argument("--compute", nargs="+", choices=COMPUTES, default=list(COMPUTES))
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--json", type=Path, help="write all figures to this file")
+    parser.add_argument("--plot", type=Path, help="draw them to this file; takes matplotlib")
     options = parser.parse_args()
+    if options.cases == ["all"]:
+        options.cases = list(CASES)
     unknown = set(options.cases) - set(CASES)
     if unknown:
         parser.error(f"unknown case: {', '.join(sorted(unknown))}")
@@ -308,23 +328,47 @@ def main() -> None:
                 with place_at(server, round_trip_ms, folder) as place:
                     for case in options.cases:
                         for compute in options.compute:
-                            cells = measure(case, compute, place, log, ways, options.rounds)
-                            report(case, compute, round_trip_ms, cells)
+                            cells, limits = measure(case, compute, place, log, ways, options.rounds)
+                            report(case, compute, round_trip_ms, cells, limits)
                             results.append(
                                 {
                                     "case": case,
                                     "compute": compute,
                                     "round_trip_ms": round_trip_ms,
                                     "cells": [asdict(cell) for cell in cells],
+                                    "limits": limits._asdict(),
                                 }
                             )
+        costs_s = handle_costs(folder, options.rounds)
     if options.json:
-        options.json.write_text(json.dumps({"cpus": os.cpu_count(), "results": results}, indent=1))
+        machine = {"machine": platform.processor() or platform.machine(), "cpus": os.cpu_count()}
+        figures = {**machine, "handle_s": costs_s, "results": results}
+        options.json.write_text(json.dumps(figures, indent=1))
+    if options.plot:
+        draw_bars(
+            options.plot,
+            {
+                f"{one['case']}, {one['compute']}, round trip {one['round_trip_ms']:g} ms": {
+                    cell["way"]: cell["seconds"] for cell in one["cells"]
+                }
+                for one in results
+            },
+        )
+
+
+def handle_costs(folder: Path, rounds: int) -> list[float]:
+    """Measure what a handle costs in a graph, and print it."""
+    costs_s = [handle_cost_s() for _ in range(rounds)]
+    print(f"\nA handle costs {1e6 * statistics.median(costs_s):.0f} µs", end=" ")
+    print(f"({1e6 * min(costs_s):.0f}-{1e6 * max(costs_s):.0f}).", end=" ", flush=True)
+    with cluster(CASES["100x100KB"], folder) as client:
+        print(f"{HANDLES} tasks with a handle each take {submit_s(client):.1f} s.")
+    return costs_s
 
 
 def measure(
     name: str, compute: str, place: Place, log: Path, ways: list[str], rounds: int
-) -> list[Cell]:
+) -> tuple[list[Cell], Limits]:
     """Let the ways take turns."""
     case = CASES[name]
     files = sorted((place.root / name).iterdir())
@@ -332,7 +376,10 @@ def measure(
     expected = [f"{n} {digests[n % case.files]}" for n in range(case.tasks)]
     sleep_s, count = (case.compute_s, 0) if compute == "sleep" else (0, rounds_for(case.compute_s))
     cells = [Cell(way) for way in ways]
+    limits = []
     for number in range(rounds):
+        with tempfile.TemporaryDirectory(prefix="benchmark-run-") as folder:
+            limits.append(measure_limits(place, place.root / name, Path(folder)))
         # Alternate who goes first, so that a drifting machine favours nobody.
         for cell in reversed(cells) if number % 2 else cells:
             log.write_text("")
@@ -346,7 +393,7 @@ def measure(
                         subprocess.run(["fusermount", "-u", f"{folder}/mount"], check=False)
             read = sum(int(size) for _, size in _READ.findall(log.read_text()))
             cell.archive_bytes.append(read)
-    return cells
+    return cells, median_limits(limits)
 
 
 def run(
@@ -361,6 +408,7 @@ def run(
     """Run the tasks on a fresh cluster."""
     with cluster(case, site.folder) as client:
         client.run(watch)
+        time.sleep(SETTLE_S)
         began = time.perf_counter()
         inputs = way.inputs(site, client)
         numbers = range(case.tasks)
@@ -374,7 +422,7 @@ def run(
         grown, lags = zip(*client.run(watched).values(), strict=True)
         cell.grown_bytes.append(max(grown))
         ordered = sorted(lag for one in lags for lag in one)
-        cell.lag_s.append(ordered[int(0.999 * (len(ordered) - 1))] if ordered else 0.0)
+        cell.lag_s.append(ordered[int(LAG_SHARE * (len(ordered) - 1))] if ordered else 0.0)
 
 
 @contextmanager
@@ -405,7 +453,9 @@ def cluster(case: Case, folder: Path) -> Iterator[Client]:
         yield client
 
 
-def report(name: str, compute: str, round_trip_ms: float, cells: list[Cell]) -> None:
+def report(
+    name: str, compute: str, round_trip_ms: float, cells: list[Cell], limits: Limits
+) -> None:
     """Print a table: median, spread, how the first way compares, and what it cost."""
     case = CASES[name]
     total = case.files * case.file_bytes
@@ -421,6 +471,16 @@ def report(name: str, compute: str, round_trip_ms: float, cells: list[Cell]) -> 
             f" | {max(cell.grown_bytes) / MIB:.0f} | {1000 * max(cell.lag_s):.0f} |",
             flush=True,
         )
+    print(f"\nWithout Dask: first file {limits.first_s:.2f} s, all {limits.transfer_s:.2f} s.")
+    medians = {cell.way: cell.median for cell in cells}
+    if OURS in medians and FLOOR in medians:
+        bound_s = limits.bound_s(medians[FLOOR])
+        print(f"{OURS} takes {medians[OURS]:.2f} s of {bound_s:.2f} s that it may take", end="; ")
+    peers = medians.keys() - {OURS, FLOOR}
+    if OURS in medians and peers:
+        best = min(peers, key=medians.__getitem__)
+        share = medians[OURS] / medians[best]
+        print(f"{share:.2f}x of {best}, wanted {BEST_PEER_SHARE}x at 20 ms.", flush=True)
 
 
 def make_files(directory: Path, case: Case) -> None:
