@@ -70,13 +70,18 @@ def bash(sshd, tmp_path):
     shell.close()
 
 
-def test_verbs_hosts_and_what_is_on_the_server_are_completed(bash, sshd, remote_directory):
+def test_verbs_hosts_files_and_what_is_on_the_server_are_completed(
+    bash, sshd, remote_directory, tmp_path
+):
     sshd.make(f"{remote_directory}/some/day light.tif")
     top = f"sftp://{sshd.alias}{sshd.remote_path(remote_directory)}"
     bash.type("pyremotedata comp\t")
     bash.wait_for("completion ")
-    bash.type("\x15pyremotedata stat sftp://" + sshd.alias[:4] + "\t")
+    bash.type("\x15pyremotedata stat sf\t" + sshd.alias[:4] + "\t")
     bash.wait_for(f"sftp://{sshd.alias}/")
+    (tmp_path / "some-local-file").touch()
+    bash.type("\x15pyremotedata sync so\t")
+    bash.wait_for("some-local-file ")
     bash.type(f"\x15pyremotedata stat {top}/so\t")
     bash.wait_for("/some/")
     bash.type("d\t")

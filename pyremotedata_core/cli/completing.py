@@ -61,21 +61,27 @@ def _local_names(prefix: str, **_: Any) -> Iterable[str]:
 
 
 def _any_names(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> Iterable[str]:
-    if "sftp://".startswith(prefix[:7]) and prefix:
+    if "://" in prefix:
         return _remote_names(prefix, parsed_args)
-    return _local_names(prefix)
+    return [*_local_names(prefix), *_scheme(prefix)]
 
 
 def _remote_names(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
-    from ..errors import TransferError
+    from ..errors import NoRemoteConfigured, TransferError
 
     scheme, mark, rest = prefix.partition("://")
     try:
         if mark and "/" not in rest:
             return [f"{scheme}://{host}/" for host in _hosts(parsed_args) if host.startswith(rest)]
-        return _listed(prefix, parsed_args)
+        return [*_scheme(prefix), *_listed(prefix, parsed_args)]
+    except NoRemoteConfigured:
+        return _scheme(prefix)
     except (TransferError, TimeoutError, CancelledError, OSError):
         return []
+
+
+def _scheme(prefix: str) -> list[str]:
+    return ["sftp://"] if prefix and "sftp://".startswith(prefix) and prefix != "sftp://" else []
 
 
 def _listed(prefix: str, parsed_args: argparse.Namespace) -> list[str]:

@@ -22,7 +22,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    parents = {True: [_common(), _connecting()], False: [_common()]}
+    machine, connecting = _machine(), _connecting()
 
     def verb(
         name: str,
@@ -32,10 +32,11 @@ def make_parser() -> argparse.ArgumentParser:
         writes: bool = False,
         human: bool = False,
         connects: bool = True,
+        json: bool = True,
     ) -> argparse.ArgumentParser:
         sub = verbs.add_parser(
             name,
-            parents=parents[connects],
+            parents=[machine] * json + [connecting] * connects,
             help=text.partition(".")[0] + ".",
             description=text,
             add_help=not human,
@@ -77,7 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
         either = sync.add_argument(name, metavar=metavar, help=text)
         completing.complete_any(either)
 
-    cat = verb("cat", looking.cat, "Write files to standard output." + _PATTERN)
+    cat = verb("cat", looking.cat, "Write files to standard output." + _PATTERN, json=False)
     _remote_paths(cat, "paths", "+")
 
     du = verb(
@@ -127,33 +128,34 @@ def make_parser() -> argparse.ArgumentParser:
         care.completion,
         "Print what a shell needs to complete this command, remote paths included.",
         connects=False,
+        json=False,
     )
     completion.add_argument("shell", choices=completing.SHELLS)
     return parser
 
 
-def _common() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--json", action="store_true", help="print JSON, for machines")
-    return common
+def _machine() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--json", action="store_true", help="print JSON, for machines")
+    return parser
 
 
 def _connecting() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--transport", metavar="NAME", help="auto, sftp or lftp")
-    common.add_argument("--timeout", metavar="S", help="give up when nothing moved for S seconds")
-    common.add_argument("--connections", metavar="N", help="sessions per host at the most")
-    common.add_argument("--bandwidth", metavar="B", help="bytes per second at the most, as 10M")
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--transport", metavar="NAME", help="auto, sftp or lftp")
+    parser.add_argument("--timeout", metavar="S", help="give up when nothing moved for S seconds")
+    parser.add_argument("--connections", metavar="N", help="sessions per host at the most")
+    parser.add_argument("--bandwidth", metavar="B", help="bytes per second at the most, as 10M")
     ssh_files = (
-        common.add_argument("--ssh-config", metavar="FILE", help="a file for ssh -F"),
-        common.add_argument("--ssh-key", metavar="FILE", help="the private key to use"),
+        parser.add_argument("--ssh-config", metavar="FILE", help="a file for ssh -F"),
+        parser.add_argument("--ssh-key", metavar="FILE", help="the private key to use"),
     )
     for one in ssh_files:
         completing.complete_local(one)
-    common.add_argument(
+    parser.add_argument(
         "--accept-new", action="store_true", help="accept the host key of a server never seen"
     )
-    return common
+    return parser
 
 
 def _remote_paths(
