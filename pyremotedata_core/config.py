@@ -38,6 +38,7 @@ VARIABLES: dict[str, str] = {
     "TIMEOUT": "timeout_s",
     "BANDWIDTH": "bandwidth",
     "FSYNC": "fsync",
+    "PUBLISH": "publish",
     "CACHE_DIR": "cache_dir",
     "CACHE_BYTES": "cache_bytes",
 }
@@ -107,6 +108,10 @@ class ConnectionSettings:
     fsync : bool
         Flush every local file to disk before it is published. Off: a power cut may leave a
         published file empty or short, a killed process may not.
+    publish : {"rename", "direct"}
+        How an upload gets its name. "direct" is for archives that let one write, but not rename
+        or delete: it is written under its final name, and while it moves, or when it is broken
+        off, a part of it stands there.
     cache_dir : str or None
         Place of the node's cache.
     cache_bytes : int
@@ -132,6 +137,7 @@ class ConnectionSettings:
     timeout_s: float = 60.0
     bandwidth: int | None = None
     fsync: bool = False
+    publish: str = "rename"
     cache_dir: str | None = None
     cache_bytes: int = 50 * 2**30
 
@@ -349,6 +355,12 @@ def _one_of(choices: tuple[str, ...]) -> Callable[[Any], str]:
     return choose
 
 
+def _publish(value: Any) -> str:
+    if value not in ("rename", "direct"):
+        raise ValueError
+    return str(value)
+
+
 def _host(value: Any) -> str:
     return RemoteURL.parse(f"sftp://{value}/").host
 
@@ -379,6 +391,7 @@ _CONVERTERS = {
     "timeout_s": _seconds,
     "bandwidth": _bytes,
     "fsync": _flag,
+    "publish": _publish,
     "cache_dir": _path,
     "cache_bytes": _bytes,
 }

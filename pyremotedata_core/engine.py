@@ -137,9 +137,14 @@ class TransferEngine:
         *,
         expect: Stat | None = None,
         background: bool = False,
+        verify: bool = False,
+        modes: bool = False,
         on_progress: Progress | None = None,
     ) -> Future[Stat]:
         """Download a regular file to a local path, whole or not at all, with its mtime.
+
+        What has arrived of a large file when the connection or this process ends is kept for a
+        day under a temporary name, and a later call goes on from there.
 
         Parameters
         ----------
@@ -151,11 +156,17 @@ class TransferEngine:
             `RemoteChanged`; without ``expect`` a file that changes meanwhile is read anew.
         background : bool
             Serve it after everything else, until it is promoted.
+        verify : bool
+            Read it a second time, and compare, before it gets its name.
+        modes : bool
+            Give it the permission bits of its source.
         on_progress : callable, optional
             Called on the reader thread with (bytes, files) moved since the last call, a few
             times a second; negative when bytes have to be moved again.
         """
-        args = (_plain(url), _absolute(path), plain(expect), background, on_progress is not None)
+        options = {"background": background, "verify": verify, "modes": modes}
+        report = on_progress is not None
+        args = (_plain(url), _absolute(path), plain(expect), options, report)
         return self._request("fetch", args, _to_stat, on_progress, background)
 
     def promote(self, future: Future[Stat]) -> None:
@@ -188,9 +199,13 @@ class TransferEngine:
         *,
         overwrite: bool = True,
         parents: bool = True,
+        verify: bool = False,
+        modes: bool = False,
         on_progress: Progress | None = None,
     ) -> Future[Stat]:
         """Upload a regular file, whole or not at all, with its mtime.
+
+        A large upload that is broken off is continued as a download is, see `fetch`.
 
         Parameters
         ----------
@@ -202,10 +217,15 @@ class TransferEngine:
             Replace an existing file.
         parents : bool
             Make missing remote directories.
+        verify : bool
+            Read it back, and compare, before it gets its name; through lftp, once it has it.
+        modes : bool
+            Give it the permission bits of its source, where the server keeps them.
         on_progress : callable, optional
             As for `fetch`.
         """
-        args = (_absolute(path), _plain(url), overwrite, parents, on_progress is not None)
+        options = {"overwrite": overwrite, "parents": parents, "verify": verify, "modes": modes}
+        args = (_absolute(path), _plain(url), options, on_progress is not None)
         return self._request("store", args, _to_stat, on_progress)
 
     def fetch_many(
@@ -239,6 +259,9 @@ class TransferEngine:
             Patterns for files that are meant, see `Filter`.
         dry_run : bool
             Change nothing; the result tells what would be done.
+        verify, modes : bool
+            As for `fetch` and `store`. With ``compare``, files whose size and mtime agree are
+            compared byte by byte, too.
         on_progress : callable, optional
             As for `fetch`.
 

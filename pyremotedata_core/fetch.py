@@ -1,15 +1,24 @@
-"""Fetch: the download of one file."""
+"""Fetch: the download of one file; Check: whether a local file has the content of a remote one."""
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .errors import RemoteChanged, ServerRefused, TransferError
+from .errors import (
+    ConnectionLost,
+    RemoteChanged,
+    ServerRefused,
+    TransferError,
+    TransferTimeout,
+    from_oserror,
+)
 from .jobs import SEGMENT_BYTES, FileJob, OnBytes, cancelled
-from .local import Part, check_target, make_directory
+from .local import Compared, check_target, make_directory
 from .model import Stat
 from .names import local_parent
+from .part import Part
 from .transports.base import Done
 from .url import RemoteURL
 
@@ -20,7 +29,10 @@ CHANGED_ATTEMPTS = 3
 
 
 class Fetch(FileJob):
-    """Downloads one regular file."""
+    """Downloads one regular file.
+
+    With ``verify`` it is read a second time, and compared, before it gets its name.
+    """
 
     def __init__(
         self,
@@ -28,16 +40,22 @@ class Fetch(FileJob):
         url: RemoteURL,
         path: str,
         done: Done,
-        expect: Stat | None,
-        background: bool,
-        on_bytes: OnBytes | None,
+        *,
+        expect: Stat | None = None,
+        background: bool = False,
+        on_bytes: OnBytes | None = None,
         prepared: bool = False,
+        verify: bool = False,
+        modes: bool = False,
     ) -> None:
         super().__init__(mover, url, done, on_bytes, background)
         self._path = path
         self._prepared = prepared  # the local directory is there
         self._part = Part(path)
+        self._compared: Compared | None = None
         self._given = expect
+        self._verify = verify
+        self._modes = modes
         self._attempts = 0
         self._stat: Stat
         if expect is None:
@@ -58,47 +76,65 @@ class Fetch(FileJob):
             kind = "a directory" if stat.kind == "directory" else "not a regular file"
             self._end(None, ServerRefused(f"is {kind}; a file was meant", str(self._url)))
             return
+        segments = self._mover.segments(self._url)
+        done: set[int] = set()
+        self._stat, self._size = stat, stat.size
+        self._compared = None
         try:
             if not self._prepared:
                 make_directory(local_parent(self._path))
-            check_target(self._path, stat.size)
+            large = segments and stat.size > SEGMENT_BYTES
+            if large:
+                done = self._part.resume(str(self._url), stat, SEGMENT_BYTES)
+            check_target(self._path, stat.size - len(done) * SEGMENT_BYTES)
         except TransferError as local_error:
+            self._part.keep()
             self._end(None, local_error)
             return
-        self._stat, self._size = stat, stat.size
-        self._error = None
-        self._next = 0
-        if stat.size <= SEGMENT_BYTES or not self._mover.segments(self._url):
-            self._next = stat.size
-            self._under_way = 1
-            self._segment(0, stat.size)
+        if large:
+            self._move_all(done)
         else:
-            self._expect(stat.size)
-            self._move()
+            self._move_whole()
 
-    def _segment(self, offset: int, length: int) -> None:
+    def _segment(self, offset: int, length: int, then: Done) -> None:
         self._submit(
             "read",
-            (self._url.path, self._part, offset, length, self._stat),
-            self._segment_done,
+            (self._url.path, self._compared or self._part, offset, length, self._stat),
+            then,
             load_bytes=length or 1,
-            on_bytes=self._count,
+            on_bytes=None if self._compared else self._count,
             background=self._background,
         )
+
+    def _note(self, number: int) -> None:
+        if self._compared is None:
+            self._part.note(number)
 
     def _all_moved(self) -> None:
         error = self._error
         if error is None and self.cancelled:
             error = cancelled()
+        if error is None and self._verify:
+            if self._compared is None:
+                self._compared = Compared(self._part.fd)
+                self._move_again()
+                return
+            if not self._compared.same:
+                error = RemoteChanged("was not the same when it was read again", str(self._url))
         if error is None:
             try:
-                self._part.publish(self._stat, self._mover.settings.fsync)
+                self._part.publish(self._stat, self._mover.settings.fsync, modes=self._modes)
             except TransferError as local_error:
                 error = local_error
         if error is None:
             self._end(self._stat, None)
             return
-        self._part.discard()
+        if self.keep or (
+            isinstance(error, ConnectionLost | TransferTimeout) and not self.cancelled
+        ):
+            self._part.keep()
+        else:
+            self._part.discard()
         if (
             isinstance(error, RemoteChanged)
             and self._given is None
@@ -111,3 +147,34 @@ class Fetch(FileJob):
             self._look()
         else:
             self._end(None, error)
+
+
+class Check(FileJob):
+    """Reads a file to compare it with a local one; the result is whether they are the same."""
+
+    def __init__(
+        self, mover: Mover, url: RemoteURL, path: str, done: Done, *, expect: Stat
+    ) -> None:
+        super().__init__(mover, url, done, None, False)
+        self._expect_stat = expect
+        self._size = expect.size
+        self._fd = -1
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            mover.loop.call_soon(partial(self._end, None, from_oserror(error, path)))
+            return
+        self._compared = Compared(self._fd)
+        self._move_again()
+
+    def _segment(self, offset: int, length: int, then: Done) -> None:
+        args = (self._url.path, self._compared, offset, length, self._expect_stat)
+        self._submit("read", args, then, load_bytes=length)
+
+    def _note(self, number: int) -> None:
+        """Nothing is kept."""
+
+    def _all_moved(self) -> None:
+        os.close(self._fd)
+        error = self._error or (cancelled() if self.cancelled else None)
+        self._end(None if error else self._compared.same, error)

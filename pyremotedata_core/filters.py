@@ -17,6 +17,8 @@ class TreeOptions(NamedTuple):
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     dry_run: bool = False
+    verify: bool = False
+    modes: bool = False
 
 
 class TreeKeywords(TypedDict, total=False):
@@ -27,6 +29,8 @@ class TreeKeywords(TypedDict, total=False):
     include: Iterable[str]
     exclude: Iterable[str]
     dry_run: bool
+    verify: bool
+    modes: bool
 
 
 def tree_options(given: TreeKeywords) -> TreeOptions:
@@ -38,6 +42,8 @@ def tree_options(given: TreeKeywords) -> TreeOptions:
         tuple(chosen.include),
         tuple(chosen.exclude),
         given.get("dry_run", False),
+        given.get("verify", False),
+        given.get("modes", False),
     )
 
 

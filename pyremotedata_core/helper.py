@@ -270,7 +270,7 @@ def _fetch(
     url: PlainURL,
     path: str,
     expect: tuple[Any, ...] | None,
-    background: bool,
+    options: dict[str, bool],
     report: bool,
 ) -> Job:
     return mover.fetch(
@@ -278,8 +278,8 @@ def _fetch(
         path,
         done,
         expect=Stat(*expect) if expect else None,
-        background=background,
         on_bytes=count if report else None,
+        **options,
     )
 
 
@@ -301,18 +301,10 @@ def _store(
     count: Count,
     path: str,
     url: PlainURL,
-    overwrite: bool,
-    parents: bool,
+    options: dict[str, bool],
     report: bool,
 ) -> Job:
-    return mover.store(
-        path,
-        _url(url),
-        done,
-        overwrite=overwrite,
-        parents=parents,
-        on_bytes=count if report else None,
-    )
+    return mover.store(path, _url(url), done, on_bytes=count if report else None, **options)
 
 
 def _fetch_many(mover: Mover, done: Any, count: Count, pairs: list[tuple[PlainURL, str]]) -> Job:

@@ -6,7 +6,7 @@ Jobs live on the loop's thread and end by calling ``done(result, error)`` exactl
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -34,13 +34,17 @@ class Job:
         self._done: Done | None = done
         self._operations: set[Operation] = set()
         self.cancelled = False
+        self.keep = False
         mover._jobs.add(self)
 
-    def cancel(self) -> None:
-        """Give up soon, leaving nothing behind; the outcome is then an error."""
+    def cancel(self, *, keep: bool = False) -> None:
+        """Give up soon; the outcome is then an error.
+
+        Nothing is left behind, but with ``keep`` what a later call may continue.
+        """
         if self._done is None or self.cancelled:
             return
-        self.cancelled = True
+        self.cancelled, self.keep = True, keep
         for operation in list(self._operations):
             self._mover.pool(self._url).cancel(operation)
 
@@ -112,7 +116,7 @@ class FileJob(Job):
         self._background = background
         self._error: TransferError | None = None
         self._size = 0
-        self._next = 0
+        self._todo: Iterator[int] = iter(())  # numbers of segments
         self._under_way = 0
         self._moved = 0
         self._expected = 0
@@ -124,8 +128,12 @@ class FileJob(Job):
             self._mover.pool(self._url).promote(operation)
 
     @abstractmethod
-    def _segment(self, offset: int, length: int) -> None:
+    def _segment(self, offset: int, length: int, then: Done) -> None:
         """Submit the operation that moves this part."""
+
+    @abstractmethod
+    def _note(self, number: int) -> None:
+        """Record that a segment has moved."""
 
     @abstractmethod
     def _all_moved(self) -> None:
@@ -138,17 +146,52 @@ class FileJob(Job):
         pool.expected_files += bool(size) - bool(self._expected)
         self._expected = size
 
+    def _move_whole(self) -> None:
+        """Move the file in one piece."""
+        self._error = None
+        self._todo = iter(())
+        self._under_way = 1
+        self._segment(0, self._size, partial(self._segment_done, -1))
+
+    def _move_again(self) -> None:
+        """Move all of it, as the transport does it best."""
+        if self._mover.segments(self._url):
+            self._move_all(set())
+        else:
+            self._move_whole()
+
+    def _move_all(self, done: set[int]) -> None:
+        """Move the segments that are not done yet; with none to move, a later turn goes on."""
+        count = -(-self._size // SEGMENT_BYTES)
+        self._error = None
+        self._todo = (number for number in range(count) if number not in done)
+        had = sum(self._length(number) for number in done)
+        if had and self._on_bytes:
+            self._on_bytes(had)
+        self._moved += had
+        self._expect(max(1, self._size - had))
+        self._under_way = 1  # this call
+        self._move()
+        self._mover.loop.call_soon(partial(self._segment_done, -1, None, None))
+
     def _move(self) -> None:
         """Submit as many segments as may be under way."""
-        while self._next < self._size and self._under_way < SEGMENTS_AHEAD and not self._error:
-            length = min(SEGMENT_BYTES, self._size - self._next)
+        while self._under_way < SEGMENTS_AHEAD and not self._error:
+            number = next(self._todo, None)
+            if number is None:
+                return
             self._under_way += 1
-            self._segment(self._next, length)
-            self._next += length
+            then = partial(self._segment_done, number)
+            self._segment(number * SEGMENT_BYTES, self._length(number), then)
 
-    def _segment_done(self, _: Any, error: TransferError | None) -> None:
+    def _length(self, number: int) -> int:
+        return min(SEGMENT_BYTES, self._size - number * SEGMENT_BYTES)
+
+    def _segment_done(self, number: int, _: Any, error: TransferError | None) -> None:
         self._under_way -= 1
-        if error is not None and self._error is None:
+        if error is None and number >= 0:
+            self._note(number)
+        elif error is not None and self._error is None:
             self._error = error
             for operation in list(self._operations):
                 self._mover.pool(self._url).cancel(operation)
@@ -171,4 +214,5 @@ class FileJob(Job):
 
 
 def cancelled() -> TransferError:
+    """Return the outcome of what was given up."""
     return ConnectionLost("cancelled", retryable=False)

@@ -1,9 +1,11 @@
-"""The node's memory of remote temporary files, so that a killed upload is cleared away.
+"""The node's memory of remote temporary files, so that a broken-off upload is continued or removed.
 
 Each process that uploads keeps one small file per server in the node's private directory, with a
 lock that the kernel frees when the process dies. A line names a temporary file and its final
-name. The next process that logs in to that server finds the journals of the dead, and removes
-what they left.
+name, and of a large upload its origin: which local file, and in what state; a line of the
+temporary name and a number tells of a segment that the server has confirmed. The next process
+that logs in to that server finds the journals of the dead. What may be continued is kept for a
+day, everything else is removed.
 """
 
 from __future__ import annotations
@@ -12,13 +14,16 @@ import contextlib
 import fcntl
 import json
 import os
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .names import file_name_for
 from .nodestate import private_directory, state_directory
 
 COMPACT_LINES = 4096
+KEEP_S = 24 * 3600.0  # what may be continued is kept for so long
 
 
 class Orphan(NamedTuple):
@@ -26,6 +31,40 @@ class Orphan(NamedTuple):
 
     temporary: str
     final: str
+
+
+class Origin(NamedTuple):
+    """The state of a local file whose upload may be continued.
+
+    Attributes
+    ----------
+    path : str
+    size, mtime_ns, inode : int
+        Bytes, nanoseconds since the epoch.
+    segment_bytes : int
+        What its segments are.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+    inode: int
+    segment_bytes: int
+
+
+@dataclass(slots=True)
+class _Upload:
+    final: str
+    origin: Origin | None = None
+    since: float = 0.0
+    done: set[int] = field(default_factory=set)
+
+    def lines(self, temporary: str) -> bytes:
+        """Return it as the journal holds it."""
+        told: list[Any] = [temporary, self.final]
+        if self.origin:
+            told += [list(self.origin), self.since]
+        return b"".join([_line(told), *(_line([temporary, number]) for number in self.done)])
 
 
 class Journal:
@@ -36,16 +75,22 @@ class Journal:
         self._directory = private_directory(base / file_name_for(server))
         self._path: Path | None = None
         self._fd = -1
-        self._live: dict[str, str] = {}
+        self._live: dict[str, _Upload] = {}
         self._lines = 0
+        self._kept: dict[str, str] = {}  # final name to the temporary file that may be continued
+        self._orphans: list[Orphan] = []
 
-    def begin(self, temporary: str, final: str) -> None:
+    def begin(self, temporary: str, final: str, origin: Origin | None = None) -> None:
         """Note an upload before its temporary file is made."""
-        if self._fd < 0:
-            self._open()
-        self._live[temporary] = final
-        self._lines += 1
-        os.write(self._fd, _line(temporary, final))
+        self._add(temporary, _Upload(final, origin, time.time() if origin else 0.0))
+
+    def note(self, temporary: str, segment: int) -> None:
+        """Note that the server has a segment."""
+        upload = self._live.get(temporary)
+        if upload is not None:
+            upload.done.add(segment)
+            self._lines += 1
+            os.write(self._fd, _line([temporary, segment]))
 
     def end(self, temporary: str) -> None:
         """Note that a temporary file is gone, renamed or removed."""
@@ -53,9 +98,38 @@ class Journal:
             return
         if not self._live or self._lines > COMPACT_LINES + 2 * len(self._live):
             os.ftruncate(self._fd, 0)
-            for entry in self._live.items():
-                os.write(self._fd, _line(*entry))
-            self._lines = len(self._live)
+            for name, upload in self._live.items():
+                os.write(self._fd, upload.lines(name))
+            self._lines = sum(1 + len(upload.done) for upload in self._live.values())
+
+    def keep(self, temporary: str) -> bool:
+        """Leave a temporary file to a later `resume`; return whether it holds anything."""
+        upload = self._live.get(temporary)
+        if upload is None or not upload.done:
+            return False
+        self._kept[upload.final] = temporary
+        return True
+
+    def resume(self, final: str, origin: Origin) -> tuple[str, set[int]] | None:
+        """Return the temporary file of an upload of just this, and the segments that it has.
+
+        One of anything else to the same name is an orphan from now on.
+        """
+        self._adopt()
+        temporary = self._kept.pop(final, None)
+        if temporary is None:
+            return None
+        upload = self._live[temporary]
+        if upload.origin == origin:
+            return temporary, upload.done
+        self._orphans.append(Orphan(temporary, final))
+        return None
+
+    def orphans(self) -> list[Orphan]:
+        """Return what is to be removed: each once, and it stands in the journal until `end`."""
+        self._adopt()
+        orphans, self._orphans = self._orphans, []
+        return orphans
 
     def close(self) -> None:
         """Leave it to the next process if uploads were cut off, else remove it."""
@@ -66,21 +140,31 @@ class Journal:
             os.close(self._fd)
             self._fd = -1
 
-    def adopt(self) -> list[Orphan]:
-        """Take over what dead processes left behind; it stands in this journal from now on."""
-        orphans = []
+    def _adopt(self) -> None:
+        """Take over what dead processes left; it stands in this journal from now on."""
         for path in self._directory.iterdir():
+            if path == self._path:
+                continue
             with contextlib.suppress(OSError, ValueError):
                 fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    for line in path.read_bytes().splitlines():
-                        orphans.append(Orphan(*json.loads(line)))
-                        self.begin(*orphans[-1])
+                    for temporary, upload in _uploads(path.read_bytes()).items():
+                        self._add(temporary, upload)
+                        if upload.done and 0 <= time.time() - upload.since < KEEP_S:
+                            self._kept[upload.final] = temporary
+                        else:
+                            self._orphans.append(Orphan(temporary, upload.final))
                     path.unlink()
                 finally:
                     os.close(fd)
-        return orphans
+
+    def _add(self, temporary: str, upload: _Upload) -> None:
+        if self._fd < 0:
+            self._open()
+        self._live[temporary] = upload
+        self._lines += 1 + len(upload.done)
+        os.write(self._fd, upload.lines(temporary))
 
     def _open(self) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
@@ -94,5 +178,22 @@ class Journal:
             os.close(fd)  # somebody adopted it, empty, between our two calls
 
 
-def _line(temporary: str, final: str) -> bytes:
-    return json.dumps([temporary, final]).encode() + b"\n"
+def _uploads(content: bytes) -> dict[str, _Upload]:
+    """Read a journal; its last line may be broken off."""
+    found: dict[str, _Upload] = {}
+    for line in content.splitlines():
+        try:
+            temporary, second, *rest = json.loads(line)
+            if isinstance(second, int):
+                found[temporary].done.add(second)
+            elif rest:
+                found[temporary] = _Upload(second, Origin(*rest[0]), rest[1])
+            else:
+                found[temporary] = _Upload(second)
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def _line(parts: list[Any]) -> bytes:
+    return json.dumps(parts).encode() + b"\n"

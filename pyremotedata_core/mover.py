@@ -21,7 +21,7 @@ from .errors import (
     TransferError,
 )
 from .fetch import Fetch
-from .jobs import Job, OnBytes, Question, Read
+from .jobs import Job, Question, Read
 from .journal import Journal, Orphan
 from .loop import Loop
 from .model import Entry, Stat
@@ -48,7 +48,7 @@ class Mover:
     def close(self) -> None:
         """End every job and session."""
         for job in list(self._jobs):
-            job.cancel()
+            job.cancel(keep=True)
         for pool in self._pools.values():
             pool.close()
         self.loop.drain()  # jobs remove their local temporary files as they end
@@ -147,31 +147,13 @@ class Mover:
 
     # --- files -------------------------------------------------------------------------------
 
-    def fetch(
-        self,
-        url: RemoteURL,
-        path: str,
-        done: Done,
-        *,
-        expect: Stat | None = None,
-        background: bool = False,
-        on_bytes: OnBytes | None = None,
-    ) -> Job:
-        """Download a regular file; the result is the source's `Stat`."""
-        return Fetch(self, url, path, done, expect, background, on_bytes)
+    def fetch(self, url: RemoteURL, path: str, done: Done, **options: Any) -> Job:
+        """Download a regular file; the result is the source's `Stat`. See `Fetch`."""
+        return Fetch(self, url, path, done, **options)
 
-    def store(
-        self,
-        path: str,
-        url: RemoteURL,
-        done: Done,
-        *,
-        overwrite: bool = True,
-        parents: bool = True,
-        on_bytes: OnBytes | None = None,
-    ) -> Job:
-        """Upload a regular file; the result is the new file's `Stat`."""
-        return Store(self, path, url, done, overwrite, parents, on_bytes)
+    def store(self, path: str, url: RemoteURL, done: Done, **options: Any) -> Job:
+        """Upload a regular file; the result is the new file's `Stat`. See `Store`."""
+        return Store(self, path, url, done, **options)
 
     def read(self, url: RemoteURL, offset: int, length: int, expect: Stat, done: Done) -> Job:
         """Read bytes [offset, offset + length) of a file that is still what ``expect`` says."""
@@ -192,14 +174,19 @@ class Mover:
         if pool is None:
             settings = self.settings.for_url(url)
             make = self._session_maker(url, settings)
-            on_open = partial(self._clear_orphans, url)
+            on_open = partial(self.clear_orphans, url)
             pool = Pool(self.loop, url.server, settings, make, on_open)
             self._pools[key] = pool
         return pool
 
-    def temporary_beside(self, path: str) -> str:
-        """Return a temporary remote path in the directory of a final one."""
-        return posixpath.join(posixpath.dirname(path), self._names.next())
+    def temporary_beside(self, url: RemoteURL) -> str:
+        """Return a temporary path in the directory of a remote file.
+
+        It is the file's own path where the server does not let a file be renamed.
+        """
+        if self.settings.publish == "direct":
+            return url.path
+        return posixpath.join(posixpath.dirname(url.path), self._names.next())
 
     def journal(self, url: RemoteURL) -> Journal:
         """Return the journal of uploads to a URL's server."""
@@ -208,10 +195,10 @@ class Mover:
             journal = self._journals[url.server] = Journal(url.server)
         return journal
 
-    def _clear_orphans(self, url: RemoteURL) -> None:
+    def clear_orphans(self, url: RemoteURL) -> None:
         """Remove what killed uploads of this node left at a server, when nothing else waits."""
         journal = self.journal(url)
-        for orphan in journal.adopt():
+        for orphan in journal.orphans():
 
             def cleared(_: Any, error: TransferError | None, orphan: Orphan = orphan) -> None:
                 if error is None or not error.retryable:

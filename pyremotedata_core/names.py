@@ -3,7 +3,8 @@
 A temporary file stands in the directory of its final name. It is called
 ``.pyremotedata-HOST-WRITER.part``: HOST tells the node that writes it, WRITER is unique to the
 writing process and file. All characters are among those that every known server takes. The same
-name with ``.old`` is a file that is being replaced on a server that cannot do it in one step.
+name with ``.old`` is a file that is being replaced on a server that cannot do it in one step, with
+``.done`` the list of what a local one holds already.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from urllib.parse import quote
 
 from .errors import UnsafeName
 
-_TEMPORARY = re.compile(r"\.pyremotedata-([0-9a-f]{8})-([0-9a-f]+)\.(part|old)")
+_TEMPORARY = re.compile(r"\.pyremotedata-([0-9a-f]{8})-([0-9a-f]+)\.(part|old|done)")
 
 
 def host_tag() -> str:
@@ -45,6 +46,11 @@ def is_temporary(name: str) -> bool:
 def aside_name(temporary: str) -> str:
     """Return the path where the file stands aside that a temporary one replaces."""
     return temporary.removesuffix(".part") + ".old"
+
+
+def record_name(temporary: str) -> str:
+    """Return the path of the list of what a local temporary file holds."""
+    return temporary.removesuffix(".part") + ".done"
 
 
 def temporary_host(name: str) -> str | None:

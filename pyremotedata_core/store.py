@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from functools import partial
+import os
 from typing import TYPE_CHECKING, Any
 
 from .errors import (
     ConnectionLost,
     RemoteFileNotFound,
     RemotePermissionDenied,
+    ServerRefused,
     TransferError,
     TransferTimeout,
     from_oserror,
 )
+from .fetch import Check
 from .jobs import SEGMENT_BYTES, FileJob, OnBytes, cancelled
-from .local import LocalSource
+from .journal import Origin
+from .local import Compared, LocalSource
 from .model import Stat
 from .transports.base import Done
 from .url import RemoteURL
@@ -24,7 +27,10 @@ if TYPE_CHECKING:
 
 
 class Store(FileJob):
-    """Uploads one regular file."""
+    """Uploads one regular file.
+
+    With ``verify`` it is read back, and compared, before it gets its name.
+    """
 
     def __init__(
         self,
@@ -32,46 +38,80 @@ class Store(FileJob):
         path: str,
         url: RemoteURL,
         done: Done,
-        overwrite: bool,
-        parents: bool,
-        on_bytes: OnBytes | None,
+        *,
+        overwrite: bool = True,
+        parents: bool = True,
+        on_bytes: OnBytes | None = None,
+        verify: bool = False,
+        modes: bool = False,
     ) -> None:
         super().__init__(mover, url, done, on_bytes, False)
         self._path = path
         self._overwrite = overwrite
         self._parents = parents
+        self._verify = verify
+        self._modes = modes
         self._attempts = 0
+        self._resumed = False
         self._source: LocalSource
+        self._compared: Compared | None = None
+        self._stat: Stat  # of the temporary file, when it is to be compared
         self._temporary = ""
         self._mover.loop.call_soon(self._start)
 
     def _start(self) -> None:
         self._attempts += 1
         self._error = None
+        self._compared = None
+        segments = self._mover.segments(self._url)
         try:
-            self._source = LocalSource(self._path)
-        except TransferError as error:
-            self._end(None, error)
+            self._source = LocalSource(self._path, self._modes)
+        except TransferError as local_error:
+            self._end(None, local_error)
             return
         self._size = self._source.size
-        self._temporary = self._mover.temporary_beside(self._url.path)
+        in_parts = segments and (self._size > SEGMENT_BYTES or self._verify)
         try:
-            self._mover.journal(self._url).begin(self._temporary, self._url.path)
-        except OSError as error:
+            had = self._begin(large=segments and self._size > SEGMENT_BYTES)
+        except OSError as os_error:
             self._source.close()
-            self._end(None, from_oserror(error, "the journal of uploads"))
+            self._end(None, from_oserror(os_error, "the journal of uploads"))
             return
-        if self._size <= SEGMENT_BYTES or not self._mover.segments(self._url):
+        self._resumed = had is not None
+        if had is not None:
+            self._move_all(had)
+        elif in_parts:
+            self._expect(self._size)
+            args = (self._temporary, self._url.path, self._overwrite)
+            self._submit("create", args, self._created)
+        else:
             self._submit(
                 "write",
                 (self._url.path, self._source, self._overwrite, self._temporary),
-                self._stored,
+                self._stored if segments or not self._verify else self._stored_unseen,
                 load_bytes=self._size or 1,
                 on_bytes=self._count,
             )
-        else:
-            self._expect(self._size)
-            self._submit("create", (self._temporary, self._url.path), self._created)
+
+    def _begin(self, *, large: bool) -> set[int] | None:
+        """Choose the temporary name; return the segments that one left before has."""
+        self._temporary = self._mover.temporary_beside(self._url)
+        if self._temporary == self._url.path:
+            return None
+        journal = self._mover.journal(self._url)
+        origin = self._origin() if large else None
+        if origin:
+            found = journal.resume(self._url.path, origin)
+            if found:
+                self._temporary, done = found
+                return set(done)
+            self._mover.clear_orphans(self._url)
+        journal.begin(self._temporary, self._url.path, origin)
+        return None
+
+    def _origin(self) -> Origin:
+        info = os.fstat(self._source.fd)
+        return Origin(self._path, info.st_size, info.st_mtime_ns, info.st_ino, SEGMENT_BYTES)
 
     def _created(self, _: Any, error: TransferError | None) -> None:
         if error is not None:
@@ -79,47 +119,101 @@ class Store(FileJob):
         elif self.cancelled:
             self._all_moved()
         else:
-            self._next = 0
-            self._move()
+            self._move_all(set())
 
-    def _segment(self, offset: int, length: int) -> None:
+    def _segment(self, offset: int, length: int, then: Done) -> None:
+        if self._compared is not None:
+            args: tuple[Any, ...] = (self._temporary, self._compared, offset, length, self._stat)
+            self._submit("read", args, then, load_bytes=length)
+            return
         self._submit(
             "write_part",
             (self._temporary, self._source, offset, length),
-            self._segment_done,
+            then,
             load_bytes=length,
             on_bytes=self._count,
         )
 
+    def _note(self, number: int) -> None:
+        if self._compared is None:
+            self._mover.journal(self._url).note(self._temporary, number)
+
     def _all_moved(self) -> None:
         error = self._error or (cancelled() if self.cancelled else None)
+        if error is None and self._verify:
+            if self._compared is None:
+                self._submit("stat", (self._temporary, True), self._looked)
+                return
+            if not self._compared.same:
+                error = ServerRefused("what the server holds is not what was sent", str(self._url))
         if error is None:
             args = (self._temporary, self._url.path, self._source, self._overwrite)
             self._submit("publish", args, self._stored)
+        elif isinstance(error, RemoteFileNotFound) and self._resumed and not self.cancelled:
+            # Somebody has cleared it away.
+            self._mover.journal(self._url).end(self._temporary)
+            self._source.close()
+            if self._on_bytes and self._moved:
+                self._on_bytes(-self._moved)
+            self._moved = 0
+            self._start()
+        elif self._may_be_continued(error):
+            self._stored(None, error)
         elif isinstance(error, ConnectionLost | TransferTimeout) and not self.cancelled:
             # The time is up. It goes if the server is soon back, else when the next process comes.
-            self._submit(
-                "remove", (self._temporary,), partial(self._removed, self._temporary, None)
-            )
+            self._discard(None)
             self._stored(None, error)
         else:
             # The temporary file is ours: it goes before the failure is told.
-            self._submit(
-                "remove", (self._temporary,), partial(self._removed, self._temporary, error)
-            )
+            self._discard(error)
 
-    def _removed(
-        self, temporary: str, cause: TransferError | None, _: Any, error: TransferError | None
-    ) -> None:
-        if error is None:
-            self._mover.journal(self._url).end(temporary)
-        if cause is not None:
-            self._stored(None, cause)
+    def _may_be_continued(self, error: TransferError) -> bool:
+        if self.cancelled:
+            wanted = self.keep
+        else:
+            wanted = isinstance(error, ConnectionLost | TransferTimeout)
+        return wanted and self._mover.journal(self._url).keep(self._temporary)
+
+    def _looked(self, stat: Stat | None, error: TransferError | None) -> None:
+        if stat is None:
+            self._error = error
+            self._all_moved()
+        else:
+            self._stat = stat
+            self._compared = Compared(self._source.fd)
+            self._move_all(set())
+
+    def _discard(self, cause: TransferError | None) -> None:
+        temporary = self._temporary
+
+        def removed(_: Any, error: TransferError | None) -> None:
+            if error is None:
+                self._mover.journal(self._url).end(temporary)
+            if cause is not None:
+                self._stored(None, cause)
+
+        self._submit("remove", (temporary,), removed)
+
+    def _stored_unseen(self, stat: Stat | None, error: TransferError | None) -> None:
+        """Compare what lftp has uploaded, which by then has its name."""
+
+        def checked(same: bool | None, error: TransferError | None) -> None:
+            if same is False:
+                error = ServerRefused("what the server holds is not what was sent", str(self._url))
+            self._stored(None if error else stat, error)
+
+        if stat is None:
+            self._stored(None, error)
+        else:
+            Check(self._mover, self._url, self._path, checked, expect=stat)
 
     def _stored(self, stat: Stat | None, error: TransferError | None) -> None:
         self._source.close()
-        if error is None or not isinstance(error, ConnectionLost | TransferTimeout):
-            self._mover.journal(self._url).end(self._temporary)
+        journal = self._mover.journal(self._url)
+        if isinstance(error, ConnectionLost | TransferTimeout):
+            journal.keep(self._temporary)
+        else:
+            journal.end(self._temporary)
         missing = isinstance(error, RemoteFileNotFound | RemotePermissionDenied)
         if error is not None and self._attempts == 1 and not self.cancelled:
             if missing and self._parents:

@@ -30,7 +30,7 @@ from .errors import (
     TransferTimeout,
     from_oserror,
 )
-from .fetch import Fetch
+from .fetch import Check, Fetch
 from .filters import Filter, TreeOptions
 from .jobs import Job
 from .local import make_directory
@@ -80,11 +80,11 @@ class _Many(Job):
         self._children: set[Job] = set()
         self._asked = False
 
-    def cancel(self) -> None:
+    def cancel(self, *, keep: bool = False) -> None:
         """Give up; what is under way ends, nothing else begins."""
-        super().cancel()
+        super().cancel(keep=keep)
         for child in list(self._children):
-            child.cancel()
+            child.cancel(keep=keep)
         self._ask_more()
 
     @abstractmethod
@@ -209,7 +209,7 @@ class FetchMany(_Many):
         def done(stat: Stat | None, error: TransferError | None) -> None:
             self._file_done(job, stat.size if stat else 0, error)
 
-        job = Fetch(self._mover, url, path, done, None, False, self._count)
+        job = Fetch(self._mover, url, path, done, on_bytes=self._count)
         return job
 
     def _forget_waiting(self, item: Any) -> None:
@@ -236,6 +236,8 @@ class _Tree(_Many):
         self._directory = directory
         self._compare = options.compare
         self._delete = options.delete
+        self._verify = options.verify
+        self._modes = options.modes
         self._waiting_listings.append("")
         self._ask_more()
 
@@ -244,6 +246,24 @@ class _Tree(_Many):
 
     def _local(self, relative: str) -> str:
         return os.path.join(self._directory, relative) if relative else self._directory
+
+    def _agrees(self, path: str, stat: Stat) -> bool:
+        """Whether size and mtime say that nothing is to be moved."""
+        return self._compare and _same_local(self._local(path), stat)
+
+    def _unless_same(self, path: str, stat: Stat, begin: Callable[[], Job]) -> Job:
+        """Compare a file's content; move it if that differs, or cannot be compared."""
+
+        def checked(same: bool | None, _: TransferError | None) -> None:
+            self._children.discard(job)
+            if same:
+                self._unchanged += 1
+            elif not self.cancelled:
+                self._children.add(begin())
+            self._ask_more()
+
+        job = Check(self._mover, self._remote(path), self._local(path), checked, expect=stat)
+        return job
 
 
 class FetchTree(_Tree):
@@ -325,7 +345,7 @@ class FetchTree(_Tree):
             self._deleted += 1
 
     def _consider(self, path: str, stat: Stat) -> None:
-        if self._compare and _same_local(self._local(path), stat):
+        if (self._dry_run or not self._verify) and self._agrees(path, stat):
             self._unchanged += 1
         elif self._dry_run:
             self._plan("fetch", path, stat.size)
@@ -337,9 +357,22 @@ class FetchTree(_Tree):
 
     def _begin_file(self, item: tuple[str, Stat | None]) -> Job:
         path, stat = item
+        if self._verify and stat is not None and self._agrees(path, stat):
+            return self._unless_same(path, stat, partial(self._fetch, path, stat))
+        return self._fetch(path, stat)
+
+    def _fetch(self, path: str, stat: Stat | None) -> Job:
         done = partial(self._fetched, path, stat)
         job = Fetch(
-            self._mover, self._remote(path), self._local(path), done, stat, False, self._count, True
+            self._mover,
+            self._remote(path),
+            self._local(path),
+            done,
+            expect=stat,
+            on_bytes=self._count,
+            prepared=True,
+            verify=self._verify,
+            modes=self._modes,
         )
         done.keywords["job"] = job
         return job
@@ -356,7 +389,7 @@ class FetchTree(_Tree):
         if isinstance(error, RemoteChanged) and known is not None and not self.cancelled:
             # It changed after it was listed: as it is now, once more.
             self._children.discard(job)
-            self._children.add(self._begin_file((path, None)))
+            self._children.add(self._fetch(path, None))
             return
         self._file_done(job, stat.size if stat else 0, error)
 
@@ -503,18 +536,16 @@ class StoreTree(_Tree):
     def _queue(self, path: str, kind: str, there: Stat | None) -> None:
         if kind == "directory":
             self._waiting_listings.append(path)
-        elif (
-            self._compare
-            and there is not None
-            and there.kind == "file"
-            and _same_local(self._local(path), there)
-        ):
+            return
+        if there is not None and (there.kind != "file" or not self._agrees(path, there)):
+            there = None
+        if there is not None and (self._dry_run or not self._verify):
             self._unchanged += 1
         elif self._dry_run:
             local = self._local(path)
             self._plan("store", path, os.stat(local).st_size if os.path.exists(local) else 0)
         else:
-            self._wait(path)
+            self._wait((path, there))
 
     def _kind(self, path: str, entry: os.DirEntry[str]) -> str | None:
         """Return what an entry is to be at the server, None for nothing."""
@@ -569,12 +600,26 @@ class StoreTree(_Tree):
         self._listings += 1
         self._mover.remove(self._remote(path), removed, recursive=True, missing_ok=True)
 
-    def _begin_file(self, item: str) -> Job:
+    def _begin_file(self, item: tuple[str, Stat | None]) -> Job:
+        path, same = item
+        if same is not None:
+            return self._unless_same(path, same, partial(self._store, path))
+        return self._store(path)
+
+    def _store(self, path: str) -> Job:
         def done(stat: Stat | None, error: TransferError | None) -> None:
             self._file_done(job, stat.size if stat else 0, error)
 
-        local = self._local(item)
-        job = Store(self._mover, local, self._remote(item), done, True, False, self._count)
+        job = Store(
+            self._mover,
+            self._local(path),
+            self._remote(path),
+            done,
+            parents=False,
+            on_bytes=self._count,
+            verify=self._verify,
+            modes=self._modes,
+        )
         return job
 
 

@@ -20,7 +20,7 @@ from typing import BinaryIO
 INIT, VERSION, OPEN, CLOSE, READ, WRITE, LSTAT, FSTAT = 1, 2, 3, 4, 5, 6, 7, 8
 OPENDIR, READDIR, REMOVE, MKDIR, REALPATH, STAT, RENAME = 11, 12, 13, 14, 16, 17, 18
 STATUS, HANDLE, DATA, NAME, ATTRS, EXTENDED = 101, 102, 103, 104, 105, 200
-OK, EOF, NO_SUCH_FILE, FAILURE = 0, 1, 2, 4
+OK, EOF, NO_SUCH_FILE, DENIED, FAILURE = 0, 1, 2, 3, 4
 
 FILE = bytes(range(256)) * 400  # what every file of a liar holds
 DIRECTORY_MODE, FILE_MODE = 0o040755, 0o100644
@@ -177,12 +177,17 @@ class Middleman:
         Ends the connection instead of sending the answer to the first request of this kind
         (``rename``, ``create``, ``remove``, ``mkdir``); the file ``mark`` is then made, and
         keeps it from doing so again.
+    refuse : list of str
+        Kinds of requests that are answered with "permission denied".
+    spoil : str, mark : str
+        Changes a byte of the first DATA (``read``) or WRITE (``write``) of the first session.
     """
 
     def __init__(self, server: str, options: dict) -> None:
         self.options = options
         self.child = subprocess.Popen([server], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.asked: dict[bytes, str] = {}
+        self.sending = threading.Lock()
 
     def serve(self) -> None:
         threading.Thread(target=self.answers, daemon=True).start()
@@ -190,6 +195,12 @@ class Middleman:
         for kind, body in packets(sys.stdin.buffer):
             if kind != INIT:
                 self.asked[body[:4]] = self.name(kind, body)
+            if kind == WRITE and self.options.get("spoil") == "write" and self.first():
+                body = body[:-1] + bytes([body[-1] ^ 1])
+            if self.asked.get(body[:4]) in self.options.get("refuse", ()):
+                del self.asked[body[:4]]
+                self.send(STATUS, body[:4] + struct.pack(">I", DENIED) + string(b"no") * 2)
+                continue
             limit = self.options.get("read_bytes")
             if kind == READ and limit:
                 (length,) = struct.unpack(">I", body[-4:])
@@ -201,7 +212,6 @@ class Middleman:
         os._exit(0)
 
     def answers(self) -> None:
-        out = sys.stdout.buffer
         assert self.child.stdout is not None
         for kind, body in packets(self.child.stdout):
             if kind == VERSION and self.options.get("extensions") is False:
@@ -209,9 +219,15 @@ class Middleman:
             if self.asked.pop(body[:4], "") == self.options.get("end_after") and self.first():
                 self.child.kill()
                 os._exit(1)
-            out.write(packet(kind, body))
-            out.flush()
+            if kind == DATA and self.options.get("spoil") == "read" and self.first():
+                body = body[:-1] + bytes([body[-1] ^ 1])
+            self.send(kind, body)
         os._exit(0)
+
+    def send(self, kind: int, body: bytes) -> None:
+        with self.sending:
+            sys.stdout.buffer.write(packet(kind, body))
+            sys.stdout.buffer.flush()
 
     def first(self) -> bool:
         try:

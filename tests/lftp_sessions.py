@@ -9,8 +9,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pyremotedata_core import ConnectionSettings, RemoteURL, Stat, TransferError
-from pyremotedata_core.local import LocalSource, Part
+from pyremotedata_core.local import LocalSource
 from pyremotedata_core.names import TemporaryNames
+from pyremotedata_core.part import Part
 from pyremotedata_core.transports.lftp import LftpSession
 from workflows.embedded_sshd import descendants
 

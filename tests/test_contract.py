@@ -259,6 +259,29 @@ def test_a_file_is_not_stored_below_a_file(site: Site, tmp_path):
     assert tree(site.path()) == {"file": b"1"}
 
 
+def test_modes_go_along_when_asked_for_and_times_still_do(site: Site, tmp_path):
+    local = tmp_path / "program"
+    local.write_bytes(b"#!/bin/sh\n")
+    local.chmod(0o751)
+    os.utime(local, (MTIME, MTIME))
+    site.engine.store(local, site.url("program"), modes=True).result(WAIT_S)
+    site.engine.fetch(site.url("program"), tmp_path / "back", modes=True).result(WAIT_S)
+    if not site.miglike:  # which ignores them
+        assert os.stat(site.path("program")).st_mode & 0o777 == 0o751
+        if not site.lftp:  # which does not tell the mode of a single file
+            assert (tmp_path / "back").stat().st_mode & 0o777 == 0o751
+    if not (site.lftp and site.miglike):
+        assert int((tmp_path / "back").stat().st_mtime) == MTIME
+
+
+def test_what_is_verified_arrives_as_it_was(site: Site, tmp_path):
+    for name, size in {"empty": 0, "small": 1000, "large": LARGE}.items():
+        (tmp_path / name).write_bytes(os.urandom(size))
+        site.engine.store(tmp_path / name, site.url(name), verify=True).result(WAIT_S)
+        site.engine.fetch(site.url(name), tmp_path / "back", verify=True).result(WAIT_S)
+        assert (tmp_path / "back").read_bytes() == (tmp_path / name).read_bytes()
+
+
 def test_a_local_file_that_cannot_be_read_is_named(site: Site, tmp_path):
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(TransferError) as caught:

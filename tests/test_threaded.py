@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from pyremotedata_core import ConnectionLost, RemoteFileNotFound, TransferEngine, TransferError
-from pyremotedata_core.local import Part
 from pyremotedata_core.loop import Loop
+from pyremotedata_core.part import Part
 from pyremotedata_core.transports.base import Operation
 from pyremotedata_core.transports.threaded import ThreadedSession
 

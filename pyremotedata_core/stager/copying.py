@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from ..errors import from_oserror
-from ..local import Part
 from ..model import Stat
+from ..part import Part
 
 _FICLONE = 0x40049409  # linux/fs.h: share the blocks of another file, copied on write
 _CHUNK_BYTES = 2**20

@@ -20,12 +20,24 @@ Done = Callable[[Any, TransferError | None], None]
 
 @dataclass(slots=True, eq=False)
 class Source:
-    """A local file that is uploaded: path, open descriptor, size in bytes, mtime in seconds."""
+    """A local file that is uploaded.
+
+    Attributes
+    ----------
+    path : str
+    fd : int
+        An open descriptor.
+    size, mtime : int
+        Bytes; seconds since the epoch.
+    mode : int or None
+        The permission bits that the remote file is to have, None for the server's choice.
+    """
 
     path: str
     fd: int
     size: int
     mtime: int
+    mode: int | None = None
 
 
 class Sink(Protocol):

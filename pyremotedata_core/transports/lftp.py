@@ -219,7 +219,10 @@ class LftpSession:
             stat = self._upload(local, temporary, source.size, url, watch)
             if stat.size != source.size:
                 raise ServerRefused(f"the server kept {stat.size} of {source.size} bytes", url)
-            site.publish(temporary, path, overwrite)
+            if source.mode is not None:
+                site.tidy(f"chmod {source.mode:o} {{}}", temporary)
+            if temporary != path:
+                site.publish(temporary, path, overwrite)
         except BaseException:
             site.tidy("rm {}", temporary)
             raise

@@ -254,11 +254,19 @@ def local_changed(source: Source) -> TransferError:
     return TransferError(f"{source.path}: changed while it was uploaded", retryable=True)
 
 
-def _create(session: SftpSession, temporary: str, path: str, *, again: bool = False) -> Sequence:
+def creation_flags(temporary: str, path: str, overwrite: bool) -> int:
+    """Return the flags that make a file under its temporary name, or in its final place."""
+    replaces = temporary == path and overwrite
+    return wire.O_WRITE | wire.O_CREAT | (wire.O_TRUNC if replaces else wire.O_EXCL)
+
+
+def _create(
+    session: SftpSession, temporary: str, path: str, overwrite: bool, *, again: bool = False
+) -> Sequence:
     """Make an empty file under a temporary name."""
-    if again:
+    if again and temporary != path:
         yield wire.REMOVE, path_of(temporary)
-    flags = wire.O_WRITE | wire.O_CREAT | wire.O_EXCL
+    flags = creation_flags(temporary, path, overwrite)
     answer = yield wire.OPEN, path_of(temporary) + wire.u32(flags) + wire.NO_ATTRS
     if answer[0] != wire.HANDLE:
         raise cannot_create(error_of(session, path, answer))
@@ -272,6 +280,17 @@ def discard(temporary: str, error: TransferError) -> Sequence:
     raise error
 
 
+def dating(temporary: str, source: Source) -> list[Request]:
+    """Return the requests that set the mode and the times of an upload and ask for its size.
+
+    The times are set alone, last, and after the close: some servers drop them from a request
+    that sets more, or when the mode is set, and set their own when a handle closes.
+    """
+    path = path_of(temporary)
+    modes = [] if source.mode is None else [(wire.SETSTAT, path + wire.permissions(source.mode))]
+    return [*modes, (wire.SETSTAT, path + wire.times(source.mtime)), (wire.STAT, path)]
+
+
 def publish(
     session: SftpSession,
     temporary: str,
@@ -280,34 +299,34 @@ def publish(
     overwrite: bool,
     *,
     again: bool = False,
+    dated: list[Answer] | None = None,
 ) -> Sequence:
     """Check a complete temporary file, set its mtime, rename it.
 
-    The times are set alone and after the close: some servers drop them from a request that sets
-    more, and set their own when a handle closes.
-
     With ``again`` an attempt before may have done any part of it, and its answer was lost.
+    ``dated`` are the answers to `dating`, if it has been asked already.
     """
     url = url_of(session, path)
     wanted = Stat("file", source.size, source.mtime)
+    direct = temporary == path
     try:
-        if again:
+        if again and not direct:
             there = yield from _put_back(temporary, path)
             left = yield wire.LSTAT, path_of(temporary)
             # Nobody else knows the temporary name.
             if left[0] != wire.ATTRS and there and there.same_content(wanted):
                 return there
-        dated, checked = yield [
-            (wire.SETSTAT, path_of(temporary) + wire.times(source.mtime)),
-            (wire.STAT, path_of(temporary)),
-        ]
+        *_, times_set, checked = dated or (yield dating(temporary, source))
+        if dated and (checked[0] != wire.ATTRS or _size_of(checked) != source.size):
+            # Answered out of turn, perhaps: ask once more, now that the file is closed.
+            *_, times_set, checked = yield dating(temporary, source)
         # Where the server refuses to set times, the file keeps the time of its upload.
-        if dated[0] != wire.STATUS or wire.read_u32(dated[1]) not in (
+        if times_set[0] != wire.STATUS or wire.read_u32(times_set[1]) not in (
             wire.OK,
             wire.DENIED,
             wire.UNSUPPORTED,
         ):
-            raise error_of(session, path, dated)
+            raise error_of(session, path, times_set)
         stat = attrs_of(session, path, checked)
         if stat.size != source.size:
             raise ServerRefused(f"the server kept {stat.size} of {source.size} bytes", url)
@@ -317,6 +336,8 @@ def publish(
             raise from_oserror(error, source.path) from None
         if now.st_size != source.size or int(now.st_mtime) != source.mtime:
             raise local_changed(source)
+        if direct:
+            return stat
         if not overwrite:
             answer = yield wire.LSTAT, path_of(path)
             if answer[0] == wire.ATTRS:
@@ -325,11 +346,19 @@ def publish(
                     yield wire.REMOVE, path_of(temporary)
                     return there
                 raise ServerRefused("exists already", url)
-        yield from _rename(session, temporary, path, aside_name(temporary))
+        try:
+            yield from _rename(session, temporary, path, aside_name(temporary))
+        except RemotePermissionDenied as error:
+            hint = "if it lets nobody rename, set PYREMOTEDATA_PUBLISH=direct"
+            raise RemotePermissionDenied(f"{error.message}; {hint}", error.url) from None
     except TransferError:
         yield wire.REMOVE, path_of(temporary)
         raise
     return stat
+
+
+def _size_of(answer: Answer) -> int:
+    return wire.read_attrs(answer[1])[0].size
 
 
 def _clear_orphan(_session: SftpSession, temporary: str, final: str) -> Sequence:

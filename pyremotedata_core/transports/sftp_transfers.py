@@ -22,6 +22,8 @@ from .sftp import CHUNK_BYTES, SftpSession
 from .sftp_sequences import (
     Run,
     cannot_create,
+    creation_flags,
+    dating,
     discard,
     error_of,
     local_changed,
@@ -264,12 +266,13 @@ class Download:
 class Upload:
     """Writes bytes [offset, offset + length) of a local file into a remote file.
 
-    OPEN; then all writes and CLOSE in flight together. With ``publish_as`` it makes the file
-    under its temporary name, and publishes it in the end.
+    OPEN; then all writes and CLOSE in flight together. With a target it makes the file under its
+    temporary name, and publishes it in the end; what that asks first is in flight with the rest.
     """
 
     __slots__ = (
         "_closing",
+        "_dated",
         "_end",
         "_error",
         "_flight",
@@ -297,11 +300,12 @@ class Upload:
         self._next, self._end = offset, offset + length
         self._error: TransferError | None = None
         self._closing = False
+        self._dated: list[Any] = []
         self._flight = 0
         flags = wire.O_WRITE
         if target:
-            flags |= wire.O_CREAT | wire.O_EXCL
-            if operation.attempts:  # the attempt before may have left its file
+            flags = creation_flags(temporary, *target)
+            if operation.attempts and temporary != target[0]:  # one before may have left its file
                 session.request(wire.REMOVE, path_of(temporary), _ignore)
         body = path_of(temporary) + wire.u32(flags) + wire.NO_ATTRS
         session.request(wire.OPEN, body, self._opened)
@@ -350,6 +354,18 @@ class Upload:
             session.request(wire.EXTENDED, body, self._status)
         self._flight += 1
         session.request(wire.CLOSE, self._handle, self._status)
+        if self._target and not self._error:
+            questions = dating(self._temporary, self._source)
+            self._dated = [None] * len(questions)
+            self._flight += len(questions)
+            for number, (kind, body) in enumerate(questions):
+                session.request(kind, body, self._answered, number)
+
+    def _answered(self, kind: int, body: memoryview, number: int) -> None:
+        self._dated[number] = (kind, memoryview(bytes(body)))
+        self._flight -= 1
+        if not self._flight:
+            self._conclude()
 
     def _written(self, kind: int, body: memoryview, size: int) -> None:
         session = self._session
@@ -385,8 +401,15 @@ class Upload:
             Run(session, discard(self._temporary, error), end)
         else:
             path, overwrite = self._target
-            again = bool(operation.attempts)
-            sequence = publish(session, self._temporary, path, self._source, overwrite, again=again)
+            sequence = publish(
+                session,
+                self._temporary,
+                path,
+                self._source,
+                overwrite,
+                again=bool(operation.attempts),
+                dated=self._dated,
+            )
             Run(session, sequence, end)
 
     def _fail(self, error: TransferError) -> None:

@@ -17,7 +17,7 @@ EXTENDED, EXTENDED_REPLY = 200, 201
 
 OK, EOF, NO_SUCH_FILE, DENIED, FAILURE, UNSUPPORTED = 0, 1, 2, 3, 4, 8
 
-O_READ, O_WRITE, O_CREAT, O_EXCL = 0x01, 0x02, 0x08, 0x20
+O_READ, O_WRITE, O_CREAT, O_TRUNC, O_EXCL = 0x01, 0x02, 0x08, 0x10, 0x20
 
 _SIZE, _UIDGID, _MODE, _TIMES, _MORE = 0x01, 0x02, 0x04, 0x08, 0x80000000
 
@@ -46,6 +46,11 @@ def u32(number: int) -> bytes:
 def u64(number: int) -> bytes:
     """Pack an unsigned 64-bit number."""
     return _u64.pack(number)
+
+
+def permissions(mode: int) -> bytes:
+    """Pack attributes that set the permission bits, and nothing else."""
+    return _u32.pack(_MODE) + _u32.pack(mode)
 
 
 def times(mtime: int) -> bytes:

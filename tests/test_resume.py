@@ -1,0 +1,192 @@
+"""What has moved of a large file before the end of a process or a connection moves only once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pyremotedata_core import ConnectionLost, TransferEngine, TransferError
+from pyremotedata_core.jobs import SEGMENT_BYTES
+
+from .sites import temporaries
+from .test_faults_killed import kill
+
+SIZE = 10 * SEGMENT_BYTES + 12_345
+OWNER = """\
+import sys
+from pyremotedata_core import ConnectionSettings, TransferEngine
+verb, first, second, config = sys.argv[1:]
+getattr(TransferEngine(ConnectionSettings(ssh_config=config)), verb)(first, second).result()
+"""
+
+
+class Line:
+    """A server behind a relay, a large file at one end, and a directory at the other."""
+
+    def __init__(self, server, relay, tmp_path: Path, verb: str) -> None:
+        self.relay, self.verb = relay, verb
+        self.config = tmp_path / "config"
+        alias = f"Host *\n HostKeyAlias [127.0.0.1]:{server.port}\n"
+        self.config.write_text(alias + server.ssh_config.read_text())
+        here, there = tmp_path / "here", server.root / "there"
+        here.mkdir()
+        there.mkdir()
+        self.source_place, self.place = (there, here) if verb == "fetch" else (here, there)
+        self.source, self.target = self.source_place / "f", self.place / "g"
+        self.new_source()
+        remote = relay.url(server.url("there/f" if verb == "fetch" else "there/g"))
+        self.arguments = (
+            (remote, str(self.target)) if verb == "fetch" else (str(self.source), remote)
+        )
+
+    def new_source(self) -> None:
+        self.data = os.urandom(SIZE)
+        self.source.write_bytes(self.data)
+
+    def settings(self, server, **more):
+        return server.settings(ssh_config=str(self.config), **more)
+
+    def run(self, engine: TransferEngine, **options):
+        return getattr(engine, self.verb)(*self.arguments, **options)
+
+    def moved(self) -> int:
+        return self.relay.status()["down" if self.verb == "fetch" else "up"]
+
+    def wait_for(self, share: float) -> None:
+        """Wait until so much of the file has arrived."""
+        deadline = time.monotonic() + 60
+        while sum(os.stat(p).st_blocks * 512 for p in temporaries(self.place)) < SIZE * share:
+            assert time.monotonic() < deadline, "it does not get on"
+            time.sleep(0.01)
+
+    def break_off(self, how: str) -> None:
+        """Let another process move a good part, and end it."""
+        self.relay.set(rate=60e6)
+        command = [sys.executable, "-c", OWNER, self.verb, *self.arguments, str(self.config)]
+        process = subprocess.Popen(command)
+        self.wait_for(0.7)
+        kill(process, everything=how == "everything")
+        self.relay.set(rate=0)
+        deadline = time.monotonic() + 30
+        while processes_of(self.config):  # the helper notices, and leaves what can be continued
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def finished(self) -> None:
+        assert self.target.read_bytes() == self.data
+        deadline = time.monotonic() + 10
+        while temporaries(self.place) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert temporaries(self.place) == []
+
+
+def processes_of(config: Path) -> list[str]:
+    """Return the ssh processes that use a configuration."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if os.fsencode(config) in (command := entry.read_bytes()) and b"ssh" in command[:20]:
+                found.append(str(command))
+    return found
+
+
+@pytest.fixture
+def line(sshd_factory, relay_factory, tmp_path, request):
+    server = sshd_factory()
+    line = Line(server, relay_factory(server.port), tmp_path, request.param)
+    line.server = server
+    return line
+
+
+both_ways = pytest.mark.parametrize("line", ["fetch", "store"], indirect=True)
+
+
+@both_ways
+@pytest.mark.parametrize("how", ["owner", "everything"])
+def test_what_a_killed_process_has_moved_is_not_moved_again(line, how):
+    line.break_off(how)
+    assert not line.target.exists()
+    assert temporaries(line.place)
+    before = line.moved()
+    told: list[int] = []
+    with TransferEngine(line.settings(line.server)) as engine:
+        line.run(engine, on_progress=lambda count, _: told.append(count)).result(60)
+    line.finished()
+    assert line.moved() - before < SIZE * 0.8
+    assert sum(told) == SIZE
+
+
+@both_ways
+def test_nothing_of_a_source_that_has_changed_is_continued(line):
+    line.break_off("everything")
+    line.new_source()
+    os.utime(line.source, (1_600_000_000, 1_600_000_000))
+    with TransferEngine(line.settings(line.server)) as engine:
+        line.run(engine).result(60)
+    line.finished()
+
+
+def test_a_part_of_another_size_of_segments_or_another_boot_is_not_continued(
+    sshd_factory, relay_factory, tmp_path
+):
+    server = sshd_factory()
+    line = Line(server, relay_factory(server.port), tmp_path, "fetch")
+    line.break_off("everything")
+    (record,) = line.place.glob(".*.done")
+    head, *rest = record.read_text().split("\n")
+    record.write_text("\n".join([json.dumps({**json.loads(head), "boot": "another"}), *rest]))
+    part = record.with_suffix(".part")
+    with part.open("r+b") as file:
+        file.write(bytes(SIZE))
+    with TransferEngine(line.settings(server)) as engine:
+        line.run(engine).result(60)
+    line.finished()
+
+
+@both_ways
+def test_a_connection_that_comes_back_too_late_loses_nothing(line):
+    with TransferEngine(line.settings(line.server, timeout_s=2.0)) as engine:
+        line.relay.set(rate=60e6)
+        future = line.run(engine)
+        line.wait_for(0.7)
+        line.relay.refuse()
+        line.relay.reset()
+        with pytest.raises(TransferError) as caught:
+            future.result(60)
+        assert isinstance(caught.value, ConnectionLost), caught.value
+        line.relay.accept()
+        line.relay.set(rate=0)
+        before = line.moved()
+        line.run(engine).result(60)
+    line.finished()
+    assert line.moved() - before < SIZE * 0.8
+
+
+def test_a_part_that_has_gone_from_the_server_is_made_anew(sshd_factory, relay_factory, tmp_path):
+    server = sshd_factory()
+    line = Line(server, relay_factory(server.port), tmp_path, "store")
+    line.break_off("everything")
+    shutil.rmtree(line.place)
+    line.place.mkdir()
+    with TransferEngine(line.settings(server)) as engine:
+        line.run(engine).result(60)
+    line.finished()
+
+
+@both_ways
+def test_a_transfer_that_is_given_up_leaves_nothing(line):
+    with TransferEngine(line.settings(line.server)) as engine:
+        line.relay.set(rate=60e6)
+        future = line.run(engine)
+        line.wait_for(0.5)
+        future.cancel()
+        assert engine.wait_cancelled(30)
+        assert temporaries(line.place) == []

@@ -1,0 +1,155 @@
+"""verify=, modes=, and archives that let one write and nothing else."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from pyremotedata_core import (
+    RemoteChanged,
+    RemotePermissionDenied,
+    ServerRefused,
+    TransferEngine,
+)
+
+from .servers import ScriptedSshd
+from .sites import temporaries, tree
+
+LARGE = 9 << 20  # more than a segment
+
+
+@pytest.fixture
+def spoiling(tmp_path):
+    """Start a server that changes one byte of the first answer or of the first write."""
+    servers = []
+
+    def start(what: str) -> ScriptedSshd:
+        server = ScriptedSshd("relay", {"spoil": what, "mark": str(tmp_path / "mark")})
+        servers.append(server)
+        return server.start()
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.mark.parametrize("size", [1000, LARGE])
+def test_bytes_that_arrive_changed_are_noticed_and_fetched_again(spoiling, tmp_path, size):
+    server = spoiling("read")
+    data = os.urandom(size)
+    server.make("f", data)
+    with TransferEngine(server.settings()) as engine:
+        engine.fetch(server.url("f"), tmp_path / "here" / "f", verify=True).result(60)
+    assert (tmp_path / "here" / "f").read_bytes() == data
+    assert temporaries(tmp_path / "here") == []
+    assert (tmp_path / "mark").exists(), "no byte was changed"
+
+
+def test_without_verify_nobody_notices(spoiling, tmp_path):
+    """What `verify` is for: the network's and the disk's own checks are all there is without."""
+    server = spoiling("read")
+    server.make("f", bytes(1000))
+    with TransferEngine(server.settings()) as engine:
+        engine.fetch(server.url("f"), tmp_path / "f").result(60)
+    assert (tmp_path / "f").read_bytes() != bytes(1000)
+
+
+@pytest.mark.parametrize("size", [1000, LARGE])
+def test_bytes_that_the_server_kept_otherwise_are_not_published(spoiling, tmp_path, size):
+    server = spoiling("write")
+    server.make("d/f", b"old")
+    (tmp_path / "f").write_bytes(os.urandom(size))
+    with TransferEngine(server.settings()) as engine:
+        with pytest.raises(ServerRefused, match="not what was sent"):
+            engine.store(tmp_path / "f", server.url("d/f"), verify=True).result(60)
+        assert tree(server.root / "d") == {"f": b"old"}
+        assert temporaries(server.root) == []
+        engine.store(tmp_path / "f", server.url("d/f"), verify=True).result(60)
+    assert (server.root / "d" / "f").read_bytes() == (tmp_path / "f").read_bytes()
+
+
+def test_a_tree_is_compared_byte_by_byte_although_sizes_and_times_agree(sshd, tmp_path, request):
+    place = f"{request.node.name}-{os.getpid()}"
+    server = sshd
+    for name in ("same", "rotten"):
+        server.make(f"{place}/{name}", b"content of it")
+    with TransferEngine(server.settings()) as engine:
+        engine.fetch_tree(server.url(place), tmp_path / "t").result(60)
+        info = (tmp_path / "t" / "rotten").stat()
+        (tmp_path / "t" / "rotten").write_bytes(b"content OF it")
+        os.utime(tmp_path / "t" / "rotten", ns=(info.st_atime_ns, info.st_mtime_ns))
+        result = engine.fetch_tree(server.url(place), tmp_path / "t", compare=True).result(60)
+        assert (result.files, result.unchanged) == (0, 2)
+        options = {"compare": True, "verify": True}
+        result = engine.fetch_tree(server.url(place), tmp_path / "t", **options).result(60)
+        assert (result.files, result.unchanged) == (1, 1)
+        assert tree(tmp_path / "t") == tree(server.root / place)
+
+        (server.root / place / "same").write_bytes(b"content OF it")
+        os.utime(server.root / place / "same", ns=(info.st_atime_ns, info.st_mtime_ns))
+        os.utime(tmp_path / "t" / "same", ns=(info.st_atime_ns, info.st_mtime_ns))
+        result = engine.store_tree(tmp_path / "t", server.url(place), **options).result(60)
+        assert (result.files, result.unchanged) == (1, 1)
+        assert tree(tmp_path / "t") == tree(server.root / place)
+
+
+@pytest.fixture
+def write_only(tmp_path):
+    with ScriptedSshd("relay", {"refuse": ["rename", "remove"]}) as server:
+        yield server
+
+
+def test_where_nothing_can_be_renamed_the_error_names_the_setting(write_only, tmp_path):
+    (tmp_path / "f").write_bytes(b"x")
+    with (
+        TransferEngine(write_only.settings()) as engine,
+        pytest.raises(RemotePermissionDenied, match="PYREMOTEDATA_PUBLISH=direct"),
+    ):
+        engine.store(tmp_path / "f", write_only.url("f")).result(30)
+
+
+def test_directly_published_files_need_neither_rename_nor_remove(write_only, tmp_path):
+    for name, size in {"empty": 0, "small": 1000, "large": LARGE}.items():
+        (tmp_path / name).write_bytes(os.urandom(size))
+    with TransferEngine(write_only.settings(publish="direct")) as engine:
+        for round_ in range(2):  # once they are new, once they replace
+            for name in ("empty", "small", "large"):
+                if round_:
+                    (tmp_path / name).write_bytes(os.urandom(500))
+                os.utime(tmp_path / name, (1_500_000_000, 1_500_000_000))
+                engine.store(tmp_path / name, write_only.url(f"new/{name}")).result(30)
+                assert (write_only.root / "new" / name).stat().st_mtime == 1_500_000_000
+            assert tree(write_only.root / "new") == {
+                name: (tmp_path / name).read_bytes() for name in ("empty", "small", "large")
+            }
+        with pytest.raises(ServerRefused):
+            engine.store(tmp_path / "small", write_only.url("new/small"), overwrite=False).result()
+        assert (write_only.root / "new" / "small").read_bytes() == (tmp_path / "small").read_bytes()
+
+
+def test_a_source_that_changes_is_still_an_error_with_verify(sshd_factory, relay_factory, tmp_path):
+    server = sshd_factory()
+    relay = relay_factory(server.port, rate=10e6)
+    path = server.make("f", bytes(LARGE))
+    config = tmp_path / "config"
+    alias = f"Host *\n HostKeyAlias [127.0.0.1]:{server.port}\n"
+    config.write_text(alias + server.ssh_config.read_text())
+    with TransferEngine(server.settings(ssh_config=str(config))) as engine:
+        url = relay.url(server.url("f"))
+        known = engine.stat(url).result(30)
+        moved = []
+        future = engine.fetch(
+            url,
+            tmp_path / "f",
+            expect=known,
+            verify=True,
+            on_progress=lambda count, _: moved.append(count),
+        )
+        while not moved:
+            assert not future.done()
+        os.utime(path, (1, 1))
+        with pytest.raises(RemoteChanged):
+            future.result(60)
+    assert not (tmp_path / "f").exists()
+    assert temporaries(tmp_path) == []
