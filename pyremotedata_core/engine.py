@@ -229,11 +229,17 @@ class TransferEngine:
         return self._request("store", args, _to_stat, on_progress)
 
     def fetch_many(
-        self, pairs: Iterable[tuple[AnyURL, AnyPath]], *, on_progress: Progress | None = None
+        self,
+        pairs: Iterable[tuple[AnyURL, AnyPath]],
+        *,
+        verify: bool = False,
+        modes: bool = False,
+        on_progress: Progress | None = None,
     ) -> Future[TreeResult]:
         """Download many files, each as `fetch` does; a failure of one does not stop the others."""
         plain_pairs = [(_plain(url), _absolute(path)) for url, path in pairs]
-        return self._request("fetch_many", (plain_pairs,), _to_tree, on_progress)
+        args = (plain_pairs, {"verify": verify, "modes": modes})
+        return self._request("fetch_many", args, _to_tree, on_progress)
 
     def fetch_tree(
         self,

@@ -307,10 +307,16 @@ def _store(
     return mover.store(path, _url(url), done, on_bytes=count if report else None, **options)
 
 
-def _fetch_many(mover: Mover, done: Any, count: Count, pairs: list[tuple[PlainURL, str]]) -> Job:
+def _fetch_many(
+    mover: Mover,
+    done: Any,
+    count: Count,
+    pairs: list[tuple[PlainURL, str]],
+    options: dict[str, bool],
+) -> Job:
     from .trees import FetchMany
 
-    return FetchMany(mover, [(_url(url), path) for url, path in pairs], done, count)
+    return FetchMany(mover, [(_url(url), path) for url, path in pairs], done, count, options)
 
 
 def _fetch_tree(

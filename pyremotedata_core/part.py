@@ -279,7 +279,8 @@ def _final_of(path: str) -> str | None:
     try:
         with open(record_name(path), "rb") as file:
             header = json.loads(file.readline())
-        if header["boot"] and header["boot"] == boot():
+            holds_anything = file.readline().endswith(b"\n")
+        if holds_anything and header["boot"] and header["boot"] == boot():
             return os.path.join(os.path.dirname(path), header["name"])
     except (OSError, ValueError, KeyError, TypeError):
         pass

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import posixpath
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TypeVar, Unpack
+from typing import Any, TypeVar, Unpack
 
 from .engine import AnyPath, TransferEngine
 from .errors import (
@@ -21,8 +22,9 @@ from .errors import (
     TransferError,
     from_oserror,
 )
-from .filters import TreeKeywords
+from .filters import Filter, TreeKeywords
 from .local import check_target
+from .manifest import check_manifest, make_manifest
 from .model import Stat, TreeResult
 from .progress import Progress, expect
 from .url import RemoteURL
@@ -36,6 +38,8 @@ def get_all(
     destination: AnyPath,
     *,
     dry_run: bool = False,
+    verify: bool = False,
+    modes: bool = False,
     tell: Progress | None = None,
 ) -> tuple[list[Path], TreeResult]:
     """Download files and directories; return where each is now, and the outcome.
@@ -55,6 +59,7 @@ def get_all(
     _check_places([url.name for url in urls], text, text.endswith(os.sep) or os.path.isdir(text))
     targets = [local_target(url, destination) for url in urls]
     outcome = _Outcome()
+    how: dict[str, Any] = {"verify": verify, "modes": modes}
     files: list[tuple[RemoteURL, Path, Stat]] = []
     looks = [engine.stat(url) for url in urls]
     for url, target, look in zip(urls, targets, looks, strict=True):
@@ -66,7 +71,9 @@ def get_all(
             elif os.path.lexists(target) and not os.path.isdir(target):
                 raise TransferError(f"{target} is a file; the directory cannot go there", str(url))
             else:
-                tree = engine.fetch_tree(url, target, dry_run=dry_run, on_progress=tell)
+                tree = engine.fetch_tree(
+                    url, target, dry_run=dry_run, verify=verify, modes=modes, on_progress=tell
+                )
                 outcome.add(wait_for(tree), str(target))
     if len(files) == len(urls):
         expect(tell, sum(stat.size for _, _, stat in files))
@@ -75,11 +82,11 @@ def get_all(
             outcome.plan("fetch", str(target), stat.size)
     elif len(files) == 1:
         with outcome:
-            outcome.add(_one_file(_fetch_known(engine, *files[0], tell)))
+            outcome.add(_one_file(_fetch_known(engine, *files[0], on_progress=tell, **how)))
     elif files:
         pairs = [(url, target) for url, target, _ in files]
         with outcome:
-            outcome.add(wait_for(engine.fetch_many(pairs, on_progress=tell)))
+            outcome.add(wait_for(engine.fetch_many(pairs, on_progress=tell, **how)))
     return targets, outcome.result()
 
 
@@ -89,6 +96,8 @@ def put_all(
     destination: RemoteURL,
     *,
     dry_run: bool = False,
+    verify: bool = False,
+    modes: bool = False,
     tell: Progress | None = None,
 ) -> tuple[list[RemoteURL], TreeResult]:
     """Upload files and directories; the mirror of `get_all`."""
@@ -105,12 +114,15 @@ def put_all(
                     raise TransferError(
                         f"is a file; the directory {os.fspath(source)} cannot go there", str(target)
                     )
-                tree = engine.store_tree(source, target, dry_run=dry_run, on_progress=tell)
+                tree = engine.store_tree(
+                    source, target, dry_run=dry_run, verify=verify, modes=modes, on_progress=tell
+                )
                 outcome.add(wait_for(tree), str(target))
             elif dry_run:
                 outcome.plan("store", str(target), _size_of(source))
             else:
-                stores.append(engine.store(source, target, on_progress=tell))
+                store = engine.store(source, target, verify=verify, modes=modes, on_progress=tell)
+                stores.append(store)
     if len(stores) == len(sources):
         expect(tell, sum(os.path.getsize(one) for one in sources if os.path.exists(one)))
     for store in stores:
@@ -125,13 +137,37 @@ def sync_trees(
     local: AnyPath,
     *,
     up: bool,
+    manifest: str | None = None,
     tell: Progress | None = None,
     **options: Unpack[TreeKeywords],
 ) -> TreeResult:
-    """Make one directory's content equal the other's; failures are part of the result."""
+    """Make one directory's content equal the other's; failures are part of the result.
+
+    The manifest of that name in the remote directory is compared with, or is written.
+
+    Raises
+    ------
+    RemoteChanged
+        If a file is not what the manifest says; all have been moved by then.
+    """
+    if up and manifest and os.path.lexists(mine := os.path.join(local, manifest)):
+        raise ConfigurationError(f"{mine} would be replaced by the manifest; move it away")
     if up:
-        return wait_for(engine.store_tree(local, remote, on_progress=tell, **options))
-    return wait_for(engine.fetch_tree(remote, local, on_progress=tell, **options))
+        result = wait_for(engine.store_tree(local, remote, on_progress=tell, **options))
+    else:
+        result = wait_for(engine.fetch_tree(remote, local, on_progress=tell, **options))
+    if manifest and not result.failed and not options.get("dry_run"):
+        url = RemoteURL.parse(remote).join(manifest)
+        chosen = Filter(options.get("include", ()), options.get("exclude", ()))
+        with tempfile.TemporaryDirectory(prefix="pyremotedata-manifest-") as folder:
+            draft = Path(folder) / "manifest"
+            if up:
+                make_manifest(draft, os.fspath(local), chosen)
+                wait_for(engine.store(draft, url))
+            else:
+                wait_for(engine.fetch(url, draft))
+                check_manifest(draft, url, os.fspath(local), chosen)
+    return result
 
 
 def local_target(url: RemoteURL, destination: AnyPath) -> Path:
@@ -204,13 +240,13 @@ def _check_places(names: Sequence[str], where: str, into: bool) -> None:
 
 
 def _fetch_known(
-    engine: TransferEngine, url: RemoteURL, path: Path, stat: Stat, tell: Progress | None
+    engine: TransferEngine, url: RemoteURL, path: Path, stat: Stat, **options: Any
 ) -> Stat:
     """Fetch a file after a first look at it; if it has changed since, as it is now."""
     try:
-        return wait_for(engine.fetch(url, path, expect=stat, on_progress=tell))
+        return wait_for(engine.fetch(url, path, expect=stat, **options))
     except RemoteChanged:
-        return wait_for(engine.fetch(url, path, on_progress=tell))
+        return wait_for(engine.fetch(url, path, **options))
 
 
 def _kind(engine: TransferEngine, url: RemoteURL) -> str | None:

@@ -188,6 +188,8 @@ class Remote:
         source: str | RemoteURL,
         destination: AnyPath = ".",
         *,
+        verify: bool = False,
+        modes: bool = False,
         progress: bool | Progress | None = None,
     ) -> Path:
         """Download a file, or a directory with all that is in it.
@@ -198,6 +200,10 @@ class Remote:
         destination : path-like
             An existing directory, or one that ends in ``/``, receives the source under its own
             name; otherwise this is the new name. Missing parents are made.
+        verify : bool
+            Read every file a second time, and compare, before it gets its name.
+        modes : bool
+            Keep the permission bits of files.
         progress : bool or callable
             True for a bar on a terminal; or a function of (bytes, files).
 
@@ -213,7 +219,9 @@ class Remote:
         """
         url = self.locate(source)
         with shown(progress, url.name or url.host) as tell:
-            (target,), result = get_all(self.engine, [url], destination, tell=tell)
+            (target,), result = get_all(
+                self.engine, [url], destination, verify=verify, modes=modes, tell=tell
+            )
         raise_failures(result)
         return target
 
@@ -222,6 +230,8 @@ class Remote:
         sources: Iterable[str | RemoteURL],
         directory: AnyPath = ".",
         *,
+        verify: bool = False,
+        modes: bool = False,
         progress: bool | Progress | None = None,
     ) -> list[Path]:
         """Download many files into one directory, all at once.
@@ -245,7 +255,8 @@ class Remote:
             raise ConfigurationError(f"two of the files are called {twice!r}")
         with shown(progress, f"{len(urls)} files") as tell:
             pairs = zip(urls, targets, strict=True)
-            raise_failures(wait_for(self.engine.fetch_many(pairs, on_progress=tell)))
+            many = self.engine.fetch_many(pairs, verify=verify, modes=modes, on_progress=tell)
+            raise_failures(wait_for(many))
         return targets
 
     def put(
@@ -253,6 +264,8 @@ class Remote:
         source: AnyPath,
         destination: str | RemoteURL = "",
         *,
+        verify: bool = False,
+        modes: bool = False,
         progress: bool | Progress | None = None,
     ) -> RemoteURL:
         """Upload a file, or a directory with all that is in it; the mirror of `get`.
@@ -264,7 +277,9 @@ class Remote:
         """
         url = self.locate(destination)
         with shown(progress, own_name(source)) as tell:
-            (target,), result = put_all(self.engine, [source], url, tell=tell)
+            (target,), result = put_all(
+                self.engine, [source], url, verify=verify, modes=modes, tell=tell
+            )
         raise_failures(result)
         return target
 
@@ -279,6 +294,8 @@ class Remote:
         include: Iterable[str] = (),
         exclude: Iterable[str] = (),
         dry_run: bool = False,
+        verify: bool | str = False,
+        modes: bool = False,
         progress: bool | Progress | None = None,
     ) -> TreeResult:
         """Make one directory hold what the other holds; files with equal size and mtime stay.
@@ -298,6 +315,13 @@ class Remote:
             that match an included pattern, and none that matches an excluded one.
         dry_run : bool
             Change nothing; the result's ``planned`` tells what would be done.
+        verify : bool or str
+            True: compare what was moved with its source byte by byte, and so, too, what size and
+            mtime say is the same. A name: that of a manifest in the remote directory, such as
+            ``SHA256SUMS``; ``direction="down"`` compares all files that it lists with it,
+            ``direction="up"`` writes it.
+        modes : bool
+            Keep the permission bits of files that are moved.
         progress : bool or callable
             As for `get`.
 
@@ -324,6 +348,9 @@ class Remote:
                 include=include,
                 exclude=exclude,
                 dry_run=dry_run,
+                verify=verify is True,
+                modes=modes,
+                manifest=verify if isinstance(verify, str) else None,
             )
         raise_failures(result)
         return result

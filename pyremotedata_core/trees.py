@@ -197,9 +197,15 @@ class FetchMany(_Many):
     """Downloads a list of files, of one or of several servers."""
 
     def __init__(
-        self, mover: Mover, pairs: list[tuple[RemoteURL, str]], done: Done, count: Count
+        self,
+        mover: Mover,
+        pairs: list[tuple[RemoteURL, str]],
+        done: Done,
+        count: Count,
+        options: dict[str, Any],
     ) -> None:
         super().__init__(mover, pairs[0][0] if pairs else RemoteURL("sftp", "-", "/"), done, count)
+        self._options = options
         self._waiting_files.extend(pairs)
         self._ask_more()
 
@@ -209,7 +215,7 @@ class FetchMany(_Many):
         def done(stat: Stat | None, error: TransferError | None) -> None:
             self._file_done(job, stat.size if stat else 0, error)
 
-        job = Fetch(self._mover, url, path, done, on_bytes=self._count)
+        job = Fetch(self._mover, url, path, done, on_bytes=self._count, **self._options)
         return job
 
     def _forget_waiting(self, item: Any) -> None:

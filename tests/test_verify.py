@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
 
 import pytest
 
 from pyremotedata_core import (
+    ConfigurationError,
+    Remote,
     RemoteChanged,
+    RemoteFileNotFound,
     RemotePermissionDenied,
     ServerRefused,
     TransferEngine,
@@ -153,3 +157,50 @@ def test_a_source_that_changes_is_still_an_error_with_verify(sshd_factory, relay
             future.result(60)
     assert not (tmp_path / "f").exists()
     assert temporaries(tmp_path) == []
+
+
+# --- manifests ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def remote(sshd, remote_directory):
+    with Remote(sshd.url(remote_directory), ssh_config=str(sshd.ssh_config)) as remote:
+        yield remote
+
+
+def test_an_upload_writes_a_manifest_that_sha256sum_takes_and_a_download_compares_with_it(
+    remote, sshd, remote_directory, tmp_path
+):
+    names = ["a", "sub dir/b", "back\\slash", "new\nline"]
+    for name in names:
+        (tmp_path / "up" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "up" / name).write_bytes(os.urandom(1000))
+    remote.sync("t", tmp_path / "up", direction="up", verify="SHA256SUMS")
+    there = sshd.root / remote_directory / "t"
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=there, check=True)
+
+    remote.sync("t", tmp_path / "down", verify="SHA256SUMS")
+    assert (tmp_path / "down" / "new\nline").read_bytes() == (there / "new\nline").read_bytes()
+    (there / "a").write_bytes(os.urandom(1000))
+    with pytest.raises(RemoteChanged, match=r"its sha256 is \w{64}, in the manifest"):
+        remote.sync("t", tmp_path / "down", verify="SHA256SUMS")
+    remote.sync("t", tmp_path / "down", verify="SHA256SUMS", exclude=["a"])
+    (there / "a").unlink()
+    with pytest.raises(RemoteChanged, match="is not there"):
+        remote.sync("t", tmp_path / "elsewhere", verify="SHA256SUMS")
+
+
+def test_manifests_of_other_sums_are_read_and_what_is_none_is_named(
+    remote, sshd, remote_directory, tmp_path
+):
+    there = sshd.root / remote_directory / "t"
+    sshd.make(f"{remote_directory}/t/x", b"x")
+    sshd.make(f"{remote_directory}/t/MD5SUMS", b"9dd4e461268c8034f5c8564e155c67a6 *./x\n")
+    remote.sync("t", tmp_path / "t", verify="MD5SUMS")
+    (there / "MD5SUMS").write_text("9dd4e461268c8034f5c8564e155c67a6  x\nnonsense\n")
+    with pytest.raises(ConfigurationError, match="MD5SUMS, line 2"):
+        remote.sync("t", tmp_path / "t", verify="MD5SUMS")
+    with pytest.raises(RemoteFileNotFound):
+        remote.sync("t", tmp_path / "t", verify="no-such-manifest")
+    with pytest.raises(ConfigurationError, match="replaced by the manifest"):
+        remote.sync("t", tmp_path / "t", direction="up", verify="MD5SUMS")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from typing import Any
 
 from ..engine import TransferEngine
 from ..errors import ConfigurationError, TransferError
@@ -28,7 +29,7 @@ def get(engine: TransferEngine, options: argparse.Namespace) -> int:
         except TransferError as error:
             unmatched.append(error)
     with shown(not options.json, "get") as tell:
-        _, result = get_all(engine, urls, options.destination, dry_run=options.dry_run, tell=tell)
+        _, result = get_all(engine, urls, options.destination, tell=tell, **_how(options))
     failed = [*(error.to_plain() for error in unmatched), *result.failed]
     return end(result._replace(failed=failed), began, options)
 
@@ -38,7 +39,7 @@ def put(engine: TransferEngine, options: argparse.Namespace) -> int:
     began = time.monotonic()
     url = chosen_remote(engine, [options.destination]).locate(options.destination)
     with shown(not options.json, "put") as tell:
-        _, result = put_all(engine, options.sources, url, dry_run=options.dry_run, tell=tell)
+        _, result = put_all(engine, options.sources, url, tell=tell, **_how(options))
     return end(result, began, options)
 
 
@@ -60,6 +61,11 @@ def sync(engine: TransferEngine, options: argparse.Namespace) -> int:
             delete=options.delete,
             include=options.include,
             exclude=options.exclude,
-            dry_run=options.dry_run,
+            manifest=options.manifest,
+            **_how(options),
         )
     return end(result, began, options)
+
+
+def _how(options: argparse.Namespace) -> Any:
+    return {"dry_run": options.dry_run, "verify": options.verify, "modes": options.modes}

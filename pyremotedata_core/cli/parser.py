@@ -71,6 +71,14 @@ def make_parser() -> argparse.ArgumentParser:
     sync.add_argument("--delete", action="store_true", help="remove what A does not hold")
     for name, text in (("include", "only files that match"), ("exclude", "nothing that matches")):
         sync.add_argument(f"--{name}", action="append", default=[], metavar="PATTERN", help=text)
+    sync.add_argument(
+        "--manifest",
+        metavar="NAME",
+        help="of checksums, in the remote directory: compare with it, or write it going up",
+    )
+    for mover in (get, put, sync):
+        mover.add_argument("--verify", action="store_true", help="read again and compare")
+        mover.add_argument("--modes", action="store_true", help="keep permission bits")
     for name, metavar, text in (
         ("source", "A", "a URL or a local directory"),
         ("destination", "B", "a local directory or a URL"),
