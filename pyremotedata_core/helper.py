@@ -28,7 +28,7 @@ from .filters import TreeOptions
 from .loop import Loop, Timer
 from .model import Stat
 from .mover import Job, Mover
-from .ssh import use_asker
+from .ssh import use_owner
 from .url import RemoteURL
 
 OK, FAILED, PROGRESS = 0, 1, 2
@@ -157,12 +157,13 @@ class Server:
             else:
                 self._jobs[request_id] = job
 
-    def _hello(self, settings: dict[str, Any], asker: str) -> None:
-        use_asker(asker)
+    def _hello(self, settings: dict[str, Any], asker: str, ticket: str) -> None:
         for key in SECRETS:
             if settings[key] is not None:
                 settings[key] = Secret(settings[key])
-        self._mover = Mover(self._loop, ConnectionSettings(**settings))
+        known = ConnectionSettings(**settings)
+        use_owner(asker, ticket, known)
+        self._mover = Mover(self._loop, known)
 
     # --- output --------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from .config import ConnectionSettings
 from .errors import AuthenticationFailed, ConnectionLost, TransferError, from_plain
 from .helper import FAILED, FATAL_ID, OK, Server, pack, unpack
 from .progress import Progress
+from .ssh import code_ticket
 
 CLOSE_S = 3.0  # a helper that has not ended by then is killed
 SEND_S = 60.0
@@ -47,7 +48,9 @@ class Link:
                 self._process = _start_helper(theirs)
                 theirs.close()
             asker = shared_asker().path if ask else ""
-            self._sock.sendall(pack([(0, "hello", (settings.to_plain(), asker))]))
+            code = settings.one_time_code
+            ticket = code_ticket(code.reveal()) if code else ""
+            self._sock.sendall(pack([(0, "hello", (settings.to_plain(), asker, ticket))]))
         except BaseException:
             self._sock.close()
             theirs.close()

@@ -30,6 +30,7 @@ ASKED_S = 3600.0  # no login lasts so long
 _GCM = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 _ASKPASS = Path(__file__).with_name("askpass.sh")
 _asker = ""  # the socket of an `Asker`
+_tickets: dict[str, str] = {}  # of one-time codes
 
 
 def find_ssh() -> str:
@@ -134,16 +135,18 @@ def login_environment(settings: ConnectionSettings) -> dict[str, str]:
         environment["PYREMOTEDATA_ANSWER_PASSPHRASE"] = settings.key_passphrase.reveal()
     if settings.one_time_code:
         environment["PYREMOTEDATA_ANSWER_CODE"] = settings.one_time_code.reveal()
-        environment["PYREMOTEDATA_CODE_TICKET"] = _code_ticket(settings.one_time_code.reveal())
+        environment["PYREMOTEDATA_CODE_TICKET"] = code_ticket(settings.one_time_code.reveal())
     if _asker:
         environment["PYREMOTEDATA_ASKER"] = _asker
     return environment
 
 
-def use_asker(path: str) -> None:
-    """Have the logins of this process bring their questions to a person; see `asker`."""
+def use_owner(asker: str, ticket: str, settings: ConnectionSettings) -> None:
+    """Take what the process that owns this one's engine has: its asker, the ticket of its code."""
     global _asker
-    _asker = path
+    _asker = asker
+    if settings.one_time_code:
+        _tickets[settings.one_time_code.reveal()] = ticket
 
 
 def took_code(login: str) -> bool:
@@ -151,12 +154,13 @@ def took_code(login: str) -> bool:
     return os.path.exists(f"{login}.code")
 
 
-@cache
-def _code_ticket(_code: str) -> str:
-    """Return a file that is there until the code has been sent."""
-    path = _asked_directory() / f"ticket-{os.urandom(8).hex()}"
-    path.touch(mode=0o600)
-    return str(path)
+def code_ticket(code: str) -> str:
+    """Return a file that is there until the code has been sent, by whichever engine."""
+    if code not in _tickets:
+        path = _asked_directory() / f"ticket-{os.urandom(8).hex()}"
+        path.touch(mode=0o600)
+        _tickets[code] = str(path)
+    return _tickets[code]
 
 
 def _asked_directory() -> Path:

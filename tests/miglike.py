@@ -34,11 +34,13 @@ class MigLike:
     """
 
     user = "me@example.org"
+    code_user = "careful@example.org"  # who is asked for a password and a one-time code
 
     def __init__(self, *, lock_s: float = 300.0) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="miglike-")).resolve()
         self.password = secrets.token_urlsafe(12) + " $'\"\\"
         self.share = secrets.token_hex(5)
+        self.codes = [f"{number:06}" for number in secrets.SystemRandom().sample(range(10**6), 50)]
         self.port = 0
         self._lock_s = lock_s
         self._process: subprocess.Popen[bytes] | None = None
@@ -151,13 +153,14 @@ class MigLike:
     def _settings(self) -> dict[str, Any]:
         key = (self.directory / "user_key.pub").read_text().split()[1]
         me = {"root": str(self.root), "password": self.password, "keys": [key]}
+        careful = {"root": str(self.root), "password": self.password, "codes": self.codes}
         share = {"root": str(self.root), "password": self.share}
         return {
             "port": self.port,
             "host_key": str(self.directory / "host_key"),
             "log": str(self.directory / "log"),
             "lock_s": self._lock_s,
-            "users": {self.user: me, self.share: share},
+            "users": {self.user: me, self.share: share, self.code_user: careful},
         }
 
     def _write_ssh_config(self) -> None:

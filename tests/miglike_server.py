@@ -77,8 +77,30 @@ class Login(paramiko.ServerInterface):
     def __init__(self, site: Site, address: str) -> None:
         self.site, self.address, self.user = site, address, ""
 
-    def get_allowed_auths(self, _user: str) -> str:
+    def get_allowed_auths(self, user: str) -> str:
+        if "codes" in self.site.users.get(user, {}):
+            return "keyboard-interactive"
         return "password,publickey"
+
+    def check_auth_interactive(self, user: str, _methods: str) -> Any:
+        if "codes" not in self.site.users.get(user, {}):
+            return paramiko.AUTH_FAILED
+        self.asked, self.right = [user], True
+        return paramiko.InteractiveQuery("", "", ("Password: ", False))
+
+    def check_auth_interactive_response(self, responses: list[str]) -> Any:
+        user, *steps = self.asked
+        known = self.site.users[user]
+        if not steps:  # as PAM does, the second question comes whatever the answer to the first
+            self.asked.append("password")
+            self.right = responses == [known["password"]]
+            self.site.log("login", user, "password", "taken" if self.right else "wrong")
+            return paramiko.InteractiveQuery("", "", ("Verification code: ", False))
+        code = responses[0] if responses else ""
+        right = self.right and code in known["codes"]
+        if right:
+            known["codes"].remove(code)
+        return self.decide(user, "code", code, right)
 
     def check_auth_password(self, user: str, password: str) -> int:
         known = self.site.users.get(user, {}).get("password")
