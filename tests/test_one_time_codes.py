@@ -109,6 +109,20 @@ def test_further_sessions_share_the_connection_that_took_the_code(
     assert said.count("session USER begins") > 1
 
 
+@pytest.mark.full
+def test_a_connection_that_took_a_code_is_not_given_up_to_others(careful):
+    """Others of the node wait for their turn; without a person there would be no second login."""
+    one = {"connections": 1}
+    with TransferEngine(careful.settings(careful.code(), **one)) as engine:
+        engine.stat(careful.url()).result(WAIT_S)
+        with TransferEngine(careful.settings(careful.code(), **one)) as other:
+            waiting = other.stat(careful.url())
+            with pytest.raises(TimeoutError):
+                waiting.result(4.0)
+        assert engine.stat(careful.url()).result(WAIT_S).kind == "directory"
+    assert [line for line in careful.said() if line.startswith("login")] == LOGIN
+
+
 def test_a_code_does_not_belong_in_the_config_file(monkeypatch):
     path = config_path()
     path.parent.mkdir(parents=True)
