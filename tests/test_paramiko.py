@@ -1,0 +1,216 @@
+"""What ssh does for its carrier and we do for paramiko: ssh_config, host keys, agent, proxies.
+
+What both carriers meet at a login is in `test_faults_login`, the rest in the contract suite.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pyremotedata_core import ConnectionSettings, HostKeyRejected, TransferEngine
+from pyremotedata_core.pyssh.hostkeys import find_entries, judge, matches, name_of, remember
+from pyremotedata_core.pyssh.site import find_site
+from workflows.embedded_sshd import descendants, program
+
+from .sites import WAIT_S
+from .test_faults_login import attempt, changed, fingerprint, new_key
+
+# --- the ways in ----------------------------------------------------------------------------
+
+
+def works(server, **settings) -> bool:
+    with TransferEngine(server.settings(carrier="paramiko", **settings)) as engine:
+        return engine.stat(server.url()).result(WAIT_S).kind == "directory"
+
+
+def test_an_agent_opens(sshd_factory, tmp_path, monkeypatch):
+    server = sshd_factory()
+    socket = tmp_path / "agent"
+    command = [program("ssh-agent"), "-D", "-a", str(socket)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as agent:
+        try:
+            deadline = time.monotonic() + WAIT_S
+            while not socket.exists():
+                assert agent.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            monkeypatch.setenv("SSH_AUTH_SOCK", str(socket))
+            subprocess.run([program("ssh-add"), "-q", str(server.key)], check=True)
+            other = new_key(tmp_path / "other")
+            lines = [
+                ("    IdentityAgent none\n", ""),
+                ("    IdentitiesOnly yes\n", ""),
+                (str(server.key), "none"),
+            ]
+            assert works(server, ssh_config=changed(server, tmp_path / "config", *lines))
+            # With IdentitiesOnly, keys of the agent that are not named are not offered.
+            lines = [("    IdentityAgent none\n", ""), (str(server.key), str(other))]
+            config = changed(server, tmp_path / "only", *lines)
+            settings = server.settings(carrier="paramiko", ssh_config=config)
+            assert "check user name, key" in str(attempt(server.url(), settings))
+        finally:
+            agent.terminate()
+
+
+def test_a_proxy_command_is_run_and_ends_with_the_engine(sshd_factory, tmp_path):
+    server = sshd_factory()
+    relay = tmp_path / "relay.py"
+    relay.write_text(
+        "import os, socket, sys, threading\n"
+        "link = socket.create_connection((sys.argv[1], int(sys.argv[2])))\n"
+        "def back():\n"
+        "    while data := link.recv(65536):\n"
+        "        os.write(1, data)\n"
+        "    os._exit(0)\n"
+        "threading.Thread(target=back).start()\n"
+        "while data := os.read(0, 65536):\n"
+        "    link.sendall(data)\n"
+    )
+    command = f"{sys.executable} {relay} %h %p"
+    line = ("Host *\n", f"Host *\n ProxyCommand {command}\n")
+    config = changed(server, tmp_path / "config", line)
+    assert works(server, ssh_config=config)
+    settings = server.settings(carrier="paramiko", ssh_config=config)
+    with TransferEngine(settings) as engine:
+        engine.stat(server.url()).result(WAIT_S)
+        assert _running(str(relay))
+    assert not _running(str(relay))
+
+
+def test_a_killed_child_is_replaced_and_the_transfer_completes(sshd_factory, tmp_path):
+    server = sshd_factory()
+    data = os.urandom(100 * 2**20)
+    server.make("large", data)
+    with TransferEngine(server.settings(carrier="paramiko")) as engine:
+        engine.stat(server.url()).result(WAIT_S)
+        future = engine.fetch(server.url("large"), tmp_path / "large")
+        (child,) = _running("pyremotedata_core.pyssh.child")
+        os.kill(child, signal.SIGKILL)
+        future.result(WAIT_S)
+    assert (tmp_path / "large").read_bytes() == data
+    assert not _running("pyremotedata_core.pyssh.child")
+
+
+def _running(words: str) -> list[int]:
+    found = []
+    for pid in descendants(os.getpid()):
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if words.encode() in command:
+            found.append(pid)
+    return found
+
+
+# --- host keys ------------------------------------------------------------------------------
+
+
+def test_an_accepted_key_is_written_as_ssh_would_read_it(sshd_factory, tmp_path):
+    server = sshd_factory()
+    known = tmp_path / "new" / "known_hosts"
+    lines = [
+        (str(server.known_hosts), str(known)),
+        ("    StrictHostKeyChecking yes\n", "    HashKnownHosts yes\n"),
+    ]
+    config = changed(server, tmp_path / "config", *lines)
+    assert works(server, ssh_config=config, accept_new=True)
+    assert known.read_text().startswith("|1|")
+    command = [program("ssh-keygen"), "-F", f"[127.0.0.1]:{server.port}", "-f", str(known)]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert works(server, ssh_config=config)
+
+
+def test_a_host_key_that_was_revoked_is_refused(sshd_factory, tmp_path):
+    server = sshd_factory()
+    line = server.known_hosts.read_text()
+    server.known_hosts.write_text(f"{line}@revoked * {line.split(None, 1)[1]}")
+    error = attempt(server.url(), server.settings(carrier="paramiko"))
+    assert type(error) is HostKeyRejected
+    assert fingerprint(server) in str(error)
+
+
+def test_a_key_of_the_known_type_is_asked_for(sshd_factory, tmp_path):
+    """A server with several host keys is known by one of them."""
+    server = sshd_factory()
+    rsa = tmp_path / "rsa"
+    keygen = [program("ssh-keygen"), "-q", "-t", "rsa", "-b", "2048", "-N", "", "-f", str(rsa)]
+    subprocess.run(keygen, check=True)
+    server.lines.append(f"HostKey {rsa}")
+    server.restart()
+    server.known_hosts.write_text(
+        f"[127.0.0.1]:{server.port} {rsa.with_suffix('.pub').read_text()}"
+    )
+    assert works(server)
+
+
+def test_what_ssh_keygen_hashes_is_found(tmp_path):
+    known = tmp_path / "known_hosts"
+    remember(str(known), "[host]:2222", "ssh-ed25519", b"key", hashed=False)
+    subprocess.run([program("ssh-keygen"), "-q", "-H", "-f", str(known)], check=False)
+    known.write_text(known.read_text().rstrip("\n"))  # the next line begins on its own
+    remember(str(known), "other", "ssh-rsa", b"second", hashed=True)
+    (entry,) = find_entries("other", [str(known)])
+    assert (entry.kind, entry.blob, entry.where) == ("ssh-rsa", b"second", f"{known}:2")
+    assert judge([entry], "ssh-rsa", b"second") == ("known", "")
+    assert judge([entry], "ssh-rsa", b"third") == ("changed", f"{known}:2")
+    assert judge([entry], "ssh-ed25519", b"third") == ("unknown", "")
+
+
+@pytest.mark.parametrize(
+    ("patterns", "name", "found"),
+    [
+        ("host,10.0.0.1", "host", True),
+        ("host", "HOST", False),  # names are asked for in lower case
+        ("*.org,!bad.org", "good.org", True),
+        ("*.org,!bad.org", "bad.org", False),
+        ("[host]:2222", "[host]:2222", True),
+        ("[host]:2222", "host", False),
+        ("[*.org]:22??", "[a.org]:2222", True),
+        ("|1|broken", "host", False),
+    ],
+)
+def test_names_in_known_hosts_are_patterns(patterns, name, found):
+    assert matches(patterns, name) is found
+    assert name_of("HOST", 22) == "host"
+
+
+# --- ssh_config -----------------------------------------------------------------------------
+
+
+def test_ssh_config_is_read_as_ssh_reads_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh/more").write_text("Host a*\n User included\n Port 7\n")
+    (tmp_path / "config").write_text(
+        "Host alias\n HostName real.org\n IdentityFile ~/k\n Include more\n IdentitiesOnly yes\n"
+        "Host *\n User everybody\n Port 9\n UserKnownHostsFile ~/one /two\n ProxyJump u@j1:1,j2\n"
+        " PubkeyAuthentication no\n"
+    )
+    site = find_site("alias", config=str(tmp_path / "config"))
+    assert (site.host, site.port, site.user) == ("real.org", 7, "included")
+    assert (site.keys, site.identities_only) == ((f"{tmp_path}/k",), True)
+    assert (site.known_hosts, site.jumps) == ((f"{tmp_path}/one", "/two"), ("u@j1:1", "j2"))
+    assert site.methods == ("keyboard-interactive", "password")
+    assert site.unknown == "ask"
+    given = find_site("alias", user="me", port=3, config=str(tmp_path / "config"), accept_new=True)
+    assert (given.user, given.port, given.unknown) == ("me", 3, "accept-new")
+    assert find_site("x", config="none", key="/k").keys == ("/k",)
+
+
+def test_no_secret_is_in_the_command_line_or_shown(miglike):
+    settings = miglike.password_settings(carrier="paramiko")
+    assert isinstance(settings, ConnectionSettings)
+    with TransferEngine(settings) as engine:
+        engine.stat(miglike.url()).result(WAIT_S)
+        for pid in descendants(os.getpid()):
+            for name in ("cmdline", "environ"):
+                assert miglike.password.encode() not in Path(f"/proc/{pid}/{name}").read_bytes()
+        assert miglike.password not in repr(engine)
