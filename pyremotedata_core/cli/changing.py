@@ -8,6 +8,7 @@ from functools import partial
 
 from ..engine import TransferEngine
 from ..errors import ConfigurationError, RemoteFileNotFound, ServerRefused
+from ..model import Stat
 from ..placing import wait_for
 from ..remote import Remote
 from ..url import RemoteURL
@@ -54,8 +55,9 @@ def rm(engine: TransferEngine, options: argparse.Namespace) -> int:
     if everything is not None:
         raise ConfigurationError("this would remove all that is there; name it", str(everything))
     if options.dry_run:
-        for url in urls:
-            changes.attempt(partial(_say_what_goes, remote, url, options, changes))
+        looks = [engine.stat(url, follow=False) for url in urls]
+        for url, look in zip(urls, looks, strict=True):
+            changes.attempt(partial(_say_what_goes, remote, url, look, options, changes))
         return changes.end()
     removals = [
         engine.remove(url, recursive=options.recursive, missing_ok=options.force) for url in urls
@@ -71,10 +73,14 @@ def rm(engine: TransferEngine, options: argparse.Namespace) -> int:
 
 
 def _say_what_goes(
-    remote: Remote, url: RemoteURL, options: argparse.Namespace, changes: Changes
+    remote: Remote,
+    url: RemoteURL,
+    look: Future[Stat],
+    options: argparse.Namespace,
+    changes: Changes,
 ) -> None:
     try:
-        stat = wait_for(remote.engine.stat(url, follow=False))
+        stat = wait_for(look)
     except RemoteFileNotFound:
         if options.force:
             return

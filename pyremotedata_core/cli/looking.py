@@ -6,6 +6,7 @@ import argparse
 import shutil
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 
 from ..engine import TransferEngine
@@ -85,16 +86,20 @@ def stat(engine: TransferEngine, options: argparse.Namespace) -> int:
     """Say what files are."""
     remote = chosen_remote(engine, options.paths)
     found: list[Any] = []
+    looks: list[tuple[RemoteURL, Stat | Future[Stat]]] = []  # all at once
 
-    def show(path: str) -> None:
-        for url, known in meant(remote, path):
-            stat = known or remote.stat(url)
-            if options.json:
-                found.append(plain_entry(str(url), Entry(url.name, stat)))
-            else:
-                print(long_line(Entry(str(url), stat)))
+    def look(path: str) -> None:
+        looks.extend((url, known or engine.stat(url)) for url, known in meant(remote, path))
 
-    status = each(options.paths, show)
+    def show(look: tuple[RemoteURL, Stat | Future[Stat]]) -> None:
+        url, told = look
+        stat = told if isinstance(told, Stat) else wait_for(told)
+        if options.json:
+            found.append(plain_entry(str(url), Entry(url.name, stat)))
+        else:
+            print(long_line(Entry(str(url), stat)))
+
+    status = each(options.paths, look) | each(looks, show)
     if options.json:
         print_json(found)
     return status

@@ -6,11 +6,13 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 from ..errors import ConfigurationError, TransferError, from_plain
 from ..model import Entry, TreeResult, one_line, printable
+
+T = TypeVar("T")
 
 
 def complain(error: TransferError) -> None:
@@ -18,12 +20,12 @@ def complain(error: TransferError) -> None:
     print(f"pyremotedata: {error}", file=sys.stderr)
 
 
-def each(paths: Sequence[str], act: Callable[[str], None]) -> int:
-    """Do something for each path; a failure does not stop the others."""
+def each(things: Iterable[T], act: Callable[[T], None]) -> int:
+    """Do something for each; a failure does not stop the others. Return the exit status."""
     failed = False
-    for path in paths:
+    for thing in things:
         try:
-            act(path)
+            act(thing)
         except ConfigurationError:
             raise
         except TransferError as error:
