@@ -34,6 +34,7 @@ _ABOUT = {
     "timeout_s": "give up when nothing has moved for so many seconds",
     "bandwidth": "bytes per second at the most, as 10M",
     "fsync": "yes: flush each file to disk before it is published",
+    "publish": "direct: write under the final name, where an archive lets nobody rename",
     "cache_dir": "place of the node's cache of staged files",
     "cache_bytes": "its size at the most, as 50G",
 }
