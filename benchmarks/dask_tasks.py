@@ -29,11 +29,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from distributed import Client, Nanny, Scheduler, SpecCluster
 
@@ -86,7 +86,7 @@ class Way:
     """A way to read remote files in tasks: what the tasks are given, and how they read it."""
 
     inputs: Callable[[Site, Client], list[Any]]
-    read: Callable[[Any], bytes]
+    open: Callable[[Any], AbstractContextManager[BinaryIO]]
 
 
 @dataclass(frozen=True)
@@ -170,15 +170,16 @@ def simplecache_inputs(site: Site, client: Client) -> list[Any]:
     return fsspec_inputs(site, client, "simplecache")
 
 
-def fsspec_read(given: tuple[str, dict[str, Any]]) -> bytes:
-    """Read with fsspec, which keeps a connection per process; ahead, where the file can."""
+@contextmanager
+def fsspec_open(given: tuple[str, dict[str, Any]]) -> Iterator[BinaryIO]:
+    """Open with fsspec, which keeps a connection per process; read ahead, where the file can."""
     import fsspec
 
     url, options = given
     with fsspec.open(url, "rb", **options) as file:
         if hasattr(file, "prefetch"):  # else each 32 KiB would cost a round trip
             file.prefetch(file.stat().st_size)
-        return file.read()
+        yield file
 
 
 def paramiko_inputs(site: Site, _: Client) -> list[Any]:
@@ -188,12 +189,13 @@ def paramiko_inputs(site: Site, _: Client) -> list[Any]:
         return [(login, f"{site.remote}/{name}") for name in sorted(sftp.listdir(str(site.remote)))]
 
 
-def paramiko_read(given: tuple[dict[str, Any], str]) -> bytes:
-    """Connect, and read with prefetching."""
+@contextmanager
+def paramiko_open(given: tuple[dict[str, Any], str]) -> Iterator[BinaryIO]:
+    """Connect, and open with prefetching."""
     login, path = given
     with connected(login) as sftp, sftp.open(path, "rb") as file:
         file.prefetch(file.stat().st_size)
-        return file.read()
+        yield file
 
 
 @contextmanager
@@ -216,31 +218,39 @@ def sshfs_inputs(site: Site, _: Client) -> list[Any]:
     return sorted(mount.iterdir())
 
 
-def path_read(given: Any) -> bytes:
-    """Read a local path, or what turns into one."""
-    with open(given, "rb") as file:
-        return file.read()
+def path_open(given: Any) -> BinaryIO:
+    """Open a local path, or what turns into one."""
+    return open(given, "rb")
 
 
 WAYS = {
-    OURS: Way(ours_inputs, path_read),
-    FLOOR: Way(local_inputs, path_read),
-    "fsspec": Way(fsspec_inputs, fsspec_read),
-    "simplecache": Way(simplecache_inputs, fsspec_read),
-    "paramiko": Way(paramiko_inputs, paramiko_read),
-    "sshfs": Way(sshfs_inputs, path_read),
+    OURS: Way(ours_inputs, path_open),
+    FLOOR: Way(local_inputs, path_open),
+    "fsspec": Way(fsspec_inputs, fsspec_open),
+    "simplecache": Way(simplecache_inputs, fsspec_open),
+    "paramiko": Way(paramiko_inputs, paramiko_open),
+    "sshfs": Way(sshfs_inputs, path_open),
 }
 
 
 # --- a task, and what is watched beside it ------------------------------------------------------
 
 
-def work(read: Callable[[Any], bytes], given: Any, number: int, rounds: int, sleep_s: float) -> str:
+def work(
+    open_file: Callable[[Any], AbstractContextManager[BinaryIO]],
+    given: Any,
+    number: int,
+    rounds: int,
+    sleep_s: float,
+) -> str:
     """Read a file, compute, and return the checksum of what was read."""
-    digest = hashlib.sha256(read(given)).hexdigest()
+    digest = hashlib.sha256()
+    with open_file(given) as file:
+        while block := file.read(MIB):  # so that the memory is not that of a whole file
+            digest.update(block)
     time.sleep(sleep_s)
     count_up(rounds)
-    return f"{number} {digest}"
+    return f"{number} {digest.hexdigest()}"
 
 
 def count_up(rounds: int) -> int:
@@ -387,7 +397,7 @@ def measure(
             with tempfile.TemporaryDirectory(prefix="benchmark-run-") as folder:
                 site = Site(place, name, Path(folder))
                 try:
-                    run(case, way, site, partial(work, way.read), (count, sleep_s), cell, expected)
+                    run(case, way, site, partial(work, way.open), (count, sleep_s), cell, expected)
                 finally:
                     if cell.way == "sshfs":
                         subprocess.run(["fusermount", "-u", f"{folder}/mount"], check=False)
