@@ -13,6 +13,7 @@ import pytest
 
 from workflows.embedded_sshd import descendants
 
+from .servers import ScriptedSshd
 from .sites import temporaries, tree
 
 SIZES = [0, 1, 100_000, 300_000, 5 * 2**20, 18 * 2**20 + 1]
@@ -113,3 +114,31 @@ def test_killed_at_random_moments(sshd_factory, relay_factory, tmp_path, verb, t
         subprocess.run(by_command, env=environment, check=True, timeout=60)
     assert temporaries(target) == []
     assert tree(target) == new
+
+
+def test_a_file_that_stood_aside_for_a_killed_upload_comes_back(relay_factory, tmp_path):
+    """A server without posix-rename cannot replace a file in one step."""
+    with ScriptedSshd("relay", {"extensions": False}) as server:
+        relay = relay_factory(server.port, one_way_ms=200)
+        config = tmp_path / "config"
+        alias = f"Host *\n HostKeyAlias [127.0.0.1]:{server.port}\n"
+        config.write_text(alias + server.ssh_config.read_text())
+        environment = {**os.environ, "PYREMOTEDATA_SSH_CONFIG": str(config)}
+        command = [sys.executable, "-m", "pyremotedata_core.cli"]
+        final = server.make("t/a", b"old")
+        (tmp_path / "a").write_bytes(b"new")
+        put = [*command, "put", str(tmp_path / "a"), relay.url(server.url("t/a"))]
+        process = subprocess.Popen(put, env=environment)
+        deadline = time.monotonic() + 30
+        while final.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        kill(process, everything=True)
+        time.sleep(1.0)  # what is under way arrives
+        assert not final.exists()
+        assert len(temporaries(final.parent)) == 2
+        subprocess.run([*put[:-1], relay.url(server.url("t/b"))], env=environment, check=True)
+        while temporaries(final.parent):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert tree(final.parent) == {"a": b"old", "b": b"new"}
