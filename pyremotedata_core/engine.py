@@ -46,6 +46,8 @@ class TransferEngine:
         Ask the person at this process's terminal for passwords, passphrases and one-time codes
         that a login needs and the settings do not have. Each is asked for once, and kept in
         memory only.
+    keep : bool
+        Keep what has arrived of a large file for a later call even if a transfer is cancelled.
 
     Notes
     -----
@@ -59,10 +61,12 @@ class TransferEngine:
         *,
         in_process: bool = False,
         ask: bool = False,
+        keep: bool = False,
     ) -> None:
         self.settings = settings or ConnectionSettings.load()
         self._in_process = in_process or not sys.executable
         self._ask = ask
+        self._keep = keep
         self._lock = threading.Lock()
         self._link: Link | None = None
         self._closed = False
@@ -327,7 +331,7 @@ class TransferEngine:
                 if self._closed:
                     raise ConnectionLost("the engine is closed", retryable=False)
                 if self._link is None or self._link.ended:
-                    self._link = Link(self.settings, self._in_process, self._ask)
+                    self._link = Link(self.settings, self._in_process, self._ask, self._keep)
                 link = self._link
             future = link.request(method, args, convert, on_progress, background)
             if future is not None:

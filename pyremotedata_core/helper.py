@@ -146,7 +146,7 @@ class Server:
         elif method in ("cancel", "promote"):
             job = self._jobs.get(request_id)
             if job:
-                job.cancel() if method == "cancel" else job.promote()
+                job.cancel(keep=args) if method == "cancel" else job.promote()
         else:
             assert self._mover is not None
             done = partial(self._done, request_id)

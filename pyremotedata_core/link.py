@@ -27,7 +27,9 @@ QUIET_S = 3600.0
 class Link:
     """The connection to one helper."""
 
-    def __init__(self, settings: ConnectionSettings, in_process: bool, ask: bool) -> None:
+    def __init__(
+        self, settings: ConnectionSettings, in_process: bool, ask: bool, keep: bool
+    ) -> None:
         self.ended = False
         self._lock = threading.Lock()
         self._next_id = 0
@@ -39,6 +41,7 @@ class Link:
         self._sock, theirs = socket.socketpair()
         self._fatal = ""
         self._ask = ask
+        self._keep = keep
         try:
             self._sock.settimeout(SEND_S)
             if in_process:
@@ -138,7 +141,7 @@ class Link:
             if not self.ended and request_id in self._pending:
                 del self._pending[request_id]
                 self._cancelled.add(request_id)
-                self._sock.sendall(pack([(request_id, "cancel", ())]))
+                self._sock.sendall(pack([(request_id, "cancel", self._keep)]))
 
     def wait_cancelled(self, timeout_s: float) -> bool:
         """Wait for the helper's last word on what was cancelled; return whether it came."""

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -190,3 +191,19 @@ def test_a_transfer_that_is_given_up_leaves_nothing(line):
         future.cancel()
         assert engine.wait_cancelled(30)
         assert temporaries(line.place) == []
+
+
+@both_ways
+def test_the_command_broken_off_at_the_keyboard_goes_on_with_the_next(line):
+    line.relay.set(rate=60e6)
+    verb = "get" if line.verb == "fetch" else "put"
+    command = [sys.executable, "-m", "pyremotedata_core.cli", verb, "--ssh-config", line.config]
+    process = subprocess.Popen([*command, *line.arguments])
+    line.wait_for(0.7)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    line.relay.set(rate=0)
+    before = line.moved()
+    subprocess.run([*command, *line.arguments], check=True, timeout=60)
+    line.finished()
+    assert line.moved() - before < SIZE * 0.8

@@ -56,5 +56,5 @@ def _with_engine(options: argparse.Namespace) -> int:
         bandwidth=options.bandwidth,
     )
     # This process computes nothing that could starve the I/O: no helper.
-    with TransferEngine(settings, in_process=True, ask=may_ask()) as engine:
+    with TransferEngine(settings, in_process=True, ask=may_ask(), keep=True) as engine:
         return options.run(engine, options)
