@@ -18,7 +18,7 @@ from typing import Literal
 
 Kind = Literal["passphrase", "pin", "password", "code", "unknown"]
 
-SIGN_OF_LIFE_S = 5.0
+SIGN_OF_LIFE_S = 1.0
 WAITING = "pyremotedata: a question waits for an answer"  # on standard error, again and again
 NO_ANSWER = "pyremotedata: no answer for:"
 

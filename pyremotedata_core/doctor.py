@@ -8,8 +8,10 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from typing import NamedTuple
 
+from .carriers import takes_paramiko
 from .config import config_path
 from .engine import TransferEngine
 from .errors import TransferError
@@ -43,7 +45,7 @@ def examine(engine: TransferEngine, url: RemoteURL) -> Iterator[Finding]:
     url : RemoteURL
         A directory or file of the server. A file is read, up to 64 MiB, to measure the rate.
     """
-    yield from _programs(url)
+    yield from _programs(engine, url)
     path = config_path()
     yield Finding("config file", True if path.exists() else None, str(path))
     started = time.monotonic()
@@ -70,9 +72,9 @@ def examine(engine: TransferEngine, url: RemoteURL) -> Iterator[Finding]:
     yield from _throughput(engine, url, stat)
 
 
-def _programs(url: RemoteURL) -> Iterator[Finding]:
+def _programs(engine: TransferEngine, url: RemoteURL) -> Iterator[Finding]:
     if url.scheme == "sftp":
-        yield _ssh()
+        yield _paramiko() if takes_paramiko(engine.settings) else _ssh()
     yield _lftp(needed=url.scheme != "sftp")
 
 
@@ -81,11 +83,16 @@ def _ssh() -> Finding:
         path = find_ssh()
     except TransferError as error:
         return Finding("ssh", False, str(error))
-    version = ssh_version()
-    said = f"{path}, OpenSSH {version[0]}.{version[1]}"
-    if version < OLDEST_SSH:
+    found = ssh_version()
+    said = f"{path}, OpenSSH {found[0]}.{found[1]}"
+    if found < OLDEST_SSH:
         return Finding("ssh", False, f"{said}; install OpenSSH 8.0 or newer")
     return Finding("ssh", True, said)
+
+
+def _paramiko() -> Finding:
+    why = "as the settings want" if shutil.which("ssh") else "as there is no program ssh"
+    return Finding("paramiko", True, f"{version('paramiko')}, {why}")
 
 
 def _lftp(*, needed: bool) -> Finding:
@@ -98,8 +105,8 @@ def _lftp(*, needed: bool) -> Finding:
         )
     done = subprocess.run([lftp, "--version"], capture_output=True, text=True, timeout=10)
     words = done.stdout.split()
-    version = words[words.index("Version") + 1] if "Version" in words else "?"
-    return Finding("lftp", True, f"{lftp}, {version}")
+    found = words[words.index("Version") + 1] if "Version" in words else "?"
+    return Finding("lftp", True, f"{lftp}, {found}")
 
 
 def _server(engine: TransferEngine, url: RemoteURL) -> Iterator[Finding]:

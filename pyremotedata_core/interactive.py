@@ -58,7 +58,8 @@ def set_up() -> ConnectionSettings:
             answers = _ask_all(known, answers)
             settings = ConnectionSettings.load(**answers)
             _say(f"Logging in to {settings.root()} ...")
-            with TransferEngine(settings) as engine:
+            # What a password cannot answer, a one-time code, is asked for when the server asks.
+            with TransferEngine(settings, ask="password" in answers) as engine:
                 engine.stat(settings.root()).result()
         except (EOFError, KeyboardInterrupt):
             raise ConfigurationError("the set-up was broken off; nothing was written") from None

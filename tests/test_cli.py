@@ -337,6 +337,14 @@ def test_the_doctor_finds_a_healthy_server_healthy(run, url, make):
     assert all(finding["well"] is not False for finding in findings)
 
 
+def test_the_doctor_does_without_ssh(run, url):
+    run.environment["PYREMOTEDATA_CARRIER"] = "paramiko"
+    said = run("doctor", url()).stdout
+    assert "paramiko" in said
+    assert "OpenSSH" not in said
+    assert "BAD" not in said
+
+
 def test_the_doctor_names_what_is_wrong(run, sshd, url):
     said = run("doctor", f"sftp://127.0.0.1:{free_port()}/", status=1).stdout
     assert "BAD connection: " in said

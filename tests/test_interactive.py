@@ -33,7 +33,12 @@ def config_of(home: dict[str, str]) -> Path:
     return Path(home["XDG_CONFIG_HOME"]) / "pyremotedata/config.yaml"
 
 
-def talk(argv: list[str], environment: dict[str, str], answers: list[tuple[str, str]]) -> str:
+def talk(
+    argv: list[str],
+    environment: dict[str, str],
+    answers: list[tuple[str, str]],
+    think_s: float = 0.0,
+) -> str:
     """Run a program on a terminal; give each answer once its question has appeared."""
     pid, fd = pty.fork()
     if pid == 0:
@@ -44,6 +49,7 @@ def talk(argv: list[str], environment: dict[str, str], answers: list[tuple[str, 
         while time.monotonic() < deadline:
             if waiting and waiting[0][0] in said[seen:]:
                 seen = len(said)
+                time.sleep(think_s)
                 os.write(fd, waiting.pop(0)[1].encode() + b"\n")
             if select.select([fd], [], [], 0.2)[0]:
                 try:

@@ -155,7 +155,17 @@ def test_what_is_not_configured_is_asked_for_once_on_the_terminal(
     assert not config_path().exists()
 
 
-def test_a_person_may_ask_anew_after_a_wrong_answer(careful, terminal):
+@pytest.mark.full
+@pytest.mark.parametrize("carried", ["openssh", "paramiko"])
+def test_a_person_may_take_longer_than_a_server(careful, terminal, carried):
+    variables = {"PYREMOTEDATA_TIMEOUT": "3", "PYREMOTEDATA_CARRIER": carried}
+    answers = [("Password:", careful.server.password), ("Verification code:", careful.code())]
+    argv = [*CLI, "ls", careful.url()]
+    said = talk(argv, {**terminal, **variables}, answers, think_s=4.0)
+    assert said.endswith("exit 0"), said
+
+
+def test_a_wrong_answer_is_asked_for_anew(careful, terminal):
     program = (
         "import sys\n"
         "from pyremotedata_core import Remote, TransferError\n"
