@@ -1,19 +1,19 @@
 """Snakemake over remote files, side by side: this plugin, its peer, and local files, in one run.
 
-``python -m benchmarks.snakemake`` starts an sshd of its own, makes the data, installs the peer
-(snakemake-storage-plugin-sftp) in a venv below the user's cache directory, and lets the tools take
-turns. Every figure is the wall time of ``snakemake`` in a fresh process with default settings:
-start-up, listing, jobs, times and publication included. Results are compared byte by byte after
-each run. Quoted are median and spread; at the end, the requests and logins that the server saw in
-one more run of ours.
+``python -m benchmarks.snakemake --out DIRECTORY`` starts an sshd of its own, makes the data,
+installs the peer (snakemake-storage-plugin-sftp) in a venv below the user's cache directory, and
+lets the tools take turns, on loopback and over 20 ms. Every figure is the wall time of
+``snakemake`` in a fresh process with default settings: start-up, listing, jobs, times and
+publication included. Results are compared byte by byte after each run. Quoted are median and
+spread, and, from one more run of each, the requests and logins that the server saw.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
 import os
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -25,10 +25,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.relay import Relay
 from tests.servers import Sshd
 
+from . import outcome
 from .transfer import timed
 
 OURS, PEER, FLOOR = "pyremotedata", "sftp plugin", "local files"
@@ -125,7 +127,7 @@ CASES = {
         " cmp $IN/0/0 $n/$k || exit 1; done; done",
     ),
 }
-DEFAULT_CASES = ["dry-300-1", "60-jobs", "60-inputs", "40-computing", "8-outputs"]
+DEFAULT_ROUND_TRIPS_MS = [0.0, 20.0]
 
 HEADERS = {
     OURS: """
@@ -168,13 +170,18 @@ def main() -> None:
     """Run the chosen cases and print a table for each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "cases", nargs="*", default=DEFAULT_CASES, metavar="CASE", help=", ".join(CASES)
+        "cases", nargs="*", default=list(CASES), metavar="CASE", help=", ".join(CASES)
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--round-trip-ms", type=float, nargs="+", default=[20.0])
+    parser.add_argument(
+        "--round-trip-ms", type=float, nargs="+", default=DEFAULT_ROUND_TRIPS_MS, metavar="MS"
+    )
     parser.add_argument("--cores", type=int, default=4)
     parser.add_argument("--without", nargs="*", default=[], metavar="TOOL", help="leave out")
-    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    parser.add_argument(
+        "--peer-python", type=Path, help="interpreter of a venv that has the peer already"
+    )
+    parser.add_argument("--out", type=Path, help="write tables, figures and a picture into this")
     options = parser.parse_args()
     unknown = set(options.cases) - set(CASES)
     if unknown:
@@ -182,33 +189,40 @@ def main() -> None:
     tools = [tool for tool in HEADERS if tool not in options.without]
     pythons = dict.fromkeys(tools, Path(sys.executable))
     if PEER in tools:
-        pythons[PEER] = peer_python()
-    results = []
+        pythons[PEER] = options.peer_python or peer_python()
+    results: list[dict[str, Any]] = []
+    tables = ""
     with (
         tempfile.TemporaryDirectory(prefix="benchmark-") as folder,
         Sshd(lines=["MaxStartups 100", "MaxSessions 100"]) as server,
-        Sshd(log_requests=True) as counting,
+        Sshd(lines=["MaxStartups 100", "MaxSessions 100"], log_requests=True) as counting,
     ):
         for name in options.cases:
             make_data(server.root / name, CASES[name])
+            make_data(counting.root / name, CASES[name])
             for round_trip_ms in options.round_trip_ms:
                 with place_at(server, round_trip_ms, Path(folder)) as place:
                     bench = Bench(name, place, Path(folder) / "work", pythons, options.cores)
                     cells = bench.measure(options.rounds)
-                report(name, round_trip_ms, cells)
+                with place_at(counting, round_trip_ms, Path(folder)) as place:
+                    bench = Bench(name, place, Path(folder) / "work", pythons, options.cores)
+                    seen = [bench.count(tool) for tool in tools if tool != FLOOR]
+                table = tell(name, round_trip_ms, cells, seen)
+                print(table, flush=True)
+                tables += table
                 results.append(
                     {
                         "case": name,
                         "round_trip_ms": round_trip_ms,
                         "cells": [asdict(cell) for cell in cells],
+                        "seen": seen,
                     }
                 )
-            if OURS in tools:
-                make_data(counting.root / name, CASES[name])
-                count(name, counting, Path(folder), pythons, options.cores)
             shutil.rmtree(server.root / name)
-    if options.json:
-        options.json.write_text(json.dumps({"cpus": os.cpu_count(), "results": results}, indent=1))
+            shutil.rmtree(counting.root / name)
+    if options.out:
+        about = {"snakemake": importlib.metadata.version("snakemake"), "rounds": options.rounds}
+        outcome.write(options.out, "snakemake", tables, about, results)
 
 
 class Bench:
@@ -246,19 +260,42 @@ class Bench:
                     cell.seconds.append(seconds)
         return cells
 
-    def run(self, tool: str) -> float:
-        """Run one tool once; return the wall seconds, of a result that has been compared."""
+    def count(self, tool: str) -> dict[str, Any]:
+        """Run a tool once; return what the server has seen, and what the tool says itself."""
+        server = self._place.server
+        logins, before = server.logins(), server.request_kinds()
+        log = self._directory.with_suffix(".log")
+        self.run(tool, log)
+        kinds = {kind: n - before.get(kind, 0) for kind, n in server.request_kinds().items()}
+        said = [line for line in log.read_text().splitlines() if line.startswith("Storage ")]
+        return {
+            "tool": tool,
+            "logins": server.logins() - logins,
+            "requests": {kind: n for kind, n in sorted(kinds.items()) if n},
+            "said": " ".join(said),
+        }
+
+    def run(self, tool: str, log: Path | None = None) -> float:
+        """Run one tool once; return the wall seconds, of a result that has been compared.
+
+        With ``log``, what it prints goes there.
+        """
         root = self._place.server.root / self._name
         shutil.rmtree(self._directory, ignore_errors=True)
         shutil.rmtree(root / "out", ignore_errors=True)
         self._directory.mkdir()
         (self._directory / "Snakefile").write_text(self._snakefile(tool, root))
-        argv = [str(self._pythons[tool]), "-m", "snakemake", "--cores", str(self._cores), "-q"]
+        argv = [str(self._pythons[tool]), "-m", "snakemake", "--cores", str(self._cores)]
         argv += ["-d", str(self._directory), "-s", str(self._directory / "Snakefile")]
         if tool == PEER:
             argv += [*PEER_ARGUMENTS, "--storage-sftp-username", self._place.server.user]
+        argv += self._case.arguments
+        if log is not None:
+            argv = ["sh", "-c", f"exec {shlex.join(argv)} > {shlex.quote(str(log))} 2>&1"]
+        else:
+            argv.append("-q")
         seconds = timed(
-            [*argv, *self._case.arguments],
+            argv,
             {
                 "PYREMOTEDATA_SSH_CONFIG": str(self._place.config),
                 "HOME": str(self._place.home),
@@ -290,28 +327,31 @@ class Bench:
                 sys.exit(f"{tool}, {self._name}: the result is not what it should be")
 
 
-def count(name: str, server: Sshd, folder: Path, pythons: dict[str, Path], cores: int) -> None:
-    """Print what a server sees of one run of ours."""
-    place = Place(server, server.port, server.ssh_config, folder)
-    logins, before = server.logins(), server.request_kinds()
-    Bench(name, place, folder / "counted", pythons, cores).run(OURS)
-    kinds = {k: n - before.get(k, 0) for k, n in server.request_kinds().items()}
-    told = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()) if n)
-    print(f"\nThe server saw {server.logins() - logins} logins of ours, and: {told}", flush=True)
-
-
-def report(name: str, round_trip_ms: float, cells: list[Cell]) -> None:
-    """Print a table: median, spread, and how the others compare with the first."""
+def tell(name: str, round_trip_ms: float, cells: list[Cell], seen: list[dict[str, Any]]) -> str:
+    """Return a table: median, spread, how the others compare with the first, and what was seen."""
     case = CASES[name]
-    print(f"\n{name}, round trip {round_trip_ms:g} ms: {case.files} x {case.file_bytes} bytes in")
-    print("\n| tool | median s | spread s | ours is faster by |")
-    print("|---|---|---|---|")
+    floor = next((cell.median for cell in cells if cell.tool == FLOOR), None)
+    lines = [
+        "",
+        f"{name}, round trip {round_trip_ms:g} ms: {case.files} x {case.file_bytes} bytes in,"
+        f" {case.directories} directories",
+        "",
+        f"| tool | median s | spread s | {cells[0].tool} is faster by | over local files | in s |",
+        "|---|---|---|---|---|---|",
+    ]
     for cell in cells:
-        print(
+        over = f"{cell.median / floor:.2f}x | {cell.median - floor:.2f}" if floor else "- | -"
+        lines.append(
             f"| {cell.tool} | {cell.median:.2f} | {min(cell.seconds):.2f}-{max(cell.seconds):.2f}"
-            f" | {cell.median / cells[0].median:.2f}x |",
-            flush=True,
+            f" | {cell.median / cells[0].median:.2f}x | {over} |"
         )
+    for one in seen:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in one["requests"].items())
+        total = sum(one["requests"].values())
+        lines += ["", f"{one['tool']}: {one['logins']} logins, {total} requests ({kinds})."]
+        if one["said"]:
+            lines += ["", f"It says: {one['said']}"]
+    return "\n".join(lines) + "\n"
 
 
 def make_data(root: Path, case: Case) -> None:
@@ -328,7 +368,7 @@ def make_data(root: Path, case: Case) -> None:
 def place_at(server: Sshd, round_trip_ms: float, folder: Path) -> Iterator[Place]:
     """Give the server, behind a relay that makes the round trip."""
     if not round_trip_ms:
-        home = make_home(folder / "home", server, server.known_hosts)
+        home = make_home(folder / f"home-{server.port}", server, server.known_hosts)
         yield Place(server, server.port, server.ssh_config, home)
         return
     with Relay(server.port, one_way_ms=round_trip_ms / 2) as relay:
@@ -338,7 +378,9 @@ def place_at(server: Sshd, round_trip_ms: float, folder: Path) -> Iterator[Place
         config = folder / "ssh_config"
         text = server.ssh_config.read_text().replace(str(server.known_hosts), str(known))
         config.write_text(text.replace(f"Port {server.port}", f"Port {relay.port}"))
-        yield Place(server, relay.port, config, make_home(folder / "home", server, known))
+        yield Place(
+            server, relay.port, config, make_home(folder / f"home-{server.port}", server, known)
+        )
 
 
 def make_home(home: Path, server: Sshd, known_hosts: Path) -> Path:
