@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -220,3 +223,25 @@ def test_parsing_a_snakefile_needs_neither_lftp_nor_ssh_nor_paramiko(workflow):
     )
     assert done.returncode == 0, done.stderr
     assert "one" in done.stdout + done.stderr
+
+
+def test_the_page_for_users_of_erda_leads_from_a_share_link_to_a_run(miglike, tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "erda.md").read_text()
+    config, account = re.findall(r"```\n(Host erda\n.*?)```", page, re.DOTALL)
+    assert "IdentitiesOnly yes" in account
+    workflow = Workflow(tmp_path / "work", miglike, "reads")
+    (link,) = re.findall(r"printf 'password: (\w+)", page)
+    config = config.replace("io.erda.au.dk", "127.0.0.1").replace("2222", str(miglike.port))
+    config = config.replace(link, miglike.user)
+    workflow.path("ssh_config").write_text(config + miglike.ssh_config.read_text())
+    workflow.path("config.yaml").write_text(f"password: {miglike.password}\n")
+    workflow.path("config.yaml").chmod(0o600)
+    workflow.env["PYREMOTEDATA_SSH_CONFIG"] = str(workflow.path("ssh_config"))
+    workflow.env["PYREMOTEDATA_CONFIG"] = str(workflow.path("config.yaml"))
+    workflow.make_remote("a.fastq.gz", gzip.compress(b"1\n2\n"))
+    workflow.make_remote("b.fastq.gz", gzip.compress(b"1\n"))
+    (snakefile,) = re.findall(r"```python\n(# Snakefile.*?)```", page, re.DOTALL)
+    workflow.write(snakefile)
+    workflow.run().succeeded()
+    assert (miglike.root / "counts/a.txt").read_text().strip() == "2"
+    assert (miglike.root / "counts/b.txt").read_text().strip() == "1"
