@@ -19,7 +19,7 @@ from .ftp import FtpServer
 from .miglike import MigLike
 from .relay import Relay
 from .servers import ChrootSshd, ScriptedSshd, Sshd, processes_with
-from .sites import PARAMIKO_ALWAYS, SITES, Site, temporaries
+from .sites import SITES, SOMETIMES, SOMETIMES_ALWAYS, Site, temporaries
 
 _OWN_CHILDREN_OF_PYTHON = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 LEAK_TIMEOUT_S = 5.0
@@ -30,11 +30,11 @@ os.environ.update([RUN_MARK.split("=")])
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what of the contract suite runs over paramiko with ``--full`` only."""
+    """Mark what of the contract suite runs over paramiko, and over FTP, with ``--full`` only."""
     for item in items:
-        if "[paramiko-" not in item.nodeid or not {"site", "_site"} & set(item.fixturenames):
+        if not SOMETIMES.search(item.name) or not {"site", "_site"} & set(item.fixturenames):
             continue
-        if "[paramiko-openssh" not in item.nodeid or not PARAMIKO_ALWAYS.search(item.name):
+        if not SOMETIMES_ALWAYS.search(item.name):
             item.add_marker(pytest.mark.full)
 
 
@@ -150,8 +150,8 @@ def ftps() -> Iterator[FtpServer]:
 
 @pytest.fixture(scope="session")
 def ftplist() -> Iterator[FtpServer]:
-    """An FTP server that lists for human eyes only, as vsftpd does, for the whole run."""
-    with FtpServer(without=("MLSD", "MLST")) as server:
+    """An FTP server of few words, as vsftpd is, for the whole run."""
+    with FtpServer(without=("MLSD", "MLST"), terse=True) as server:
         yield server
 
 

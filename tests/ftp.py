@@ -32,13 +32,17 @@ class FtpServer:
     tls : {"", "explicit", "implicit"}
     without : tuple of str
         Commands that it does not offer.
+    terse : bool
+        Whether it keeps to itself why it refuses something.
     most : int
         Connections at the most, 0 for any number.
     """
 
     user = "me"
 
-    def __init__(self, *, tls: str = "", without: tuple[str, ...] = (), most: int = 0) -> None:
+    def __init__(
+        self, *, tls: str = "", without: tuple[str, ...] = (), terse: bool = False, most: int = 0
+    ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="ftp-")).resolve()
         self.root = self.directory / "root"
         self.root.mkdir()
@@ -46,6 +50,7 @@ class FtpServer:
         self.port = 0
         self.tls = tls
         self._without = without
+        self._terse = terse
         self._most = most
         self._process: subprocess.Popen[str] | None = None
         if tls:
@@ -73,6 +78,7 @@ class FtpServer:
             "certificate": str(self.directory / "both.pem") if self.tls else "",
             "implicit": self.tls == "implicit",
             "without": self._without,
+            "terse": self._terse,
             "most": self._most,
         }
         self.port = int(self._say(options))

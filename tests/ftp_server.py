@@ -97,6 +97,11 @@ def _handler(options: dict[str, Any]) -> type[FTPHandler]:
             if options["implicit"]:
                 self.secure_connection(self.ssl_context)
 
+        def respond(self, resp: str, *args: Any, **more: Any) -> None:
+            if options["terse"] and resp.startswith("550"):
+                resp = "550 Failed."
+            super().respond(resp, *args, **more)
+
         def ftp_RNTO(self, path: str) -> Any:  # noqa: N802
             if FAULTS.get("no_replace") and os.path.exists(path):
                 self._rnfr = None

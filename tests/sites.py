@@ -33,13 +33,14 @@ SITES = [
     for transport in TRANSPORTS
     for server in SERVERS
 ]
-# The SFTP session, carried by paramiko. Of these only what differs most runs every time.
+# The SFTP session carried by paramiko, and FTP. Of these only what differs most runs every time.
 SITES += [pytest.param(f"paramiko-{server}") for server in SERVERS]
-PARAMIKO_ALWAYS = re.compile(
-    r"fetched_file_has|stored_file_has|listed_with|many_files|a_rename_replaces|any_name_go"
-    r"|tree_is_fetched|tree_is_stored"
+SITES += [pytest.param(f"lftp-{kind}") for kind in _FTP]
+SOMETIMES = re.compile(r"\[(paramiko|lftp-ftp)")
+SOMETIMES_ALWAYS = re.compile(
+    r"(fetched_file_has|stored_file_has|listed_with|many_files|a_rename_replaces|any_name_go"
+    r"|tree_is_fetched|tree_is_stored|is_told_from).*\[(paramiko-openssh|lftp-ftp\b)"
 )
-SITES += [pytest.param(f"lftp-{kind}", marks=[pytest.mark.full]) for kind in _FTP]
 
 _MIG_REFUSES = set('"\\*?#[]{}|<>^`')
 

@@ -274,6 +274,8 @@ def test_links_within_a_remote_tree_are_fetched_as_files_and_others_are_named(si
 
 def test_special_files_of_the_server_are_not_opened(site: Site, tmp_path):
     """Reading a pipe would wait for ever."""
+    if site.ftp:
+        pytest.skip("such a server takes a pipe for a file, opens it, and serves nobody any more")
     site.make("t/a", b"1")
     os.mkfifo(site.path("t/pipe"))
     result = get(site, "t", tmp_path / "t")

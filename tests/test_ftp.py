@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,12 @@ from .sites import TRANSPORTS, temporaries, tree
 pytestmark = pytest.mark.skipif("lftp" not in TRANSPORTS, reason="lftp is not installed")
 MTIME = 1_234_567_890
 WAIT_S = 60.0
-PLAIN_LISTS = ("MLSD", "MLST")
+SERVERS: list[dict[str, Any]] = [
+    {},
+    {"without": ("MLSD", "MLST"), "terse": True},
+    {"tls": "explicit"},
+    {"tls": "implicit"},
+]
 
 
 def reach(server, user: str | None = None, **more) -> Remote:
@@ -46,8 +52,7 @@ def remote(ftp):
 # --- what a user does -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"without": PLAIN_LISTS}, {"tls": "explicit"},
-                                     {"tls": "implicit"}], ids=str)  # fmt: skip
+@pytest.mark.parametrize("options", SERVERS, ids=str)
 def test_files_go_up_and_come_back_with_their_bytes_and_times(ftp_factory, tmp_path, options):
     server = ftp_factory(**options)
     data = os.urandom(3_000_000)

@@ -19,6 +19,7 @@ from ..errors import (
     ConnectionLost,
     HostKeyRejected,
     RemoteFileNotFound,
+    RemotePermissionDenied,
     ServerRefused,
     TransferError,
     TransferTimeout,
@@ -128,9 +129,7 @@ class FtpSite(LftpSite):
         """List a directory."""
         reply = self.run(f"{_BY_MLSD} && cd {{}} && {LIST}", path)
         if not reply.ok:
-            if self.kind(path) == "file":
-                raise ServerRefused("is a file; a directory was meant", self.url(path))
-            raise self.error(reply, path)
+            raise self._why_no_list(path, self.error(reply, path))
         entries, _ = parse_listing(reply.output, _MANY, self.url(path))
         if self._has_mlst:
             links = self._links(path)
@@ -146,6 +145,19 @@ class FtpSite(LftpSite):
             super().mkdir(path)
         except TransferError as error:
             raise self.without_parent(path, error) from None
+
+    def publish(self, temporary: str, path: str, overwrite: bool) -> None:
+        """Rename to the final name; see `LftpSite.publish`."""
+        reply = self._move(temporary, path)
+        if reply.ok:
+            return
+        # Before anything steps aside: is the reason that something is missing?
+        error = self.without_parent(path, self.error(reply, path))
+        if type(error) is TransferError and self.kind(temporary) is None:
+            error = RemoteFileNotFound("no such file or directory", self.url(temporary))
+        if type(error) is not TransferError:
+            raise error
+        super().publish(temporary, path, overwrite)
 
     def set_time(self, path: str, mtime: int) -> None:
         """Set the mtime of a file.
@@ -190,6 +202,16 @@ class FtpSite(LftpSite):
             | ServerRefused
         )
         return error if isinstance(error, gone) else None
+
+    def _why_no_list(self, path: str, error: TransferError) -> TransferError:
+        kind = self.kind(path)
+        if kind is None:
+            return RemoteFileNotFound("no such file or directory", error.url)
+        if kind == "file":
+            return ServerRefused("is a file; a directory was meant", error.url)
+        if type(error) is TransferError:
+            return RemotePermissionDenied(f"cannot be listed: {error.message}", error.url)
+        return error
 
     def _by_mlst(self, path: str) -> Stat | None:
         """Ask the server; None where it cannot be asked, or does not tell enough."""

@@ -194,6 +194,8 @@ def from_answer(code: int, text: str, url: str) -> TransferError:
         return RemotePermissionDenied(said, url)
     if _STORAGE.search(text):
         return ServerRefused(f"the server cannot write ({text}); is its disk full?", url)
+    if code == 553:
+        return RemotePermissionDenied(f"the server does not let you write there ({text})", url)
     if code in (425, 426, 450, 451):
         return ServerRefused(f"the server cannot serve it now ({text})", url, retryable=True)
     return TransferError(f"the server refuses: {text}", url)
