@@ -41,14 +41,17 @@ def test_an_agent_opens(sshd_factory, tmp_path, monkeypatch):
                 assert agent.poll() is None
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
-            monkeypatch.setenv("SSH_AUTH_SOCK", str(socket))
-            subprocess.run([program("ssh-add"), "-q", str(server.key)], check=True)
+            add = [program("ssh-add"), "-q", str(server.key)]
+            subprocess.run(add, check=True, env={**os.environ, "SSH_AUTH_SOCK": str(socket)})
             other = new_key(tmp_path / "other")
             lines = [
-                ("    IdentityAgent none\n", ""),
+                ("    IdentityAgent none\n", f"    IdentityAgent {socket}\n"),
                 ("    IdentitiesOnly yes\n", ""),
                 (str(server.key), "none"),
             ]
+            assert works(server, ssh_config=changed(server, tmp_path / "named", *lines))
+            monkeypatch.setenv("SSH_AUTH_SOCK", str(socket))
+            lines[0] = ("    IdentityAgent none\n", "")
             assert works(server, ssh_config=changed(server, tmp_path / "config", *lines))
             # With IdentitiesOnly, keys of the agent that are not named are not offered.
             lines = [("    IdentityAgent none\n", ""), (str(server.key), str(other))]
@@ -188,7 +191,7 @@ def test_names_in_known_hosts_are_patterns(patterns, name, found):
 def test_ssh_config_is_read_as_ssh_reads_it(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".ssh").mkdir()
-    (tmp_path / ".ssh/more").write_text("Host a*\n User included\n Port 7\n")
+    (tmp_path / ".ssh/more").write_text(" User included\n Port 7\nHost other\n Port 8\n")
     (tmp_path / "config").write_text(
         "Host alias\n HostName real.org\n IdentityFile ~/k\n Include more\n IdentitiesOnly yes\n"
         "Host *\n User everybody\n Port 9\n UserKnownHostsFile ~/one /two\n ProxyJump u@j1:1,j2\n"
