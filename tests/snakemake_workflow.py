@@ -61,7 +61,8 @@ class Workflow:
         self.server = server
         self.remote = remote
         self.timeout_s = RUN_TIMEOUT_S
-        self.env = {"PYREMOTEDATA_SSH_CONFIG": str(server.ssh_config)}
+        config = getattr(server, "ssh_config", None)  # an FTP server has none
+        self.env = {"PYREMOTEDATA_SSH_CONFIG": str(config)} if config else {}
         directory.mkdir(parents=True, exist_ok=True)
 
     def write(self, text: str, **names: object) -> None:

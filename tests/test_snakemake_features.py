@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -245,3 +246,23 @@ def test_the_page_for_users_of_erda_leads_from_a_share_link_to_a_run(miglike, tm
     workflow.run().succeeded()
     assert (miglike.root / "counts/a.txt").read_text().strip() == "2"
     assert (miglike.root / "counts/b.txt").read_text().strip() == "1"
+
+
+@pytest.mark.parametrize("kind", ["ftp", "ftps"])
+def test_files_of_an_ftp_server_are_inputs_and_outputs(request, tmp_path, kind):
+    server = request.getfixturevalue(kind)
+    workflow = Workflow(tmp_path / "work", server, f"d{time.monotonic_ns()}")
+    workflow.env["PYREMOTEDATA_PASSWORD"] = server.password
+    workflow.make_remote("in/a b.txt", b"hello\n")
+    workflow.write(
+        """
+        rule copy:
+            input: storage("@URL@/in/a%20b.txt")
+            output: storage("@URL@/out/c.txt")
+            shell: "cat {input:q} {input:q} > {output}"
+        """
+    )
+    trust = ("--storage-pyremotedata-ca-file", str(server.certificate)) if kind == "ftps" else ()
+    text = workflow.run(*trust).succeeded().text
+    assert (server.root / workflow.remote / "out/c.txt").read_bytes() == b"hello\nhello\n"
+    assert server.password not in text

@@ -74,6 +74,12 @@ class StorageProviderSettings(StorageProviderSettingsBase):
     transport: Optional[str] = _setting(
         "What moves the data: auto (default), sftp or lftp.", "NAME"
     )
+    ftps_mode: Optional[str] = _setting(
+        "For ftps://: explicit, implicit or auto (default).", "MODE"
+    )
+    ca_file: Optional[str] = _setting(
+        "For ftps://: certificates of the authorities to trust (default: the system's).", "FILE"
+    )
     connections: Optional[str] = _setting(
         "Sessions to each host at the most, for all processes of a node (default 4).", "N"
     )
