@@ -74,9 +74,11 @@ class Remote:
             set_up()
             loaded = ConnectionSettings.load(**settings)
             self.url = loaded.root()
-        if settings.get("password") and self.url.host != loaded.host:
+        given = [name for name in ("password", "one_time_code") if settings.get(name)]
+        if given and self.url.host != loaded.host:
             # Given together with the URL: meant for its host, not for the configured one.
-            loaded = replace(loaded.for_url(self.url), password=loaded.password)
+            secrets = {name: getattr(loaded, name) for name in given}
+            loaded = replace(loaded.for_url(self.url), **secrets)
         self._owns_engine = engine is None
         self.engine = engine or TransferEngine(loaded, ask=may_ask())
 

@@ -300,11 +300,12 @@ def test_an_engine_shows_no_secret():
         assert CANARY not in repr(engine)
 
 
-def test_a_password_given_with_a_url_is_for_its_host(monkeypatch):
+@pytest.mark.parametrize("secret", ["password", "one_time_code"])
+def test_a_secret_given_with_a_url_is_for_its_host(monkeypatch, secret):
     monkeypatch.setenv("PYREMOTEDATA_REMOTE_URI", "mine")
     monkeypatch.setenv("PYREMOTEDATA_REMOTE_USERNAME", "me")
-    with Remote("sftp://other/a", password=CANARY) as remote:
+    with Remote("sftp://other/a", **{secret: CANARY}) as remote:
         there = remote.engine.settings.for_url(remote.url)
-        assert (there.password, there.username) == (CANARY, None)
+        assert (getattr(there, secret), there.username) == (CANARY, None)
         elsewhere = RemoteURL.parse("sftp://third/a")
-        assert remote.engine.settings.for_url(elsewhere).password is None
+        assert getattr(remote.engine.settings.for_url(elsewhere), secret) is None
