@@ -98,6 +98,7 @@ def test_every_variable_sets_its_field(monkeypatch):
         "TIMEOUT": "1.5",
         "BANDWIDTH": "3M",
         "FSYNC": "on",
+        "PUBLISH": "direct",
         "CACHE_DIR": "/c",
         "CACHE_BYTES": "2GiB",
     }
@@ -125,6 +126,7 @@ def test_every_variable_sets_its_field(monkeypatch):
         ("REMOTE_URI", "a b"),
         ("TRANSPORT", "scp"),
         ("CARRIER", "putty"),
+        ("PUBLISH", "hope"),
         ("CONNECTIONS", "0"),
         ("CONNECTIONS", "many"),
         ("TIMEOUT", "0"),
