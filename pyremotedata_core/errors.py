@@ -80,7 +80,7 @@ class AuthenticationFailed(TransferError):
 
 
 class HostKeyRejected(TransferError):
-    """OpenSSH does not know the server's host key, or knows another one."""
+    """OpenSSH does not know the server's host key, or an ftps certificate cannot be trusted."""
 
 
 class ConnectionLost(TransferError):

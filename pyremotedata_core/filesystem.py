@@ -62,6 +62,7 @@ class RemoteFileSystem(LookingFileSystem):
         Default: the configured remote.
     username : str, optional
     port : int, optional
+    scheme : {"sftp", "ftp", "ftps"}
     use_listings_cache, listings_expiry_time
         What a listing says of its files answers `info`, `isdir`, `isfile` and `size` for so many
         seconds (5), or until this process changes anything. `ls`, `find`, `glob`, `exists` and
@@ -85,7 +86,7 @@ class RemoteFileSystem(LookingFileSystem):
     it. Thread-safe, also after a fork; its open files are not.
     """
 
-    protocol = ("pyremotedata+sftp", "pyremotedata")
+    protocol = ("pyremotedata+sftp", "pyremotedata", "pyremotedata+ftp", "pyremotedata+ftps")
 
     # --- reading ---------------------------------------------------------------------------
 

@@ -65,6 +65,7 @@ class LookingFileSystem(AsyncFileSystem, metaclass=_KeepsSecrets):
         username: str | None = None,
         port: int | str | None = None,
         *,
+        scheme: str = "sftp",
         use_listings_cache: bool = True,
         listings_expiry_time: float | None = None,
         batch_size: int | None = None,
@@ -76,7 +77,7 @@ class LookingFileSystem(AsyncFileSystem, metaclass=_KeepsSecrets):
         for name in settings.keys() - {"asynchronous", "loop", "max_paths"}:
             raise ConfigurationError(f"unknown setting {name!r}")
         super().__init__(batch_size=batch_size or FILES_AT_ONCE, **settings)
-        self._server = _server(host, username, port) if host else None
+        self._server = _server(scheme, host, username, port) if host else None
         self._settings = ours if host else {**ours, "username": username, "port": port}
         expiry_s = REMEMBER_S if listings_expiry_time is None else listings_expiry_time
         self._remember_s = expiry_s if use_listings_cache else 0.0
@@ -101,6 +102,8 @@ class LookingFileSystem(AsyncFileSystem, metaclass=_KeepsSecrets):
     def _get_kwargs_from_urls(path: str) -> dict[str, Any]:
         url = _parse(path)
         found = {"host": url.host, "username": url.user, "port": url.port}
+        if url.scheme != "sftp":
+            found["scheme"] = url.scheme
         return {name: value for name, value in found.items() if value is not None}
 
     @classmethod
@@ -319,12 +322,12 @@ def _parse(text: str) -> RemoteURL:
     return RemoteURL.parse(text if bare == text else f"sftp://{bare}")
 
 
-def _server(host: str, username: str | None, port: int | str | None) -> RemoteURL:
+def _server(scheme: str, host: str, username: str | None, port: int | str | None) -> RemoteURL:
     try:
         number = int(port) if port else None
     except ValueError:
         raise ConfigurationError(f"not a port number: {port!r}") from None
-    url = RemoteURL("sftp", host.strip("[]"), "/", username or None, number)
+    url = RemoteURL(scheme, host.strip("[]"), "/", username or None, number)
     if RemoteURL.parse(f"{url.server}/") != url:
         raise ConfigurationError(f"not a host name: {host!r}")
     return url

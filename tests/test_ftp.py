@@ -24,6 +24,7 @@ from pyremotedata_core import (
     TransferError,
     TransferTimeout,
 )
+from pyremotedata_core.filesystem import RemoteFileSystem
 
 from .sites import TRANSPORTS, temporaries, tree
 
@@ -111,6 +112,18 @@ def test_the_command_takes_ftp_urls(ftp, tmp_path):
     assert "logged in" in said
     assert "not encrypted" in said
     assert ftp.password not in said
+
+
+def test_fsspec_reads_and_writes_by_an_ftp_url(ftp, monkeypatch):
+    monkeypatch.setenv("PYREMOTEDATA_PASSWORD", ftp.password)
+    data = os.urandom(100_000)
+    ftp.make("fsspec/a", data)
+    fs = RemoteFileSystem(**RemoteFileSystem._get_kwargs_from_urls("pyremotedata+" + ftp.url()))
+    assert fs.cat_file("/fsspec/a", 10, 50_000) == data[10:50_000]
+    with fs.open("pyremotedata+" + ftp.url("fsspec/b"), "wb") as file:
+        file.write(data)
+    assert tree(ftp.root / "fsspec") == {"a": data, "b": data}
+    assert fs.unstrip_protocol("/fsspec/a") == "pyremotedata+" + ftp.url("fsspec/a")
 
 
 # --- logins -----------------------------------------------------------------------------------
