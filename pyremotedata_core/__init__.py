@@ -13,6 +13,7 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .config import ConnectionSettings, Secret, remove_config
     from .engine import TransferEngine, shared_engine
+    from .entries import Entries
     from .errors import (
         AuthenticationFailed,
         ConfigurationError,
@@ -40,6 +41,7 @@ if sys.platform == "win32":
 _HOME = {
     "config": ("ConnectionSettings", "Secret", "remove_config"),
     "engine": ("TransferEngine", "shared_engine"),
+    "entries": ("Entries",),
     "errors": (
         "AuthenticationFailed",
         "ConfigurationError",
@@ -68,6 +70,7 @@ __all__ = [
     "ConfigurationError",
     "ConnectionLost",
     "ConnectionSettings",
+    "Entries",
     "Entry",
     "HostKeyRejected",
     "IOHandler",

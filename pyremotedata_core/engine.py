@@ -13,10 +13,12 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, Unpack
 
 from .config import SECRETS, ConnectionSettings
-from .errors import ConfigurationError, ConnectionLost
+from .entries import Entries, More, OnBatch, to_entry
+from .errors import ConfigurationError, ConnectionLost, ServerRefused
 from .filters import TreeKeywords, tree_options
 from .helper import plain, plain_url
 from .link import Link
@@ -24,6 +26,7 @@ from .model import Entry, Stat, TreeResult
 from .progress import Progress
 from .url import RemoteURL
 
+MAX_LISTED = 1_000_000  # entries in a list
 AnyPath = str | os.PathLike[str]
 AnyURL = str | RemoteURL
 
@@ -93,8 +96,34 @@ class TransferEngine:
         return self._request("stat", (_plain(url), follow), _to_stat)
 
     def scandir(self, url: AnyURL) -> Future[list[Entry]]:
-        """List a directory. Links are not followed; our own temporary files are not listed."""
-        return self._request("scandir", (_plain(url),), _to_entries)
+        """List a directory. Links are not followed; our own temporary files are not listed.
+
+        More than a million entries are `ServerRefused`: a list of them takes half a GiB.
+        """
+        entries: list[Entry] = []
+
+        def take(rows: list[Any], more: More) -> None:
+            entries.extend(map(to_entry, rows))
+            if len(entries) > MAX_LISTED:
+                raise ServerRefused(f"holds more than {MAX_LISTED} entries; use iterdir", str(url))
+            more(len(rows))
+
+        return self._request("iterdir", (_plain(url),), lambda _: entries, on_batch=take)
+
+    def iterdir(self, url: AnyURL) -> Entries:
+        """Return an iterator of the entries of a directory, in bounded memory.
+
+        Parameters
+        ----------
+        url : str or RemoteURL
+
+        Returns
+        -------
+        Entries
+            It yields each `Entry` as the server lists them, and raises what `scandir` would.
+            Closing it (``with``, or `close`) ends the listing.
+        """
+        return Entries(partial(self._request, "iterdir", (_plain(url),), _same))
 
     def realpath(self, url: AnyURL) -> Future[str]:
         """Ask for the server's canonical form of a path."""
@@ -325,6 +354,7 @@ class TransferEngine:
         convert: Callable[[Any], Any],
         on_progress: Progress | None = None,
         background: bool = False,
+        on_batch: OnBatch | None = None,
     ) -> Future[Any]:
         for _ in range(2):
             with self._lock:
@@ -333,7 +363,7 @@ class TransferEngine:
                 if self._link is None or self._link.ended:
                     self._link = Link(self.settings, self._in_process, self._ask, self._keep)
                 link = self._link
-            future = link.request(method, args, convert, on_progress, background)
+            future = link.request(method, args, convert, on_progress, on_batch, background)
             if future is not None:
                 return future
         raise ConnectionLost("the helper process ends as soon as it starts")
@@ -359,10 +389,6 @@ def _same(value: Any) -> Any:
 
 def _to_stat(value: Any) -> Stat:
     return Stat(*value)
-
-
-def _to_entries(value: Any) -> list[Entry]:
-    return [Entry(name, Stat(*stat)) for name, stat in value]
 
 
 def _to_tree(value: Any) -> TreeResult:

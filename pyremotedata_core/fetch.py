@@ -76,6 +76,10 @@ class Fetch(FileJob):
             kind = "a directory" if stat.kind == "directory" else "not a regular file"
             self._end(None, ServerRefused(f"is {kind}; a file was meant", str(self._url)))
             return
+        if stat.size >> 63:
+            refused = ServerRefused(f"cannot have {stat.size} bytes, as it says", str(self._url))
+            self._end(None, refused)
+            return
         segments = self._mover.segments(self._url)
         done: set[int] = set()
         self._stat, self._size = stat, stat.size

@@ -2,7 +2,8 @@
 
 A frame is a 32-bit length and a list of messages packed by `marshal`: builtins only, both ends
 run the same interpreter. To the helper go ``(id, method, args)``; back come ``(id, OK, result)``,
-``(id, FAILED, error)`` and ``(id, PROGRESS, (bytes, files))``. The first frame carries the
+``(id, FAILED, error)``, ``(id, PROGRESS, (bytes, files))`` and, while a directory is listed,
+``(id, BATCH, rows)``, no faster than ``(id, "more", count)`` asks for. The first frame carries the
 settings, secrets included, which is why it is a socket pair and nothing that others could read.
 
 The helper ends when its end of the socket does: however the parent dies, the kernel closes it.
@@ -25,13 +26,14 @@ from typing import Any
 from .config import SECRETS, ConnectionSettings, Secret
 from .errors import TransferError
 from .filters import TreeOptions
+from .listing import Feed
 from .loop import Loop, Timer
 from .model import Stat
 from .mover import Job, Mover
 from .ssh import use_owner
 from .url import RemoteURL
 
-OK, FAILED, PROGRESS = 0, 1, 2
+OK, FAILED, PROGRESS, BATCH = 0, 1, 2, 3
 FATAL_ID = -1
 PROGRESS_S = 0.1
 
@@ -85,7 +87,7 @@ class Server:
         self._outcomes: list[Any] = []
         self._output = bytearray()
         self._asked = False
-        self._jobs: dict[int, Job] = {}
+        self._jobs: dict[int, Job | Feed] = {}
         self._progress: dict[int, list[int]] = {}
         self._reporter: Timer | None = None
         self._loop.register(self._fd, selectors.EVENT_READ, self._ready)
@@ -147,6 +149,14 @@ class Server:
             job = self._jobs.get(request_id)
             if job:
                 job.cancel(keep=args) if method == "cancel" else job.promote()
+        elif method == "more":
+            feed = self._jobs.get(request_id)
+            if isinstance(feed, Feed):
+                feed.more(*args)
+        elif method == "iterdir":
+            assert self._mover is not None
+            send, done = partial(self._batch, request_id), partial(self._done, request_id)
+            self._jobs[request_id] = Feed(self._mover, _url(*args), send, done)
         else:
             assert self._mover is not None
             done = partial(self._done, request_id)
@@ -176,6 +186,9 @@ class Server:
             self._say((request_id, FAILED, error.to_plain()))
         else:
             self._say((request_id, OK, plain(result)))
+
+    def _batch(self, request_id: int, rows: list[Any]) -> None:
+        self._say((request_id, BATCH, rows))
 
     def _count(self, request_id: int, count: int, files: int = 0) -> None:
         progress = self._progress.setdefault(request_id, [0, 0])
@@ -226,10 +239,6 @@ def _url(url: PlainURL) -> RemoteURL:
 
 def _stat(mover: Mover, done: Any, _count: Count, url: PlainURL, follow: bool) -> Job:
     return mover.stat(_url(url), done, follow=follow)
-
-
-def _scandir(mover: Mover, done: Any, _count: Count, url: PlainURL) -> Job:
-    return mover.scandir(_url(url), done)
 
 
 def _realpath(mover: Mover, done: Any, _count: Count, url: PlainURL) -> Job:
@@ -338,7 +347,6 @@ def _store_tree(
 
 _METHODS: dict[str, Callable[..., Job]] = {
     "stat": _stat,
-    "scandir": _scandir,
     "realpath": _realpath,
     "info": _info,
     "touch": _touch,

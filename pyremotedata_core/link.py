@@ -10,12 +10,15 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from .asker import forget_answers, shared_asker
 from .config import ConnectionSettings
+from .entries import OnBatch
 from .errors import AuthenticationFailed, ConnectionLost, TransferError, from_plain
-from .helper import FAILED, FATAL_ID, OK, Server, pack, unpack
+from .helper import BATCH, FAILED, FATAL_ID, OK, PROGRESS, Server, pack, unpack
 from .progress import Progress
 from .ssh import code_ticket
 
@@ -33,7 +36,7 @@ class Link:
         self.ended = False
         self._lock = threading.Lock()
         self._next_id = 0
-        self._pending: dict[int, tuple[Future[Any], Callable[[Any], Any], Progress | None]] = {}
+        self._pending: dict[int, _Caller] = {}
         self._background: dict[Future[Any], int] = {}  # that have not ended, nor been promoted
         self._cancelled: set[int] = set()
         self._settled = threading.Condition()
@@ -69,6 +72,7 @@ class Link:
         args: tuple[Any, ...],
         convert: Callable[[Any], Any],
         on_progress: Progress | None,
+        on_batch: OnBatch | None = None,
         background: bool = False,
     ) -> Future[Any] | None:
         """Send a request; None if the helper has ended."""
@@ -78,7 +82,7 @@ class Link:
                 return None
             self._next_id += 1
             request_id = self._next_id
-            self._pending[request_id] = (future, convert, on_progress)
+            self._pending[request_id] = _Caller(future, convert, on_progress, on_batch)
             if background:
                 self._background[future] = request_id
             try:
@@ -131,10 +135,10 @@ class Link:
         if self._process is not None:
             self._process.returncode = 0  # not this process's child: nothing to wait for
         error = ConnectionLost("a forked process does not share its parent's transfers")
-        for future, _, _ in self._pending.values():
+        for caller in self._pending.values():
             # Locks may have been held by threads that do not exist here.
-            future._condition = threading.Condition()
-            _fail(future, error)
+            caller.future._condition = threading.Condition()
+            _fail(caller.future, error)
 
     def _cancel(self, request_id: int) -> None:
         with self._lock, contextlib.suppress(OSError):
@@ -142,6 +146,12 @@ class Link:
                 del self._pending[request_id]
                 self._cancelled.add(request_id)
                 self._sock.sendall(pack([(request_id, "cancel", self._keep)]))
+
+    def _more(self, request_id: int, count: int) -> None:
+        """Ask for more entries of a directory."""
+        with self._lock, contextlib.suppress(OSError):
+            if not self.ended and request_id in self._pending:
+                self._sock.sendall(pack([(request_id, "more", (count,))]))
 
     def wait_cancelled(self, timeout_s: float) -> bool:
         """Wait for the helper's last word on what was cancelled; return whether it came."""
@@ -180,25 +190,28 @@ class Link:
 
     def _outcome(self, request_id: int, status: int, value: Any) -> None:
         if status in (OK, FAILED):
-            entry = self._pending.pop(request_id, None)
+            caller = self._pending.pop(request_id, None)
         else:
-            entry = self._pending.get(request_id)
-        if entry is None:
+            caller = self._pending.get(request_id)
+        if caller is None:
             if status in (OK, FAILED):
                 self._settle(request_id)
             return
-        future, convert, on_progress = entry
+        future = caller.future
         if status == OK:
             with contextlib.suppress(InvalidStateError):
-                future.set_result(convert(value))
+                future.set_result(caller.convert(value))
         elif status == FAILED:
             error = from_plain(value)
             if self._ask and isinstance(error, AuthenticationFailed):
                 forget_answers()
             _fail(future, error)
-        elif on_progress is not None:
+        else:
             try:
-                on_progress(*value)
+                if status == BATCH and caller.on_batch is not None:
+                    caller.on_batch(value, partial(self._more, request_id))
+                elif status == PROGRESS and caller.on_progress is not None:
+                    caller.on_progress(*value)
             except Exception as error:
                 # The caller's mistake is its outcome; this thread serves all the others, too.
                 with contextlib.suppress(InvalidStateError):
@@ -215,8 +228,18 @@ class Link:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 status = self._process.wait(CLOSE_S)
                 why = f"the helper process ended (exit status {status})" if status else why
-        for future, _, _ in pending.values():
-            _fail(future, ConnectionLost(why))
+        for caller in pending.values():
+            _fail(caller.future, ConnectionLost(why))
+
+
+@dataclass(slots=True, eq=False)
+class _Caller:
+    """Who waits for an outcome of the helper, and how it is to be handed over."""
+
+    future: Future[Any]
+    convert: Callable[[Any], Any]
+    on_progress: Progress | None
+    on_batch: OnBatch | None
 
 
 _HELPER = """\

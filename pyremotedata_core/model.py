@@ -6,6 +6,7 @@ They are named tuples of builtins, so that a message between processes carries t
 from __future__ import annotations
 
 import stat as _stat
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 Kind = Literal["file", "directory", "link", "other"]
@@ -27,6 +28,7 @@ def printable(text: str) -> str:
     )
 
 
+@lru_cache(256)
 def kind_of(mode: int | None) -> Kind:
     """Return the kind of a file from its POSIX mode; unknown counts as a file."""
     if mode is None:

@@ -24,8 +24,8 @@ from .fetch import Fetch
 from .jobs import Job, Question, Read
 from .journal import Journal, Orphan
 from .loop import Loop
-from .model import Entry, Stat
-from .names import TemporaryNames, is_temporary
+from .model import Stat
+from .names import TemporaryNames
 from .pool import MakeSession, Pool, PoolSession
 from .store import Store
 from .throttle import Throttle
@@ -61,24 +61,6 @@ class Mover:
     def stat(self, url: RemoteURL, done: Done, *, follow: bool = True) -> Job:
         """Ask for a `Stat`."""
         return self._ask(url, "stat", (url.path, follow), done)
-
-    def scandir(self, url: RemoteURL, done: Done) -> Job:
-        """List a directory, without our own temporary files."""
-
-        def listed(entries: list[Entry] | None, error: TransferError | None) -> None:
-            if entries is not None:
-                entries = [entry for entry in entries if not is_temporary(entry.name)]
-            elif isinstance(error, RemoteFileNotFound):
-                self.stat(url, partial(explain, error))
-                return
-            done(entries, error)
-
-        def explain(error: TransferError, stat: Stat | None, _: TransferError | None) -> None:
-            if stat is not None and stat.kind != "directory":
-                error = ServerRefused("is a file; a directory was meant", str(url))
-            done(None, error)
-
-        return self._ask(url, "scandir", (url.path,), listed)
 
     def touch(self, url: RemoteURL, mtime: int | None, done: Done) -> Job:
         """Set the mtime of an existing file; now by default."""

@@ -6,6 +6,7 @@ import io
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -23,10 +24,12 @@ from .finding import find, locate_pattern
 from .model import Entry, Stat, TreeResult
 from .placing import get_all, own_name, put_all, sync_trees, wait_for
 from .progress import Progress, shown
+from .spool import Spool
 from .stream import BLOCK_BYTES, RemoteReader, Streamed, stream_files
 from .url import RemoteURL, looks_like_url
 
 LISTINGS_AT_ONCE = 16
+SORTED_ENTRIES = 10_000
 T = TypeVar("T")
 
 
@@ -120,6 +123,24 @@ class Remote:
                 raise
             return [Entry(url.name, stat)]
 
+    def iterdir(self, path: str | RemoteURL = "") -> Iterator[Entry]:
+        """Yield the entries of a directory as they come, unsorted; for a file, its own.
+
+        However large the directory is, memory is bounded. Closing the generator ends the listing.
+        """
+        url = self.locate(path)
+        begun = False
+        try:
+            with self.engine.iterdir(url) as entries:
+                for entry in entries:
+                    begun = True
+                    yield entry
+        except ServerRefused:
+            stat = None if begun else wait_for(self.engine.stat(url))
+            if stat is None or stat.kind == "directory":
+                raise
+            yield Entry(url.name, stat)
+
     def stat(self, path: str | RemoteURL = "") -> Stat:
         """Return what the server says of a file; links are followed."""
         return wait_for(self.engine.stat(self.locate(path)))
@@ -135,22 +156,28 @@ class Remote:
     def walk(self, path: str | RemoteURL = "") -> Iterator[tuple[str, Stat]]:
         """Yield (relative path, stat) of all that is below a directory; links are not followed.
 
-        Directories come before what is in them. Several are listed at once.
+        Directories come before what is in them. Several are listed at once. However large the
+        tree is, memory is bounded; so only directories of moderate size come sorted. Closing the
+        generator ends the listings.
         """
         top = self.locate(path)
-        waiting = deque([("", self.engine.scandir(top))])
-        unlisted: deque[str] = deque()
-        while waiting:
-            parent, listing = waiting.popleft()
-            entries = wait_for(listing)
-            for name, stat in sorted(entries):
-                below = f"{parent}/{name}" if parent else name
-                yield below, stat
-                if stat.kind == "directory":
-                    unlisted.append(below)
-            while unlisted and len(waiting) < LISTINGS_AT_ONCE:
-                below = unlisted.popleft()
-                waiting.append((below, self.engine.scandir(top.join(below))))
+        waiting = deque([("", self.engine.iterdir(top))])
+        unlisted = Spool()
+        try:
+            while waiting:
+                parent, entries = waiting.popleft()
+                while some := sorted(islice(entries, SORTED_ENTRIES)):
+                    for name, stat in some:
+                        below = f"{parent}/{name}" if parent else name
+                        yield below, stat
+                        if stat.kind == "directory":
+                            unlisted.append(below)
+                while unlisted and len(waiting) < LISTINGS_AT_ONCE:
+                    below = unlisted.popleft()
+                    waiting.append((below, self.engine.iterdir(top.join(below))))
+        finally:
+            for _, entries in waiting:
+                entries.close()
 
     def glob(self, pattern: str) -> Iterator[str]:
         """Yield the paths of files and directories that match, as they are found.

@@ -1,7 +1,7 @@
 """Jobs on many files: fetch, store and remove whole trees, fetch a list.
 
-A tree is walked while its files move. At most so many files are under way, at most so many
-entries wait; a directory is only listed when there is room for what it may hold.
+A tree is walked while its files move. At most so many files are under way; of the entries that
+wait, few are in memory and the others on disk. A directory is only listed when few wait.
 """
 
 from __future__ import annotations
@@ -33,17 +33,21 @@ from .errors import (
 from .fetch import Check, Fetch
 from .filters import Filter, TreeOptions
 from .jobs import Job
+from .listing import ListDirectory
 from .local import make_directory
 from .model import Entry, Stat, TreeResult
 from .mover import Mover
 from .names import is_temporary
+from .spool import Spool
 from .store import Store
 from .transports.base import Done
 from .url import RemoteURL, child_path, parent_path
 
 FILES_UNDER_WAY = 512
+LINKS_UNDER_WAY = 64
 LISTINGS_UNDER_WAY = 8
-ENTRIES_WAITING = 4096
+ENTRIES_WAITING = 4096  # more of them are kept on disk, and nothing else is listed
+PASSES = 3  # over a directory that is not empty after all in it was removed
 FAILURES_KEPT = 10_000
 PLANNED_KEPT = 1_000_000  # each is a line of a dry run
 ORPHAN_AGE_S = 7 * 24 * 3600  # temporary files of nobody knows whom go at this age
@@ -74,8 +78,8 @@ class _Many(Job):
         self._skipped: list[tuple[str, str]] = []
         self._failed: list[dict[str, Any]] = []
         self._fatal: TransferError | None = None
-        self._waiting_listings: deque[Any] = deque()
-        self._waiting_files: deque[Any] = deque()
+        self._waiting_listings = Spool()
+        self._waiting_files: Spool | deque[Any] = Spool()
         self._listings = 0
         self._children: set[Job] = set()
         self._asked = False
@@ -206,7 +210,7 @@ class FetchMany(_Many):
     ) -> None:
         super().__init__(mover, pairs[0][0] if pairs else RemoteURL("sftp", "-", "/"), done, count)
         self._options = options
-        self._waiting_files.extend(pairs)
+        self._waiting_files = deque(pairs)
         self._ask_more()
 
     def _begin_file(self, item: tuple[RemoteURL, str]) -> Job:
@@ -286,42 +290,70 @@ class FetchTree(_Tree):
     ) -> None:
         super().__init__(mover, url, directory, done, count, options)
         self._real_root: str | None = None
+        self._waiting_links = Spool()
+        self._links = 0
 
     def _list(self, item: str) -> None:
-        self._mover.scandir(self._remote(item), partial(self._got_listing, item))
+        directory = _Directory(item)
+        take, done = partial(self._got_entries, directory), partial(self._got_all, directory)
+        directory.job = ListDirectory(self._mover, self._remote(item), take, done)
+        self._children.add(directory.job)
 
-    def _got_listing(
-        self, relative: str, entries: list[Entry] | None, error: TransferError | None
-    ) -> None:
-        if error is not None:
-            if relative == "":
-                self._fatal = self._fatal or error
-            self._listed(error if relative else None)
+    def _got_entries(self, directory: _Directory, entries: list[Entry]) -> None:
+        if self._fatal is not None:
+            raise self._fatal
+        if not self._delete:
+            self._prepare(directory)
+            for name, stat in entries:
+                self._enter(directory.below(name), stat)
+            self._ask_more()
             return
-        assert entries is not None
+        # What is to be deleted goes first, and is known in the end.
+        for name, stat in entries:
+            directory.entries.append((name, tuple(stat)))
+
+    def _got_all(self, directory: _Directory, _: Any, error: TransferError | None) -> None:
+        self._children.discard(directory.job)
         try:
-            self._prepare(relative, entries)
-        except TransferError as local_error:
-            self._listed(local_error)
-            return
-        for entry in entries:
-            path = f"{relative}/{entry.name}" if relative else entry.name
-            if entry.stat.kind == "directory":
-                if self._filter.wants_directory(path):
-                    self._waiting_listings.append(path)
-            elif not self._filter.wants_file(path):
-                continue
-            elif entry.stat.kind == "file":
-                self._consider(path, entry.stat)
-            elif entry.stat.kind == "link":
-                self._listings += 1
-                self._follow(path)
+            if error is not None:
+                raise error
+            self._prepare(directory)
+            if self._delete:
+                self._delete_others(directory)
+            while directory.entries:
+                name, stat = directory.entries.popleft()
+                self._enter(directory.below(name), Stat(*stat))
+        except TransferError as failure:
+            if directory.path == "" and failure is not directory.failure:
+                self._fatal = self._fatal or failure  # there is nothing to list
+                self._listed()
             else:
-                self._skip(str(self._remote(path)), "is a special file")
+                self._listed(failure)
+            return
         self._listed()
 
-    def _prepare(self, relative: str, entries: list[Entry]) -> None:
-        """Make the local directory; with ``delete``, remove what the remote one does not hold."""
+    def _enter(self, path: str, stat: Stat) -> None:
+        if stat.kind == "directory":
+            if self._filter.wants_directory(path):
+                self._waiting_listings.append(path)
+        elif not self._filter.wants_file(path):
+            return
+        elif stat.kind == "file":
+            if self._delete:
+                self._make_way(path)
+            self._consider(path, stat)
+        elif stat.kind == "link":
+            self._waiting_links.append(path)
+            self._follow_more()
+        else:
+            self._skip(str(self._remote(path)), "is a special file")
+
+    def _prepare(self, directory: _Directory) -> None:
+        """Make the local directory."""
+        if directory.prepared:
+            return
+        directory.prepared = True
+        relative = directory.path
         local = self._local(relative)
         # A link in the tree is replaced: what it leads to is not ours to clear. The tree's own
         # root may well be one.
@@ -329,19 +361,37 @@ class FetchTree(_Tree):
         if self._delete and relative and os.path.lexists(local) and not real:
             self._clear(relative, local)
         if not self._dry_run:
-            make_directory(local)
-        if not self._delete or not os.path.isdir(local):
+            try:
+                make_directory(local)
+            except TransferError as error:
+                directory.failure = error
+                raise
+
+    def _make_way(self, path: str) -> None:
+        """Remove a local directory that is to be a file."""
+        local = self._local(path)
+        is_directory = os.path.isdir(local) and not os.path.islink(local)
+        if is_directory and self._filter.is_meant(path, is_directory=True):
+            self._clear(path, local)
+
+    def _delete_others(self, directory: _Directory) -> None:
+        """Remove what the remote directory does not hold."""
+        local = self._local(directory.path)
+        if not os.path.isdir(local):
             return
-        kinds = {entry.name: entry.stat.kind for entry in entries}
-        with os.scandir(local) as here:
-            for found in list(here):
-                path = f"{relative}/{found.name}" if relative else found.name
-                is_directory = found.is_dir(follow_symlinks=False)
-                kind = kinds.get(found.name)
-                wrong = kind is None or (kind == "file" and is_directory)
-                meant = self._filter.is_meant(path, is_directory)
-                if wrong and meant and not is_temporary(found.name):
-                    self._clear(path, found.path)
+        try:
+            with os.scandir(local) as here:
+                others = [
+                    (found.name, found.is_dir(follow_symlinks=False))
+                    for found in here
+                    if found.name not in directory.job.seen and not is_temporary(found.name)
+                ]
+        except OSError as error:
+            raise from_oserror(error, local) from None
+        for name, is_directory in others:
+            path = directory.below(name)
+            if self._filter.is_meant(path, is_directory):
+                self._clear(path, os.path.join(local, name))
 
     def _clear(self, path: str, local: str) -> None:
         if self._dry_run:
@@ -356,14 +406,15 @@ class FetchTree(_Tree):
         elif self._dry_run:
             self._plan("fetch", path, stat.size)
         else:
-            self._wait((path, stat))
+            self._wait((path, tuple(stat)))
 
-    def _file_size(self, _item: tuple[str, Stat]) -> int:
-        return _item[1].size
+    def _file_size(self, item: tuple[str, tuple[Any, ...]]) -> int:
+        size: int = item[1][1]
+        return 0 if size >> 63 else size
 
-    def _begin_file(self, item: tuple[str, Stat | None]) -> Job:
-        path, stat = item
-        if self._verify and stat is not None and self._agrees(path, stat):
+    def _begin_file(self, item: tuple[str, tuple[Any, ...]]) -> Job:
+        path, stat = item[0], Stat(*item[1])
+        if self._verify and self._agrees(path, stat):
             return self._unless_same(path, stat, partial(self._fetch, path, stat))
         return self._fetch(path, stat)
 
@@ -401,10 +452,25 @@ class FetchTree(_Tree):
 
     # --- links: followed to files within the tree ---------------------------------------------
 
+    def _follow_more(self) -> None:
+        if self._fatal is not None:
+            self._waiting_links.clear()
+        while self._waiting_links and self._links < LINKS_UNDER_WAY:
+            self._links += 1
+            self._listings += 1
+            self._follow(self._waiting_links.popleft())
+
+    def _followed(self, error: TransferError | None = None) -> None:
+        self._links -= 1
+        if error is not None:
+            self._fail(error)
+        self._follow_more()
+        self._listed()
+
     def _follow(self, path: str) -> None:
         if not self._mover.segments(self._url):
             self._skip(str(self._remote(path)), "is a link, and lftp cannot tell where it leads")
-            self._listed()
+            self._mover.loop.call_soon(self._followed)
         elif self._real_root is None:
             self._mover.realpath(self._url, partial(self._got_root, path))
         else:
@@ -412,7 +478,7 @@ class FetchTree(_Tree):
 
     def _got_root(self, path: str, real: str | None, error: TransferError | None) -> None:
         if real is None:
-            self._listed(error)
+            self._followed(error)
             return
         self._real_root = real.rstrip("/") + "/"
         self._follow(path)
@@ -421,10 +487,10 @@ class FetchTree(_Tree):
         assert self._real_root is not None
         if real is None:
             self._skip(str(self._remote(path)), f"is a link that leads nowhere ({error})")
-            self._listed()
+            self._followed()
         elif not real.startswith(self._real_root):
             self._skip(str(self._remote(path)), "is a link that leads out of the tree")
-            self._listed()
+            self._followed()
         else:
             self._mover.stat(self._remote(path), partial(self._got_link_stat, path))
 
@@ -435,7 +501,23 @@ class FetchTree(_Tree):
             self._skip(str(self._remote(path)), "is a link to a directory of the tree")
         else:
             self._consider(path, stat)
-        self._listed()
+        self._followed()
+
+
+class _Directory:
+    """A remote directory while it is listed."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.job: ListDirectory
+        self.prepared = False
+        self.failure: TransferError | None = None  # of the local directory
+        # With ``delete``: what it holds, until the listing has ended.
+        self.entries = Spool()
+
+    def below(self, name: str) -> str:
+        """Return the path of an entry."""
+        return f"{self.path}/{name}" if self.path else name
 
 
 class StoreTree(_Tree):
@@ -466,12 +548,15 @@ class StoreTree(_Tree):
                 self._listed(local_error)
             return
         if self._compare or self._delete:
+            found: dict[str, Stat] = {}
+
+            def done(_: Any, error: TransferError | None) -> None:
+                self._children.discard(job)
+                self._got_listing(item, entries, found, error)
+
             # Raw: orphans are to be seen here.
-            self._submit(
-                "scandir",
-                (self._remote(item).path,),
-                partial(self._got_listing, item, entries),
-            )
+            job = ListDirectory(self._mover, self._remote(item), found.update, done, raw=True)
+            self._children.add(job)
         else:
             self._make(item, entries)
 
@@ -479,7 +564,7 @@ class StoreTree(_Tree):
         self,
         relative: str,
         entries: list[os.DirEntry[str]],
-        remote: list[Entry] | None,
+        remote: dict[str, Stat],
         error: TransferError | None,
     ) -> None:
         if isinstance(error, RemoteFileNotFound):
@@ -489,8 +574,7 @@ class StoreTree(_Tree):
                 self._fatal = self._fatal or error
             self._listed(error if relative else None)
         else:
-            assert remote is not None
-            self._enter(relative, entries, {entry.name: entry.stat for entry in remote})
+            self._enter(relative, entries, remote)
 
     def _make(self, relative: str, entries: list[os.DirEntry[str]]) -> None:
         if self._dry_run:
@@ -634,50 +718,117 @@ class RemoveTree(Job):
 
     def __init__(self, mover: Mover, url: RemoteURL, done: Done) -> None:
         super().__init__(mover, url, done)
-        self._left: dict[str, int] = {}  # directory to entries still in it
-        self._waiting: deque[tuple[str, str]] = deque()
+        self._left: dict[str, _Left] = {}
+        self._waiting = Spool()
+        self._waiting_directories = Spool()
         self._under_way = 0
+        self._listings: set[Job] = set()
         self._error: TransferError | None = None
         self._submit("stat", (url.path, False), self._looked)
+
+    def cancel(self, *, keep: bool = False) -> None:
+        """Give up; what is under way ends, nothing else begins."""
+        super().cancel(keep=keep)
+        for listing in list(self._listings):
+            listing.cancel(keep=keep)
 
     def _looked(self, stat: Stat | None, error: TransferError | None) -> None:
         if stat is None or self.cancelled:
             self._end(None, error or ConnectionLost("cancelled", retryable=False))
             return
-        self._waiting.append(("scandir" if stat.kind == "directory" else "remove", self._url.path))
+        if stat.kind == "directory":
+            self._waiting_directories.append(self._url.path)
+        else:
+            self._waiting.append(("remove", self._url.path))
         self._more()
 
     def _more(self) -> None:
         if self._error or self.cancelled:
             self._waiting.clear()
+            self._waiting_directories.clear()
         while self._waiting and self._under_way < FILES_UNDER_WAY:
-            name, path = self._waiting.pop()  # depth first: the queue stays short
+            name, path = self._waiting.popleft()
             self._under_way += 1
-            self._submit(name, (path,), partial(self._done_one, name, path))
-        if not self._under_way and not self._waiting:
+            self._submit(name, (path,), partial(self._removed, name, path))
+        while (
+            self._waiting_directories
+            and len(self._listings) < LISTINGS_UNDER_WAY
+            and len(self._waiting) < ENTRIES_WAITING
+        ):
+            self._list(self._waiting_directories.pop())  # depth first: few are begun at a time
+        if not (self._under_way or self._listings or self._waiting or self._waiting_directories):
             error = self._error
             if error is None and self.cancelled:
                 error = ConnectionLost("cancelled", retryable=False)
             self._end(None, error)
 
-    def _done_one(self, name: str, path: str, result: Any, error: TransferError | None) -> None:
-        self._under_way -= 1
-        if error is not None and not isinstance(error, RemoteFileNotFound):
+    def _list(self, path: str) -> None:
+        left = self._left.setdefault(path, _Left())
+        left.entries = 1  # the listing itself
+        left.removed = 0
+
+        def take(entries: list[Entry]) -> None:
+            if self._error:
+                raise self._error
+            left.entries += len(entries)
+            for name, stat in entries:
+                below = child_path(path, name)
+                if stat.kind == "directory":
+                    self._waiting_directories.append(below)
+                else:
+                    self._waiting.append(("remove", below))
+            self._more()
+
+        def listed(_: Any, error: TransferError | None) -> None:
+            self._listings.discard(job)
+            if isinstance(error, RemoteFileNotFound):
+                error = None
             self._error = self._error or error
-        elif name == "scandir" and result:
-            self._left[path] = len(result)
-            for entry in result:
-                kind = "scandir" if entry.stat.kind == "directory" else "remove"
-                self._waiting.append((kind, child_path(path, entry.name)))
-        elif name == "scandir":
-            self._waiting.append(("rmdir", path))
-        elif path != self._url.path:
-            parent = parent_path(path)
-            self._left[parent] -= 1
-            if not self._left[parent]:
-                del self._left[parent]
-                self._waiting.append(("rmdir", parent))
+            self._one_less(path)
+            self._more()
+
+        url = RemoteURL(self._url.scheme, self._url.host, path, self._url.user, self._url.port)
+        job = ListDirectory(self._mover, url, take, listed, raw=True)
+        self._listings.add(job)
+
+    def _removed(self, name: str, path: str, _: Any, error: TransferError | None) -> None:
+        self._under_way -= 1
+        if error is not None and name == "rmdir" and self._list_again(path, error):
+            pass
+        elif error is not None and not isinstance(error, RemoteFileNotFound):
+            self._error = self._error or error
+        else:
+            if name == "rmdir":
+                del self._left[path]
+            if path != self._url.path:
+                self._one_less(parent_path(path))
         self._more()
+
+    def _one_less(self, directory: str) -> None:
+        left = self._left[directory]
+        left.entries -= 1
+        left.removed += 1
+        if not left.entries and not self._error:
+            self._waiting.append(("rmdir", directory))
+
+    def _list_again(self, path: str, error: TransferError) -> bool:
+        """List a directory anew that is not empty: on some servers a listing misses names while
+        others are removed."""
+        left = self._left[path]
+        left.passes += 1
+        if type(error) is not TransferError or left.removed < 2 or left.passes >= PASSES:
+            return False
+        self._waiting_directories.append(path)
+        return True
+
+
+class _Left:
+    """What is left to do in a directory that is removed."""
+
+    __slots__ = ("entries", "passes", "removed")
+
+    def __init__(self) -> None:
+        self.entries = self.removed = self.passes = 0
 
 
 def _same_local(path: str, stat: Stat) -> bool:

@@ -64,6 +64,7 @@ class Liar:
         self.what = what
         self.names = [name.encode("utf-8", "surrogateescape") for name in names] or [b"file.bin"]
         self.listed = False
+        self.batches: dict[bytes, int] = {}
 
     def serve(self) -> None:
         if self.what == "mute":
@@ -119,9 +120,11 @@ class Liar:
             return self.attributes(take_string(body), kind)
         if kind in (OPEN, OPENDIR):
             self.listed = False
-            return HANDLE, string(b"handle")
+            handle = b"handle %d" % len(self.batches)
+            self.batches[handle] = 0
+            return HANDLE, string(handle)
         if kind == READDIR:
-            return self.listing()
+            return self.listing(take_string(body))
         if kind == READ:
             offset, length = struct.unpack_from(">QI", body, 4 + len(take_string(body)))
             return self.data(offset, length)
@@ -130,16 +133,46 @@ class Liar:
     def attributes(self, path: bytes, kind: int) -> tuple[int, bytes]:
         if kind != FSTAT and not path.endswith(b".bin"):
             return ATTRS, attributes(0, DIRECTORY_MODE)
-        size = 2**63 + 5 if self.what == "giant" else len(FILE)
+        size = 2**63 + 5 if self.what == "giant" or b"giant" in path else len(FILE)
         return ATTRS, attributes(size, FILE_MODE)
 
-    def listing(self) -> tuple[int, bytes]:
+    def listing(self, handle: bytes) -> tuple[int, bytes]:
+        if self.what.startswith("many "):
+            return self.part_of_many(handle, int(self.what.split()[1]))
+        if self.what == "the same":
+            return self.names_reply([b"a.bin", b"b.bin"])
+        if self.what == "slow":
+            time.sleep(0.1)
+            self.batches[handle] += 1
+            return self.names_reply([b"%d.bin" % self.batches[handle]])
         if self.listed:
             return self.status(EOF)
         self.listed = True
         count = 0xFFFFFFFF if self.what == "too many names" else len(self.names)
-        entries = [string(n) * 2 + attributes(len(FILE), FILE_MODE) for n in self.names]
-        return NAME, struct.pack(">I", count) + b"".join(entries)
+        kind, body = self.names_reply(self.names)
+        return kind, struct.pack(">I", count) + body[4:]
+
+    def names_reply(self, names: list[bytes]) -> tuple[int, bytes]:
+        """Return names as files; the word "giant" in one makes its size absurd."""
+        entries = [
+            string(n) * 2
+            + attributes(2**63 + 5 if b"giant" in n else len(FILE), FILE_MODE, 0xFFFFFFFF)
+            for n in names
+        ]
+        return NAME, struct.pack(">I", len(names)) + b"".join(entries)
+
+    def part_of_many(self, handle: bytes, total: int) -> tuple[int, bytes]:
+        """Return the next thousand of so many entries."""
+        done = 1000 * self.batches[handle]
+        if done >= total:
+            return self.status(EOF)
+        self.batches[handle] += 1
+        rest = attributes(1, FILE_MODE)
+        head = struct.pack(">I", 16)
+        entry = b"".join([head, b"%016d", bytes(4), rest.replace(b"%", b"%%")])
+        numbers = range(done, min(total, done + 1000))
+        entries = b"".join([entry % number for number in numbers])
+        return NAME, struct.pack(">I", len(numbers)) + entries
 
     def data(self, offset: int, length: int) -> tuple[int, bytes]:
         match self.what:

@@ -60,9 +60,8 @@ def test_a_listing_gives_kind_size_mtime_mode_and_the_name_as_it_is():
         b"lrwxrwxrwx        7 1795354954  lead\n"
         b"-rwsr-S--T 5368709120 981173106 12345 6 x \xff\n"
     )
-    entries, directory = parse_listing(output, 5, URL)
-    assert directory == Stat("directory", 4096, 1795355971, 0o755)
-    assert [tuple(entry) for entry in entries] == [
+    assert [tuple(entry) for entry in parse_listing(output, 5, URL)] == [
+        (".", Stat("directory", 4096, 1795355971, 0o755)),
         ("a -> b", Stat("file", 6, 1293840000, 0o640)),
         (" lead", Stat("link", 7, 1795354954, 0o777)),
         ("12345 6 x \udcff", Stat("file", 5 << 30, 981173106, 0o7740)),
@@ -70,13 +69,13 @@ def test_a_listing_gives_kind_size_mtime_mode_and_the_name_as_it_is():
 
 
 def test_a_name_with_a_tilde_is_listed_as_it_is():
-    entries, _ = parse_listing(b"-rw-r--r--        6 5 ./~a\n", 1, URL)
-    assert entries[0].name == "~a"
+    (entry,) = parse_listing(b"-rw-r--r--        6 5 ./~a\n", 1, URL)
+    assert entry.name == "~a"
 
 
 def test_a_time_after_2038_that_lftp_takes_for_negative_is_put_right():
-    entries, _ = parse_listing(b"-rw-r--r--        6 -2147483648 a\n", 1, URL)
-    assert entries[0].stat.mtime == 1 << 31
+    (entry,) = parse_listing(b"-rw-r--r--        6 -2147483648 a\n", 1, URL)
+    assert entry.stat.mtime == 1 << 31
 
 
 @pytest.mark.parametrize(
@@ -90,13 +89,13 @@ def test_a_time_after_2038_that_lftp_takes_for_negative_is_put_right():
 )
 def test_a_listing_with_a_name_that_holds_a_line_break_is_refused(output):
     with pytest.raises(UnsafeName, match="line break"):
-        parse_listing(output, 1, URL)
+        list(parse_listing(output, 1, URL))
 
 
 @pytest.mark.parametrize("name", [b"../x", b"a/b", b""])
 def test_a_name_that_leaves_its_directory_is_refused(name):
     with pytest.raises(UnsafeName):
-        parse_listing(b"-rw-r--r--        6 1293840000 " + name + b"\n", 1, URL)
+        list(parse_listing(b"-rw-r--r--        6 1293840000 " + name + b"\n", 1, URL))
 
 
 def test_one_entry_of_which_lftp_knows_only_the_name_is_no_answer():

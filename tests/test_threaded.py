@@ -12,7 +12,13 @@ from typing import Any
 
 import pytest
 
-from pyremotedata_core import ConnectionLost, RemoteFileNotFound, TransferEngine, TransferError
+from pyremotedata_core import (
+    ConnectionLost,
+    Entry,
+    RemoteFileNotFound,
+    TransferEngine,
+    TransferError,
+)
 from pyremotedata_core.loop import Loop
 from pyremotedata_core.part import Part
 from pyremotedata_core.transports.base import Operation
@@ -138,7 +144,13 @@ def test_operations_come_back_on_the_loop_one_after_another(
     part.publish(stat, fsync=False)
     assert (tmp_path / "f").read_bytes() == data
     assert sum(read.moved) == read.operation.moved == len(data)
-    entries = stage.begin("scandir", os.path.dirname(path)).wait()
+    entries: list[Entry] = []
+
+    def take(batch: list[Entry]) -> None:
+        stage.on_the_loop("take")
+        entries.extend(batch)
+
+    stage.begin("scandir", os.path.dirname(path), take).wait()
     assert [entry.name for entry in entries] == ["f"]
     with pytest.raises(RemoteFileNotFound):
         stage.begin("remove", f"{path}.none").wait()

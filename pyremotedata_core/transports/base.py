@@ -12,10 +12,40 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ..errors import TransferError
+from ..errors import ServerRefused, TransferError
 from ..model import Entry, Stat
 
+MAX_ENTRIES = 10_000_000  # of one directory; no server of ours lists more in a time worth waiting
+MAX_LISTING_BYTES = 4 << 30  # of one directory, as sent
+LISTING_TIMEOUTS = 20  # so many times the limit for silence, a listing may take
+
 Done = Callable[[Any, TransferError | None], None]
+
+
+def check_listing(
+    count: int, taken_s: float, timeout_s: float, url: str, most: int = MAX_ENTRIES
+) -> None:
+    """Raise `ServerRefused` when a listing has become longer than one that is worth waiting for.
+
+    Parameters
+    ----------
+    count : int
+        Entries so far.
+    taken_s, timeout_s : float
+        Time so far, and the limit for silence.
+    url : str
+        The directory.
+    most : int
+        Entries that are taken.
+    """
+    if count > most:
+        raise ServerRefused(f"the listing has no end: more than {most} entries", url)
+    if taken_s > LISTING_TIMEOUTS * timeout_s:
+        raise ServerRefused(
+            f"the listing did not end within {LISTING_TIMEOUTS * timeout_s:g} s ({count} entries"
+            " so far); if the server is that slow, raise PYREMOTEDATA_TIMEOUT",
+            url,
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -66,7 +96,8 @@ class Operation:
     name : str
         A method of `BlockingSession`.
     args : tuple
-        Its arguments.
+        Its arguments. For ``scandir`` a function follows them that is called with each batch of
+        entries, and may raise `TransferError`. An attempt after a lost connection begins anew.
     done : callable
         Called once with (result, None) or (None, error).
     load_bytes : int

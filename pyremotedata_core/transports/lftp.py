@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -127,13 +128,13 @@ class LftpSession:
         ------
         RemoteFileNotFound, RemotePermissionDenied
         ServerRefused
-            If it is not a directory.
+            If it is not a directory, or its listing is endless.
         UnsafeName
             If a name in it holds a line break, or would leave the directory.
         """
-        entries = self._site.scandir(self._site.path(path))
-        for start in range(0, len(entries), BATCH_ENTRIES):
-            yield entries[start : start + BATCH_ENTRIES]
+        entries = iter(self._site.scandir(self._site.path(path)))
+        while batch := list(itertools.islice(entries, BATCH_ENTRIES)):
+            yield batch
 
     def read(
         self,

@@ -130,7 +130,7 @@ class FtpSite(LftpSite):
         reply = self.run(f"{_BY_MLSD} && cd {{}} && {LIST}", path)
         if not reply.ok:
             raise self._why_no_list(path, self.error(reply, path))
-        entries, _ = parse_listing(reply.output, _MANY, self.url(path))
+        entries = self._parse(reply, path)
         if self._has_mlst:
             links = self._links(path)
             others = [_without_empty_mode(entry) for entry in entries if entry.name not in links]
@@ -253,9 +253,13 @@ class FtpSite(LftpSite):
         """
         with contextlib.suppress(UnsafeName):
             reply = self.run(f"{_BY_LIST} && cd {{}} && {LIST}", path)
-            entries, _ = parse_listing(reply.output, _MANY, self.url(path))
+            entries = self._parse(reply, path)
             return {entry.name: entry for entry in entries if entry.stat.kind == "link"}
         return {}
+
+    def _parse(self, reply: Reply, path: str) -> list[Entry]:
+        found = parse_listing(reply.output, _MANY, self.url(path))
+        return [entry for entry in found if entry.name != "."]
 
     def _list_one(self, path: str) -> Reply:
         directory, name = posixpath.split(path)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import posixpath
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ..config import ConnectionSettings
 from ..errors import (
@@ -23,10 +23,12 @@ from ..errors import (
 from ..model import Entry, Stat
 from ..names import TemporaryNames, aside_name, is_temporary
 from ..url import encode_path
+from .base import check_listing
 from .lftp_process import LftpProcess, Reply
 from .lftp_text import LIST, Log, escape_glob, from_failure, from_lost, parse_listing, parse_one
 
 _FAR = 1 << 43  # an offset that few files reach and every file system can seek to
+LFTP_ENTRIES = 1_000_000  # of one directory: lftp holds them all in its memory
 _SPECIAL = 4  # a file type of SFTP: neither file nor directory nor link
 
 _temporary_names = TemporaryNames()
@@ -59,6 +61,7 @@ class LftpSite:
         self.cancelled: Callable[[], bool] = lambda: False
         self.rtt_s = 0.0
         self._server = server
+        self._settings = settings
         self._home: str | None = None
         self._process = LftpProcess(settings, server, self._make_log)
 
@@ -171,9 +174,10 @@ class LftpSite:
 
     def stat(self, path: str) -> Stat:
         """Return what stands at the end of all links. The mode of a file is not known."""
-        reply = self.run(f"cd {{}} && {LIST}", path)
+        reply = self._list(path)
         if reply.ok:
-            _, own = parse_listing(reply.output, reply.log.names, self.url(path))
+            listed = parse_listing(reply.output, reply.log.names, self.url(path))
+            own = next((entry.stat for entry in listed if entry.name == "."), None)
             return own or self._listed(path) or Stat("directory", 0, 0)
         if reply.log.file_type == _SPECIAL:
             return Stat("other", 0, 0)
@@ -216,14 +220,16 @@ class LftpSite:
             return None
         raise error
 
-    def scandir(self, path: str) -> list[Entry]:
+    def scandir(self, path: str) -> Iterable[Entry]:
         """List a directory, without special files."""
-        reply = self.run(f"cd {{}} && {LIST}", path)
+        reply = self._list(path)
         if not reply.ok:
             if reply.log.file_type is not None:
                 raise ServerRefused("is a file; a directory was meant", self.url(path))
             raise self.error(reply, path)
-        return parse_listing(reply.output, reply.log.names, self.url(path))[0]
+        for entry in parse_listing(reply.output, reply.log.names, self.url(path)):
+            if entry.name != ".":
+                yield entry
 
     # --- changes -----------------------------------------------------------------------------
 
@@ -330,6 +336,15 @@ class LftpSite:
         if not reply.ok or reply.log.file_type == _SPECIAL:
             return None
         return parse_one(reply.output, self.url(path))
+
+    def _list(self, path: str) -> Reply:
+        began, timeout_s = time.monotonic(), self._settings.timeout_s
+
+        def watch(log: Log) -> None:
+            taken_s = time.monotonic() - began
+            check_listing(log.names, taken_s, timeout_s, self.url(path), LFTP_ENTRIES)
+
+        return self.run(f"cd {{}} && {LIST}", path, watch=watch)
 
     def _list_one(self, path: str) -> Reply:
         directory, name = posixpath.split(path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import calendar
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..errors import (
@@ -27,7 +28,7 @@ from ..names import check_component
 # Single fields rather than -l: the name is the last of them, and nothing follows it.
 LIST = "cls -1 -a --perms --size --block-size=1 --date --time-style=%s"
 
-_ENTRY = re.compile(rb"([-dl])([-rwxsStT]{9}) +(\d+) (-?\d+) (.*)", re.DOTALL)
+_ENTRY = re.compile(rb"([-dl])([-rwxsStT]{9}) +(-?\d+) (-?\d+) (.*)", re.DOTALL)
 _KINDS: dict[bytes, Kind] = {b"-": "file", b"d": "directory", b"l": "link"}
 
 
@@ -52,8 +53,8 @@ def escape_glob(name: str) -> str:
     return re.sub(r"[\\*?\[\]]", r"\\\g<0>", name)
 
 
-def parse_listing(output: bytes, names: int, url: str) -> tuple[list[Entry], Stat | None]:
-    """Read the output of `LIST`: the entries, and what it says of the directory itself.
+def parse_listing(output: bytes, names: int, url: str) -> Iterator[Entry]:
+    """Read the output of `LIST`: the entries, with that of the directory itself (``.``).
 
     Parameters
     ----------
@@ -69,18 +70,15 @@ def parse_listing(output: bytes, names: int, url: str) -> tuple[list[Entry], Sta
     UnsafeName
         If a name holds a line break, or would leave its directory.
     """
-    lines = output.split(b"\n")
-    if lines.pop() or len(lines) > names:
-        raise _unreadable(url, lines[-1] if lines else b"")
-    entries: list[Entry] = []
-    directory = None
-    for line in lines:
-        name, stat = _parse_entry(line, url)
-        if name == ".":
-            directory = stat
-        elif name != "..":
-            entries.append(Entry(check_component(name, url), stat))
-    return entries, directory
+    if (not output.endswith(b"\n") and output) or output.count(b"\n") > names:
+        raise _unreadable(url, output.split(b"\n", 1)[0])
+    start = 0
+    while start < len(output):
+        end = output.index(b"\n", start)
+        name, stat = _parse_entry(output[start:end], url)
+        start = end + 1
+        if name != "..":
+            yield Entry(name if name == "." else check_component(name, url), stat)
 
 
 def parse_one(output: bytes, url: str) -> Stat | None:
@@ -96,7 +94,8 @@ def _parse_entry(line: bytes, url: str) -> tuple[str, Stat]:
     form, permissions, size, mtime, name = match.groups()
     if name.startswith(b"./~"):
         name = name[2:]  # so written by lftp, which would take "~" for a home
-    stat = Stat(_KINDS[form], int(size), wire_time(int(mtime)), _mode(permissions))
+    # lftp reads a sign where SFTP has none.
+    stat = Stat(_KINDS[form], int(size) % (1 << 64), wire_time(int(mtime)), _mode(permissions))
     return name.decode("utf-8", "surrogateescape"), stat
 
 
@@ -152,6 +151,7 @@ _DISCONNECTED = b"---- Disconnecting"
 _CONNECTED = b"---- protocol version set to "
 _LOG = (b"---- ", b"---> ", b"<--- ", b"**** ", b"copy: ", b"expected pos=")
 _COMMAND = re.compile(r"([a-z0-9]+): ")
+LINE_BYTES = 1 << 16
 _WRITE_HEAD = 21  # of a WRITE packet: type, id, offset, the lengths of handle and data
 _MONTHS = {
     name: number + 1
@@ -207,9 +207,10 @@ class Log:
 
     def feed(self, data: bytes) -> None:
         """Take in the next piece of it."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
+        *lines, rest = (self._rest + data).split(b"\n")
         for line in lines:
             self._line(line)
+        self._rest = rest[:LINE_BYTES]  # what is longer is not said to us
 
     def _line(self, line: bytes) -> None:
         self.signs += 1

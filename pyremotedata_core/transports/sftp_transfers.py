@@ -14,10 +14,10 @@ from ..errors import (
     TransferError,
     from_oserror,
 )
-from ..model import Entry, Stat
+from ..model import Stat
 from ..names import check_component
 from . import wire
-from .base import Operation, Sink, Source
+from .base import MAX_LISTING_BYTES, Operation, Sink, Source, check_listing
 from .sftp import CHUNK_BYTES, SftpSession
 from .sftp_sequences import (
     Run,
@@ -37,20 +37,24 @@ class Listing:
     """Lists a directory with several READDIRs in flight; more as it proves to be large."""
 
     __slots__ = (
+        "_began",
+        "_bytes",
+        "_count",
         "_ended",
-        "_entries",
         "_error",
         "_flight",
         "_handle",
         "_operation",
         "_path",
         "_session",
+        "_take",
     )
 
     def __init__(self, session: SftpSession, operation: Operation) -> None:
         self._session, self._operation = session, operation
-        self._path = operation.args[0]
-        self._entries: list[Entry] = []
+        self._path, self._take = operation.args
+        self._began = session.loop.now
+        self._count = self._bytes = 0
         self._error: TransferError | None = None
         self._ended = False
         self._flight = 0
@@ -74,16 +78,8 @@ class Listing:
     def _named(self, kind: int, body: memoryview, _data: Any) -> None:
         self._flight -= 1
         if kind == wire.NAME:
-            entries = wire.read_names(body)
-            self._ended = self._ended or not entries
-            try:
-                for entry in entries:
-                    if entry.name not in (".", ".."):
-                        check_component(entry.name, url_of(self._session, self._path))
-                        self._entries.append(entry)
-            except TransferError as error:
-                self._error = self._error or error
-                self._ended = True
+            if not self._error and not self._operation.cancelled:
+                self._keep(body)
             if not self._ended and not self._operation.cancelled:
                 self._ask()
                 if self._flight < 16:
@@ -95,9 +91,30 @@ class Listing:
         if not self._flight:
             self._session.request(wire.CLOSE, self._handle, self._closed)
 
+    def _keep(self, body: memoryview) -> None:
+        entries = wire.read_names(body)
+        self._ended = self._ended or not entries
+        self._count += len(entries)
+        self._bytes += len(body)
+        url = url_of(self._session, self._path)
+        try:
+            self._take(
+                [
+                    entry
+                    for entry in entries
+                    if entry.name not in (".", "..") and check_component(entry.name, url)
+                ]
+            )
+            if self._bytes > MAX_LISTING_BYTES:
+                raise ServerRefused(f"the listing has no end: {self._bytes} bytes so far", url)
+            taken_s = self._session.loop.now - self._began
+            check_listing(self._count, taken_s, self._session.settings.timeout_s, url)
+        except TransferError as error:
+            self._error = error
+            self._ended = True
+
     def _closed(self, _kind: int, _body: memoryview, _data: Any) -> None:
-        result = None if self._error else self._entries
-        self._session.finish(self._operation, result, self._error)
+        self._session.finish(self._operation, None, self._error)
 
 
 class Download:

@@ -9,14 +9,17 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Protocol
 
 from ..errors import ConnectionLost, TransferError
+from ..model import Entry
 from .base import BlockingSession, Operation
 
 PROGRESS_S = 0.1  # progress is told at most this often
+BATCHES_AHEAD = 4  # of entries, handed over and not yet taken
+TAKE_S = 60.0
 ROUND_TRIPS = 6  # of a small file: opened, read, closed, and opened again
 
 _TRANSFERS = ("read", "write")
@@ -157,12 +160,13 @@ class ThreadedSession:
         progress = _Progress(operation, self._loop_call)
         try:
             method = getattr(self._blocking, operation.name)
-            if operation.name in _TRANSFERS:
+            if operation.name == "scandir":
+                path, take = operation.args
+                self._pour(method(path), take)
+            elif operation.name in _TRANSFERS:
                 result = method(*operation.args, on_bytes=progress.add)
             else:
                 result = method(*operation.args)
-            if operation.name == "scandir":
-                result = [entry for batch in result for entry in batch]
         except TransferError as error:
             result, failure = None, error
         except Exception as error:
@@ -170,6 +174,32 @@ class ThreadedSession:
         progress.flush()
         self._loop_call(partial(self._ended, operation, result, failure))
         return failure
+
+    def _pour(self, batches: Iterator[list[Entry]], take: Callable[[list[Entry]], None]) -> None:
+        """Hand entries over on the loop's thread, and wait when it has not taken the last ones."""
+        room = threading.Semaphore(BATCHES_AHEAD)
+        refused: list[TransferError] = []
+
+        def hand_over(batch: list[Entry]) -> None:
+            try:
+                if not refused:
+                    take(batch)
+            except TransferError as error:
+                refused.append(error)
+            finally:
+                room.release()
+
+        for batch in batches:
+            if not room.acquire(timeout=TAKE_S):
+                raise ConnectionLost("the engine was closed", retryable=False)
+            if refused:
+                break
+            self._loop_call(partial(hand_over, batch))
+        for _ in range(BATCHES_AHEAD):
+            if not room.acquire(timeout=TAKE_S):
+                raise ConnectionLost("the engine was closed", retryable=False)
+        if refused:
+            raise refused[0]
 
     # --- on the loop's thread ----------------------------------------------------------------
 
