@@ -60,7 +60,9 @@ def test_the_benchmark_of_a_job_counts_as_its_output(workflow):
     assert not workflow.path("out.txt").exists()
 
 
-@pytest.mark.parametrize("argument", ["--delete-all-output", "--touch"])
+@pytest.mark.parametrize(
+    "argument", [pytest.param("--delete-all-output", marks=removes_remote_outputs), "--touch"]
+)
 def test_nothing_in_a_read_only_storage_is_removed_or_touched(workflow, argument):
     out = workflow.make_remote("out.txt", b"done\n", mtime=1_600_000_001)
     workflow.write(READ_ONLY)
