@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up, then lint, type-check and test.
+# Set up, then lint, type-check, build the pages and test.
 #
 #   bash tests/run.sh [--full] [ARGUMENTS OF PYTEST]
 #
@@ -28,6 +28,8 @@ step() {
 step "ruff check" "$bin/ruff" check
 step "ruff format" "$bin/ruff" format --check
 step "mypy" "$bin/mypy"
+# Warnings are errors: see mkdocs.yml.
+step "docs" env NO_MKDOCS_2_WARNING=1 "$bin/mkdocs" --quiet build
 # Two at a time, whole files: much of a test is waiting for servers.
 step "pytest" "$bin/python" -m pytest -n 2 --dist loadfile ${marker[@]+"${marker[@]}"} ${arguments[@]+"${arguments[@]}"}
 

@@ -1,0 +1,39 @@
+"""What the engine keeps on this machine for itself."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from pyremotedata_core import TransferEngine
+from pyremotedata_core.nodestate import state_directory
+
+WAIT_S = 60.0
+
+
+def test_the_directory_of_locks_and_sockets_is_closed_to_others(sshd):
+    before = os.umask(0)
+    try:
+        with TransferEngine(sshd.settings()) as engine:
+            engine.stat(sshd.url()).result(WAIT_S)
+            for directory in (state_directory(), *state_directory().glob("*/")):
+                assert stat.S_IMODE(directory.stat().st_mode) == 0o700, directory
+    finally:
+        os.umask(before)
+
+
+def test_what_an_engine_notes_on_disk_holds_no_secret(miglike, tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    with TransferEngine(miglike.password_settings()) as engine:
+        engine.store(tmp_path / "a", miglike.url("a")).result(WAIT_S)
+        notes = [path for path in state_directory().rglob("*") if path.is_file()]
+        assert any(path.parent.name == "slots" for path in notes)
+        assert not [path for path in notes if miglike.password.encode() in content(path)]
+
+
+def content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:  # it was a note of a process that has ended
+        return b""
