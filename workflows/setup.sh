@@ -17,6 +17,7 @@ log=$(mktemp)
 PATH=$PATH:/usr/sbin:/usr/local/sbin:/sbin
 minimum="3.11"
 policy=/usr/sbin/policy-rc.d
+missing=()
 
 say() { printf '%-12s %s\n' "$1" "$2"; }
 
@@ -37,8 +38,16 @@ trap 'exit 130' INT TERM HUP
 main() {
     find_ssh
     find_lftp
+    venv_is_sound || find_venv_module
+    [ ${#missing[@]} = 0 ] || fail install "$(hint "${missing[@]}")"
     make_venv
     install_project
+}
+
+# What is missing is named at once, that one command may bring it all.
+lacks() { # STEP TEXT PACKAGE
+    say "$1" "$2" >&2
+    missing+=("$3")
 }
 
 find_ssh() {
@@ -46,9 +55,12 @@ find_ssh() {
         has ssh && has sftp || apt_install openssh-client || true
         has sshd || install_sshd || true
     fi
-    has ssh && has sftp || fail ssh "OpenSSH is not installed: $(hint openssh-client)"
-    has sshd || fail sshd "the embedded server needs OpenSSH's sshd: $(hint openssh-server)"
-    say sshd "$(command -v sshd)"
+    has ssh && has sftp || lacks ssh "OpenSSH is not installed" openssh-client
+    if has sshd; then
+        say sshd "$(command -v sshd)"
+    else
+        lacks sshd "the embedded server needs OpenSSH's sshd" openssh-server
+    fi
 }
 
 # Only the program is wanted: no server is started, now or with the system.
@@ -82,21 +94,27 @@ find_python() {
     return 1
 }
 
+# Sets `python`, which makes the environment.
+find_venv_module() {
+    local version
+    python=$(find_python) ||
+        fail python "none here is $minimum or newer; install one and name it: PYTHON=/path/to/python"
+    version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    # Debian's python3 comes without ensurepip, which only its python3-venv brings.
+    if ! can_make_venvs && can_apt; then
+        apt_install "python$version-venv" || apt_install python3-venv || true
+    fi
+    can_make_venvs ||
+        lacks python "$python cannot make virtual environments" "python$version-venv"
+}
+
+can_make_venvs() { "$python" -c 'import venv; from ensurepip import version' 2>/dev/null; }
+
 make_venv() {
     if venv_is_sound; then
         say python "$("$venv/bin/python" --version) in .venv, as before"
         return
     fi
-    local python version
-    python=$(find_python) ||
-        fail python "none here is $minimum or newer; install one and name it: PYTHON=/path/to/python"
-    version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-    # Debian's python3 comes without ensurepip, which only its python3-venv brings.
-    if ! "$python" -c 'import venv; from ensurepip import version' 2>>"$log" && can_apt; then
-        apt_install "python$version-venv" || apt_install python3-venv || true
-    fi
-    "$python" -c 'import venv; from ensurepip import version' 2>>"$log" ||
-        fail python "$python cannot make virtual environments: $(hint "python$version-venv")"
     "$python" -m venv --clear "$venv" >>"$log" 2>&1 || fail python "making .venv failed"
     say python "$("$venv/bin/python" --version) in .venv, new"
 }
