@@ -47,11 +47,11 @@ def snakemake_settings() -> str:
     """Return a table of the storage plugin's settings."""
     from snakemake_storage_plugin_pyremotedata import StorageProviderSettings
 
-    rows = ["| setting | value | meaning |", "|---|---|---|"]
+    rows = ["| setting | meaning |", "|---|---|"]
     for setting in fields(StorageProviderSettings):
         if help_text := setting.metadata.get("help"):
             value = setting.metadata.get("metavar", "N")  # the interface's own has none
-            rows.append(f"| `{setting.name}` | `{value}` | {help_text} |")
+            rows.append(f"| `{setting.name}` {value} | {help_text} |")
     return "\n".join(rows)
 
 

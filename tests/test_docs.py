@@ -136,7 +136,9 @@ def test_what_the_site_takes_from_the_program_is_all_of_it(tmp_path):
         timeout=60,
         check=True,
     ).stdout
-    assert "| `read_only` |" in pages
+    assert "| `read_only` " in pages
+    assert "%5B is a real [" in pages
+    assert "%%" not in pages
     (verbs,) = (a.choices for a in make_parser()._actions if isinstance(a.choices, dict))
     assert not [verb for verb in verbs if f"\n## {verb}\n" not in pages]
 

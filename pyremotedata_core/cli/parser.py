@@ -8,7 +8,7 @@ from collections.abc import Callable
 from .._version import __version__
 from . import care, changing, completing, looking, moving
 
-_PATTERN = " A quoted pattern (*, ?, [...], **) means all that matches; %%5B is a real [."
+_PATTERN = " A quoted pattern (*, ?, [...], **) means all that matches; %5B is a real [."
 _PLACE = "a directory (existing, or ending in /), or a new name"
 
 
