@@ -34,6 +34,7 @@ class TransferError(Exception):
     """
 
     retryable: bool = False
+    left_temporary = False  # an upload could not remove its temporary file; not pickled
     _errno: int | None = None
 
     def __init__(self, message: str = "", url: str = "", retryable: bool | None = None) -> None:

@@ -152,6 +152,8 @@ class Journal:
                     for temporary, upload in _uploads(path.read_bytes()).items():
                         self._add(temporary, upload)
                         if upload.done and 0 <= time.time() - upload.since < KEEP_S:
+                            if other := self._kept.get(upload.final):
+                                self._orphans.append(Orphan(other, upload.final))
                             self._kept[upload.final] = temporary
                         else:
                             self._orphans.append(Orphan(temporary, upload.final))

@@ -472,8 +472,9 @@ class Pool:
         if self._ever_opened:
             return troubled < self._settings.timeout_s * 0.95
         # A typing error looks like a server that is down: say so at once. A server that answers
-        # and then closes may only be busy.
-        busy = isinstance(error, ServerRefused) or "closed the connection" in error.message
+        # and then closes may only be busy; an ssh that was killed says nothing at all.
+        broken = "closed the connection" in error.message or "connection broke" in error.message
+        busy = broken or isinstance(error, ServerRefused)
         return busy and troubled < min(self._settings.timeout_s, FIRST_REFUSALS_S)
 
     def _forget(self, session: PoolSession) -> None:

@@ -187,9 +187,11 @@ class Store(FileJob):
         temporary = self._temporary
 
         def removed(_: Any, error: TransferError | None) -> None:
-            if error is None:
+            gone = error is None or isinstance(error, RemoteFileNotFound)
+            if gone:
                 self._mover.journal(self._url).end(temporary)
             if cause is not None:
+                cause.left_temporary = not gone
                 self._stored(None, cause)
 
         self._submit("remove", (temporary,), removed)
@@ -212,7 +214,7 @@ class Store(FileJob):
         journal = self._mover.journal(self._url)
         if isinstance(error, ConnectionLost | TransferTimeout):
             journal.keep(self._temporary)
-        else:
+        elif error is None or not error.left_temporary:
             journal.end(self._temporary)
         missing = isinstance(error, RemoteFileNotFound | RemotePermissionDenied)
         if error is not None and self._attempts == 1 and not self.cancelled:

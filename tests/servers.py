@@ -145,6 +145,11 @@ class ScriptedSshd(Sshd):
         else:
             self._arguments = [role, str(what), json.dumps(list(names))]
 
+    def refuse(self, *kinds: str) -> None:
+        """Have new sessions of a relay refuse these requests, and those alone."""
+        self._arguments[-1] = json.dumps({**json.loads(self._arguments[-1]), "refuse": kinds})
+        self._subsystem()
+
     def _subsystem(self) -> str:
         script = self.directory / "sftp_server.sh"
         command = [sys.executable, "-I", "-S", _HOSTILE, *self._arguments]

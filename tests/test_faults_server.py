@@ -12,6 +12,7 @@ from pyremotedata_core import (
     ConnectionLost,
     LocalStorageFull,
     RemoteChanged,
+    RemotePermissionDenied,
     ServerRefused,
     TransferEngine,
     TransferError,
@@ -254,3 +255,18 @@ def test_a_full_remote_disk_is_told_and_nothing_remains(sshd, small_disk, tmp_pa
         (tmp_path / "b").write_bytes(b"fits")
         engine.store(tmp_path / "b", f"{base}/a").result(WAIT_S)
     assert tree(small_disk) == {"a": b"fits"}
+
+
+@pytest.mark.parametrize("size", [1, 17 * 2**20])
+def test_what_a_server_let_nobody_remove_goes_with_the_next_run(tmp_path, size):
+    (tmp_path / "a").write_bytes(bytes(size))
+    with ScriptedSshd("relay", {"refuse": ["rename", "remove"]}) as server:
+        place = server.make_directory("t")
+        with TransferEngine(server.settings()) as engine:
+            error = engine.store(tmp_path / "a", server.url("t/a")).exception(WAIT_S)
+            assert isinstance(error, RemotePermissionDenied)
+        assert temporaries(place)
+        server.refuse()
+        with TransferEngine(server.settings()) as engine:
+            engine.store(tmp_path / "a", server.url("t/a")).result(WAIT_S)
+        assert tree(place) == {"a": bytes(size)}

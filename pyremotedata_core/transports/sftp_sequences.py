@@ -276,7 +276,9 @@ def _create(
 
 def discard(temporary: str, error: TransferError) -> Sequence:
     """Remove a temporary file, then fail with what went wrong before."""
-    yield wire.REMOVE, path_of(temporary)
+    kind, body = yield wire.REMOVE, path_of(temporary)
+    removed = kind == wire.STATUS and wire.read_u32(body) in (wire.OK, wire.NO_SUCH_FILE)
+    error.left_temporary = not removed
     raise error
 
 
@@ -351,9 +353,8 @@ def publish(
         except RemotePermissionDenied as error:
             hint = "if it lets nobody rename, set PYREMOTEDATA_PUBLISH=direct"
             raise RemotePermissionDenied(f"{error.message}; {hint}", error.url) from None
-    except TransferError:
-        yield wire.REMOVE, path_of(temporary)
-        raise
+    except TransferError as error:
+        yield from discard(temporary, error)
     return stat
 
 
