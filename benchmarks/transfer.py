@@ -2,12 +2,15 @@
 
 ``python -m benchmarks.transfer`` starts an sshd of its own, makes the data, and lets the tools
 take turns. Every figure is the wall time of a whole process with default settings: start, login,
-listing, moving, publishing. Bytes are compared after each run. Quoted are median and spread.
+listing, moving, publishing. Bytes are compared after each run. Quoted are median and spread, and
+the largest memory of the process and its children together (the server's are not among them).
+``all`` runs all cases; ``--out`` writes a table, the raw figures, and a picture.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -17,32 +20,71 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from benchmarks.charts import draw_bars
+from benchmarks.peers import (
+    Command,
+    Place,
+    busy_get,
+    is_there,
+    lftp_get,
+    lftp_put,
+    ours_get,
+    ours_put,
+    python_peer,
+    rclone_get,
+    rclone_put,
+    rsync_get,
+    rsync_put,
+    sftp_get,
+    sftp_put,
+)
 from tests.relay import Relay
-from workflows.embedded_sshd import EmbeddedSshd
+from workflows.embedded_sshd import EmbeddedSshd, descendants
 
 MIB = 1 << 20
 OURS = "pyremotedata"
-TIMEOUT_S = 300
+TIMEOUT_S = 900
+SAMPLE_S = 0.1
+# Tools that ask for one file after the other take minutes for thousands of them on a long line.
+ONE_BY_ONE = ("sftp", "paramiko")
 
-
-@dataclass(frozen=True)
-class Place:
-    """The server as a tool sees it: an ssh_config, a host in it, and a directory."""
-
-    config: Path
-    host: str
-    root: Path
-
-    @property
-    def ssh(self) -> str:
-        """The ssh command of tools that drive ssh."""
-        return f"ssh -F {shlex.quote(str(self.config))}"
+DATA = ("large", "thousand", "many", "mixed")
+DOWN: dict[str, Command] = {
+    OURS: ours_get,
+    "rsync": rsync_get,
+    "sftp": sftp_get,
+    "lftp -P8": lftp_get(8),
+    "lftp -P16": lftp_get(16),
+    "rclone": rclone_get,
+    "asyncssh": python_peer("asyncssh", "get"),
+    "paramiko": python_peer("paramiko", "get"),
+    "pyremotedata 0.1.13": python_peer("0.1.13", "get"),
+}
+UP: dict[str, Command] = {
+    OURS: ours_put,
+    "rsync": rsync_put,
+    "sftp": sftp_put,
+    "lftp -P8": lftp_put(8),
+    "lftp -P16": lftp_put(16),
+    "rclone": rclone_put,
+    "asyncssh": python_peer("asyncssh", "put"),
+    "paramiko": python_peer("paramiko", "put"),
+    "pyremotedata 0.1.13": python_peer("0.1.13", "put"),
+}
+# Case: the data and the tools.
+CASES: dict[str, tuple[str, dict[str, Command]]] = {
+    **{f"get-{name}": (name, DOWN) for name in DATA},
+    **{f"put-{name}": (name, UP) for name in DATA},
+    "busy-large": ("large", {"2 busy threads": busy_get(2), "none": busy_get(0)}),
+    "busy-thousand": ("thousand", {"2 busy threads": busy_get(2), "none": busy_get(0)}),
+}
 
 
 @dataclass
@@ -51,230 +93,200 @@ class Cell:
 
     tool: str
     seconds: list[float] = field(default_factory=list)
+    memory_bytes: int = 0
 
     @property
     def median(self) -> float:
         return statistics.median(self.seconds)
 
 
-Command = Callable[[Place, str, Path], list[str]]
-
-
-def ours_get(place: Place, name: str, into: Path) -> list[str]:
-    """Download with this project's command."""
-    return [_script(), "get", _url(place, name), f"{into}/"]
-
-
-def ours_put(place: Place, name: str, into: Path) -> list[str]:
-    """Upload with this project's command."""
-    return [_script(), "put", str(place.root / name), f"sftp://{place.host}{into}/"]
-
-
-def busy_get(threads: int) -> Command:
-    """Download through `Remote`, beside threads that compute in pure Python."""
-
-    def command(place: Place, name: str, into: Path) -> list[str]:
-        program = Path(__file__).with_name("busy_get.py")
-        return [sys.executable, str(program), str(threads), _url(place, name), f"{into}/"]
-
-    return command
-
-
-def sftp_get(place: Place, name: str, into: Path) -> list[str]:
-    """OpenSSH's sftp with its largest requests."""
-    options = ["-q", "-r", "-F", str(place.config), "-B", "261120", "-R", "64"]
-    return ["sftp", *options, f"{place.host}:{place.root / name}", str(into)]
-
-
-def sftp_gcm_get(place: Place, name: str, into: Path) -> list[str]:
-    """OpenSSH's sftp with its largest requests and AES-GCM."""
-    return [*sftp_get(place, name, into)[:1], "-c", GCM, *sftp_get(place, name, into)[1:]]
-
-
-def lftp_mirror(place: Place, name: str, into: Path) -> list[str]:
-    """lftp, eight files at once."""
-    return _lftp(place, f"mirror -P 8 {place.root / name} {into / name}")
-
-
-def lftp_pget(place: Place, name: str, into: Path) -> list[str]:
-    """lftp, four parts of a file at once, with the settings that served it best."""
-    fast = f"set sftp:size-read 131072; set sftp:max-packets-in-flight 64; {_connect(place, GCM)}"
-    return _lftp(place, f"{fast} pget -n 4 -O {into} {place.root / name}")
-
-
-def rsync_get(place: Place, name: str, into: Path) -> list[str]:
-    """rsync, which needs rsync on the server."""
-    return [
-        "rsync",
-        "-rt",
-        "-e",
-        f"{place.ssh} -c {GCM}",
-        f"{place.host}:{place.root / name}",
-        str(into),
-    ]
-
-
-def rsync_put(place: Place, name: str, into: Path) -> list[str]:
-    """rsync, which needs rsync on the server."""
-    return [
-        "rsync",
-        "-rt",
-        "-e",
-        f"{place.ssh} -c {GCM}",
-        str(place.root / name),
-        f"{place.host}:{into}",
-    ]
-
-
-def sftp_put(place: Place, name: str, into: Path) -> list[str]:
-    """OpenSSH's sftp with its largest requests and AES-GCM."""
-    options = f"-q -b - -F {place.config} -c {GCM} -B 261120"
-    script = f"echo 'put -r {place.root / name} {into}/' | sftp {options} {place.host}"
-    return ["sh", "-c", script]
-
-
-def lftp_put(place: Place, name: str, into: Path) -> list[str]:
-    """lftp, eight files at once."""
-    source = place.root / name
-    if source.is_dir():
-        return _lftp(place, f"mirror -R -P 8 {source} {into / name}")
-    return _lftp(place, f"put -O {into} {source}")
-
-
-GCM = "aes128-gcm@openssh.com"
-
-# Case: the data, the direction, ours, its peers.
-CASES: dict[str, tuple[str, str, dict[str, Command]]] = {
-    "get-large": (
-        "large.bin",
-        "down",
-        {OURS: ours_get, "sftp": sftp_get, "sftp gcm": sftp_gcm_get, "lftp pget": lftp_pget},
-    ),
-    "get-1000": (
-        "thousand",
-        "down",
-        {OURS: ours_get, "rsync": rsync_get, "lftp mirror": lftp_mirror, "sftp": sftp_get},
-    ),
-    "get-20000": (
-        "many",
-        "down",
-        {OURS: ours_get, "rsync": rsync_get, "lftp mirror": lftp_mirror},
-    ),
-    "put-large": (
-        "large.bin",
-        "up",
-        {OURS: ours_put, "sftp gcm": sftp_put, "rsync": rsync_put, "lftp": lftp_put},
-    ),
-    "put-1000": (
-        "thousand",
-        "up",
-        {OURS: ours_put, "rsync": rsync_put, "lftp mirror": lftp_put},
-    ),
-    "busy-large": ("large.bin", "down", {"2 busy threads": busy_get(2), "none": busy_get(0)}),
-    "busy-1000": ("thousand", "down", {"2 busy threads": busy_get(2), "none": busy_get(0)}),
-}
-DEFAULT_CASES = ["get-1000", "get-large", "busy-1000", "busy-large"]
-
-
 def main() -> None:
     """Run the chosen cases and print a table for each."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "cases", nargs="*", default=DEFAULT_CASES, metavar="CASE", help=", ".join(CASES)
-    )
+    parser.add_argument("cases", nargs="+", metavar="CASE", help=f"all, {', '.join(CASES)}")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--round-trip-ms", type=float, nargs="+", default=[0.0])
-    parser.add_argument("--large-mib", type=int, default=512)
-    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    parser.add_argument("--large-mib", type=int, default=1024)
+    parser.add_argument("--tools", nargs="+", metavar="TOOL", help="only these, and our own")
+    parser.add_argument("--out", type=Path, metavar="NAME", help="writes NAME.md, .json and .svg")
     options = parser.parse_args()
-    unknown = set(options.cases) - set(CASES)
-    if unknown:
+    chosen = list(CASES) if options.cases == ["all"] else options.cases
+    if unknown := set(chosen) - set(CASES):
         parser.error(f"unknown case: {', '.join(sorted(unknown))}")
-    results = []
+    outcome = Outcome(options.rounds)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder, EmbeddedSshd() as server:
-        names = {CASES[case][0] for case in options.cases}
-        make_data(server.root, names, options.large_mib)
+        make_data(server.root, {CASES[case][0] for case in chosen}, options.large_mib)
         for round_trip_ms in options.round_trip_ms:
             with place_at(server, round_trip_ms, Path(folder)) as place:
-                for case in options.cases:
-                    cells = measure(case, place, Path(folder), options.rounds)
-                    report(case, round_trip_ms, place.root / CASES[case][0], cells)
-                    results.append(
-                        {
-                            "case": case,
-                            "round_trip_ms": round_trip_ms,
-                            "cells": [asdict(cell) for cell in cells],
-                        }
-                    )
-    if options.json:
-        machine = {"machine": platform.processor() or platform.machine(), "cpus": os.cpu_count()}
-        options.json.write_text(json.dumps({**machine, "results": results}, indent=1))
+                for case in chosen:
+                    tools = tools_for(case, place, round_trip_ms, options.tools)
+                    cells = measure(case, tools, place, Path(folder), options.rounds)
+                    outcome.add(case, round_trip_ms, place.root / CASES[case][0], cells)
+                    if options.out:
+                        outcome.write(options.out)
 
 
-def measure(case: str, place: Place, folder: Path, rounds: int) -> list[Cell]:
+def tools_for(
+    case: str, place: Place, round_trip_ms: float, only: list[str] | None
+) -> dict[str, Command]:
+    """Return the tools that are there and that end within reason."""
+    name, tools = CASES[case]
+    single = (place.root / name).is_file()
+    found = {}
+    for tool, command in tools.items():
+        if only and tool not in (OURS, *only):
+            continue
+        if single and tool == "lftp -P16":
+            continue  # a single file has nothing to do with it
+        if case == "put-large" and tool == "pyremotedata 0.1.13":
+            continue  # it fails where the directory exists
+        if round_trip_ms and tool in ONE_BY_ONE and not single:
+            continue
+        if is_there(command(place, name, Path("/nowhere"))):
+            found[tool] = command
+        else:
+            print(f"{tool} is not installed: left out", file=sys.stderr)
+    return found
+
+
+def measure(
+    case: str, tools: dict[str, Command], place: Place, folder: Path, rounds: int
+) -> list[Cell]:
     """Let the tools of a case take turns; one warm-up round is not counted."""
-    name, direction, commands = CASES[case]
-    cells = [Cell(tool) for tool, command in commands.items() if _there(command, place, name)]
+    name = CASES[case][0]
+    cells = [Cell(tool) for tool in tools]
     into = folder / "out"
     for number in range(rounds + 1):
         # Alternate who goes first, so that a drifting machine favours nobody.
         for cell in cells if number % 2 else reversed(cells):
             shutil.rmtree(into, ignore_errors=True)
             into.mkdir()
-            argv = commands[cell.tool](place, name, into)
-            seconds = timed(argv, {"PYREMOTEDATA_SSH_CONFIG": str(place.config)})
+            argv = tools[cell.tool](place, name, into)
+            seconds, memory = timed(argv, {"PYREMOTEDATA_SSH_CONFIG": str(place.config)})
             if not same(place.root / name, into / name):
-                sys.exit(f"{cell.tool} {direction}: {name} did not arrive as it was")
+                sys.exit(f"{cell.tool}, {case}: {name} did not arrive as it was")
             if number:
                 cell.seconds.append(seconds)
+                cell.memory_bytes = max(cell.memory_bytes, memory)
     shutil.rmtree(into, ignore_errors=True)
     return cells
 
 
-def timed(argv: list[str], variables: dict[str, str]) -> float:
-    """Return the wall seconds of a command that must succeed."""
+def timed(argv: list[str], variables: dict[str, str]) -> tuple[float, int]:
+    """Run a command that must succeed; return its wall seconds and its largest memory in bytes."""
     started = time.perf_counter()
-    done = subprocess.run(
+    process = subprocess.Popen(
         argv,
         env={**os.environ, **variables},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        timeout=TIMEOUT_S,
     )
-    seconds = time.perf_counter() - started
-    if done.returncode:
-        sys.exit(f"{shlex.join(argv)}: {done.stderr.decode(errors='replace')}")
-    return seconds
+    ended = threading.Event()
+    largest = [0]
+
+    def watch() -> None:
+        while not ended.wait(SAMPLE_S):
+            largest[0] = max(largest[0], memory_of([process.pid, *descendants(process.pid)]))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        _, said = process.communicate(timeout=TIMEOUT_S)
+        seconds = time.perf_counter() - started
+    finally:
+        ended.set()
+        watcher.join()
+        process.kill()
+    if process.returncode:
+        sys.exit(f"{shlex.join(argv)}: {said.decode(errors='replace')}")
+    return seconds, largest[0]
 
 
-def report(case: str, round_trip_ms: float, data: Path, cells: list[Cell]) -> None:
-    """Print a table: median, spread, rate, and how the first tool compares."""
-    files = [path for path in data.rglob("*") if path.is_file()] if data.is_dir() else [data]
-    size = sum(path.stat().st_size for path in files)
-    print(f"\n{case}, round trip {round_trip_ms:g} ms: {len(files)} files, {size / MIB:.0f} MiB")
-    print("\n| tool | median s | spread s | MiB/s | files/s | first is faster by |")
-    print("|---|---|---|---|---|---|")
-    for cell in cells:
-        print(
-            f"| {cell.tool} | {cell.median:.2f} | {min(cell.seconds):.2f}-{max(cell.seconds):.2f}"
-            f" | {size / MIB / cell.median:.0f} | {len(files) / cell.median:.0f}"
-            f" | {cell.median / cells[0].median:.2f}x |",
-            flush=True,
+def memory_of(pids: list[int]) -> int:
+    """Return the resident bytes of processes, shared pages in proportion."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    total += int(line.split()[1]) * 1024
+    return total
+
+
+class Outcome:
+    """All that was measured: printed as it comes, and written."""
+
+    def __init__(self, rounds: int) -> None:
+        self.about = (
+            f"{platform.machine()}, {os.cpu_count()} cores shared by client and server,"
+            f" Python {platform.python_version()}, {rounds} alternating rounds after a warm-up"
         )
+        self.tables: list[str] = []
+        self.results: list[dict] = []
+
+    def add(self, case: str, round_trip_ms: float, data: Path, cells: list[Cell]) -> None:
+        """Print a table: median, spread, rate, memory, and how the first tool compares."""
+        files = [path for path in data.rglob("*") if path.is_file()] if data.is_dir() else [data]
+        size = sum(path.stat().st_size for path in files)
+        title = f"{case}, round trip {round_trip_ms:g} ms"
+        lines = [
+            f"### {title}",
+            "",
+            f"{len(files)} files, {size / MIB:.0f} MiB",
+            "",
+            "| tool | median s | spread s | MiB/s | files/s | memory MiB | first is faster by |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for cell in cells:
+            lines.append(
+                f"| {cell.tool} | {cell.median:.2f}"
+                f" | {min(cell.seconds):.2f}-{max(cell.seconds):.2f}"
+                f" | {size / MIB / cell.median:.0f} | {len(files) / cell.median:.0f}"
+                f" | {cell.memory_bytes / MIB:.0f} | {cell.median / cells[0].median:.2f}x |"
+            )
+        self.tables.append("\n".join(lines))
+        print(f"\n{self.tables[-1]}", flush=True)
+        figures = {"case": case, "round_trip_ms": round_trip_ms, "files": len(files), "bytes": size}
+        self.results.append({**figures, "cells": [asdict(cell) for cell in cells]})
+
+    def write(self, name: Path) -> None:
+        """Write the tables, the raw figures, and a picture if matplotlib is there."""
+        name.parent.mkdir(parents=True, exist_ok=True)
+        name.with_suffix(".md").write_text("\n\n".join([self.about, *self.tables]) + "\n")
+        raw = {"about": self.about, "results": self.results}
+        name.with_suffix(".json").write_text(json.dumps(raw, indent=1) + "\n")
+        charts = {
+            f"{result['case']}, {result['round_trip_ms']:g} ms": {
+                cell["tool"]: cell["seconds"] for cell in result["cells"]
+            }
+            for result in self.results
+        }
+        with contextlib.suppress(ImportError):
+            draw_bars(name.with_suffix(".svg"), charts)
 
 
 def make_data(root: Path, names: set[str], large_mib: int) -> None:
     """Write incompressible data below the server's root."""
-    if "large.bin" in names:
-        with open(root / "large.bin", "wb") as file:
-            for _ in range(large_mib):
-                file.write(os.urandom(MIB))
+    if "large" in names:
+        write(root / "large", large_mib * MIB)
     for name, count, size in (("thousand", 1000, 100_000), ("many", 20_000, 4096)):
         if name in names:
-            (root / name).mkdir()
             for number in range(count):
-                (root / name / f"f{number:05d}.bin").write_bytes(os.urandom(size))
+                write(root / name / f"f{number:05d}.bin", size)
+    if "mixed" in names:
+        for folder in range(20):
+            for number in range(100):
+                size = 200 * 10 ** (number % 4) if number else 10 * MIB
+                write(root / "mixed" / f"d{folder}" / f"f{number}", size)
+
+
+def write(path: Path, size: int) -> None:
+    """Write a file of random bytes."""
+    path.parent.mkdir(exist_ok=True, parents=True)
+    with path.open("wb") as file:
+        while size:
+            size -= file.write(os.urandom(min(size, MIB)))
 
 
 @contextmanager
@@ -298,37 +310,6 @@ def same(source: Path, copy: Path) -> bool:
     """Whether two files or directories hold the same bytes under the same names."""
     done = subprocess.run(["diff", "-r", "-q", str(source), str(copy)], capture_output=True)
     return done.returncode == 0
-
-
-def _there(command: Command, place: Place, name: str) -> bool:
-    program = command(place, name, Path("/nowhere"))[0]
-    if shutil.which(program):
-        return True
-    print(f"{program} is not installed: left out", file=sys.stderr)
-    return False
-
-
-def _script() -> str:
-    return str(Path(sys.executable).with_name("pyremotedata"))
-
-
-def _url(place: Place, name: str) -> str:
-    return f"sftp://{place.host}{place.root / name}"
-
-
-def _connect(place: Place, cipher: str) -> str:
-    return f"set sftp:connect-program '{place.ssh} -a -x -c {cipher}';"
-
-
-def _lftp(place: Place, command: str) -> list[str]:
-    connect = _connect(place, GCM)
-    script = f"set cmd:fail-exit yes; {connect} open -u user, sftp://{place.host}; {command}; quit"
-    return ["lftp", "--norc", "-c", script.replace("-u user,", f"-u {_user(place)},")]
-
-
-def _user(place: Place) -> str:
-    lines = place.config.read_text().splitlines()
-    return next(line.split()[1] for line in lines if line.strip().startswith("User "))
 
 
 if __name__ == "__main__":
