@@ -44,6 +44,7 @@ class Mover:
         self._names = TemporaryNames()
         self._jobs: set[Job] = set()
         self._journals: dict[str, Journal] = {}
+        self._making: dict[RemoteURL, list[Done]] = {}  # directories, and who waits for each
 
     def close(self) -> None:
         """End every job and session."""
@@ -188,6 +189,19 @@ class Mover:
 
             operation = Operation("clear_orphan", tuple(orphan), cleared)
             self.pool(url).submit(operation, background=True)
+
+    def make_parent(self, url: RemoteURL, done: Done) -> None:
+        """Make the directory of a file, and those above it; once for all who ask meanwhile."""
+        waiting = self._making.setdefault(url.parent, [])
+        waiting.append(done)
+        if len(waiting) > 1:
+            return
+
+        def made(_: Any, error: TransferError | None) -> None:
+            for waiter in self._making.pop(url.parent):
+                waiter(None, error)
+
+        self.mkdir(url.parent, made, parents=True, exist_ok=True)
 
     def segments(self, url: RemoteURL) -> bool:
         """Whether a large file moves in segments over several of the pool's sessions.

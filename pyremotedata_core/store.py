@@ -219,7 +219,7 @@ class Store(FileJob):
         missing = isinstance(error, RemoteFileNotFound | RemotePermissionDenied)
         if error is not None and self._attempts == 1 and not self.cancelled:
             if missing and self._parents:
-                self._mover.mkdir(self._url.parent, self._made, parents=True, exist_ok=True)
+                self._mover.make_parent(self._url, self._made)
                 return
             if type(error) is TransferError and error.retryable:  # the local file changed
                 self._start()

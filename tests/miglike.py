@@ -9,14 +9,13 @@ import select
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
 from pyremotedata_core import ConnectionSettings, Secret
-from workflows.embedded_sshd import ADDRESS, program, run
+from workflows.embedded_sshd import ADDRESS, own_directory, program, run
 
 START_TIMEOUT_S = 20.0
 
@@ -37,7 +36,7 @@ class MigLike:
     code_user = "careful@example.org"  # who is asked for a password and a one-time code
 
     def __init__(self, *, lock_s: float = 300.0) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="miglike-")).resolve()
+        self.directory = own_directory("miglike")
         self.password = secrets.token_urlsafe(12) + " $'\"\\"
         self.share = secrets.token_hex(5)
         self.codes = [f"{number:06}" for number in secrets.SystemRandom().sample(range(10**6), 50)]

@@ -557,3 +557,14 @@ def test_a_password_stands_in_no_command_line(miglike, tmp_path):
         watcher.join()
     assert any("ssh" in text and "sftp" in text for text in seen)
     assert not [text for text in seen if miglike.password in text]
+
+
+def test_a_directory_that_many_uploads_need_is_made_once(sshd_factory, tmp_path):
+    server = sshd_factory(log_requests=True)
+    (tmp_path / "f").write_bytes(b"x")
+    with TransferEngine(server.settings()) as engine:
+        urls = [server.url(f"new/deep/{number}") for number in range(30)]
+        for future in [engine.store(tmp_path / "f", url) for url in urls]:
+            future.result(WAIT_S)
+    assert len(list((server.root / "new" / "deep").iterdir())) == 30
+    assert server.requests("mkdir") == 3  # the lower one twice: at first there is no upper one

@@ -6,6 +6,7 @@ nothing outside its directory and listens on 127.0.0.1 only. The quickstart and 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import re
@@ -37,6 +38,16 @@ _SFTP_SERVERS = (
 
 class ServerUnavailable(RuntimeError):
     """The server cannot be started here; the message says what to do."""
+
+
+def own_directory(kind: str) -> Path:
+    """Make a temporary directory; those of processes that were killed go."""
+    for path in Path(tempfile.gettempdir()).glob(f"{kind}-*-*"):
+        pid = path.name.split("-")[-2]
+        with contextlib.suppress(OSError):
+            if pid.isdigit() and not _is_alive(int(pid)) and path.stat().st_uid == os.getuid():
+                shutil.rmtree(path, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{kind}-{os.getpid()}-")).resolve()
 
 
 class EmbeddedSshd:
@@ -100,7 +111,7 @@ class EmbeddedSshd:
     def start(self) -> Self:
         """Make what is missing and start; after `halt` the same keys and port serve again."""
         if not self.port:
-            self.directory = Path(tempfile.mkdtemp(prefix="embedded-sshd-")).resolve()
+            self.directory = own_directory("embedded-sshd")
             try:
                 self._prepare()
             except BaseException:
@@ -392,6 +403,16 @@ def _sftp_server() -> str:
         if os.access(path, os.X_OK):
             return path
     raise ServerUnavailable("OpenSSH's sftp-server is not installed (openssh-sftp-server)")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _calling_user() -> str:
