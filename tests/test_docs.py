@@ -100,6 +100,16 @@ def test_every_public_name_is_in_the_reference():
     }
 
 
+def test_the_benchmarks_take_the_arguments_of_their_page():
+    page = (DOCS / "performance/index.md").read_text()
+    commands = re.findall(r"-m benchmarks\.(\w+)(.*)", page)
+    assert len(commands) == 3
+    for name, arguments in commands:
+        source = (ROOT / "benchmarks" / f"{name}.py").read_text()
+        for option in re.findall(r"--[\w-]+", arguments):
+            assert f'"{option}"' in source
+
+
 def test_every_test_that_the_security_page_names_exists():
     named = re.findall(r"`(test_\w+\.py)::(\w+)`", (DOCS / "security.md").read_text())
     assert len(named) > 40
