@@ -39,6 +39,15 @@ __all__ = ["RemoteFile", "StagingPlugin", "glob", "local", "plot", "stage_out", 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    try:
+        value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("dask", "distributed"):
+            raise
+        raise ModuleNotFoundError(
+            f"{__name__}.{name} needs {error.name}, which is not installed:"
+            " pip install 'pyremotedata-suite[dask]'",
+            name=error.name,
+        ) from error
     globals()[name] = value
     return value

@@ -27,6 +27,14 @@ import sys, dask_plugin
 from pyremotedata_core import IOHandler, Remote, Stager, TransferEngine
 print(*sorted({ENGINES} & set(sys.modules)))
 """
+WITHOUT_DASK = """
+import dask_plugin
+dask_plugin.RemoteFile("sftp://archive/a.bin")
+try:
+    dask_plugin.StagingPlugin
+except ModuleNotFoundError as error:
+    print(error)
+"""
 INSTALLED = f"""
 from importlib.util import find_spec
 print(*sorted(name for name in {ENGINES} if find_spec(name)))
@@ -146,6 +154,8 @@ def test_with_one_extra_that_engine_works_and_no_other_is_there(
 
     assert set(environment.script(INSTALLED).split()) == BROUGHT[extra]
     assert environment.script(LOADED).split() == []
+    if extra != "dask":
+        assert "pip install 'pyremotedata-suite[dask]'" in environment.script(WITHOUT_DASK)
     assert "usage: pyremotedata" in environment.run("pyremotedata", "--help")
     environment.run("pyremotedata", "get", url, "here.bin")
     environment.run("pyremotedata", "put", "here.bin", f"{url}.back")
