@@ -57,7 +57,7 @@ main() {
         { echo "fresh_machine: sudo apt-get install --no-install-recommends debootstrap" >&2; exit 1; }
     [ -z "$(git_here status --porcelain)" ] || echo "note: changes that are not committed stay out"
 
-    work=$(mktemp -d -t fresh-machine.XXXXXX)
+    work=$(readlink -f "$(mktemp -d -t fresh-machine.XXXXXX)")
     trap clean_up EXIT
     trap 'exit 130' INT TERM HUP
     chmod 755 "$work"
@@ -197,7 +197,8 @@ follow() {
     done
 }
 
-# Say what a finished command has left: processes, files, a changed checkout.
+# Say what a finished command has left: processes, files, a changed checkout. What pytest, Dask and
+# the product itself keep for the next run may stay.
 nothing_left() {
     local process left
     left=$(
@@ -206,8 +207,8 @@ nothing_left() {
         done
         inside "$who" checkout git status --porcelain
         find "$machine"/{tmp,var/tmp} "$machine"/usr/sbin/policy-rc.d* -maxdepth 1 \
-            ! -path "$machine/tmp" ! -path "$machine/var/tmp" \
-            ! -name 'pytest-of-*' ! -name 'pyremotedata-[0-9]*' 2>/dev/null || true
+            ! -path "$machine/tmp" ! -path "$machine/var/tmp" ! -name 'pytest-of-*' \
+            ! -name dask-scratch-space ! -name 'pyremotedata-[0-9]*' 2>/dev/null || true
     )
     [ -z "$left" ] || { printf 'left behind: %s\n' "$left"; return 1; }
 }
