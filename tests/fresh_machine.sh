@@ -3,7 +3,7 @@
 #
 #   sudo bash tests/fresh_machine.sh [OPTIONS] [-- ARGUMENTS OF tests/run.sh]
 #
-#   --suite NAME           the release (bookworm); whatever debootstrap knows
+#   --suite NAME           the release (bookworm); of Debian or Ubuntu
 #   --mirror URL           where its packages are; default: as in this machine's apt
 #   --as user|root         who runs them (both, on a machine each)
 #   --lftp with|without    whether lftp can be had (both, on a machine each)
@@ -101,13 +101,17 @@ clean_up() {
 }
 
 build_base() {
-    local components=main
+    local components=main family=''
     mirror=${mirror:-$(mirror_of_apt)}
-    [ "$(readlink "/usr/share/debootstrap/scripts/$suite")" != gutsy ] || components+=,universe
+    mirror=${mirror:-http://deb.debian.org/debian}
+    # Debian's debootstrap does not know all of Ubuntu's releases by name; one script fits them all.
+    if wget -qO- "$mirror/dists/$suite/Release" | grep -x 'Origin: Ubuntu' >/dev/null; then
+        components=main,universe family=gutsy
+    fi
     mkdir "$machine"
     debootstrap --variant=minbase --components="$components" \
-        --include=ca-certificates,git,python3 "$suite" "$machine" \
-        "${mirror:-http://deb.debian.org/debian}" >"$work/log" 2>&1
+        --include=ca-certificates,git,python3 "$suite" "$machine" "$mirror" \
+        ${family:+"$family"} >"$work/log" 2>&1
     # A fresh system knows of no packages until somebody asks.
     rm -rf "$machine"/var/lib/apt/lists/* "$machine"/var/cache/apt/*
     take_settings
