@@ -1,4 +1,7 @@
-"""Bars of medians, with their spreads, for the benchmarks. Takes matplotlib."""
+"""Charts for the benchmarks: bars of medians with their spreads, lines over time.
+
+Takes matplotlib.
+"""
 
 from __future__ import annotations
 
@@ -22,4 +25,22 @@ def draw_bars(path: Path, charts: Mapping[str, Mapping[str, Sequence[float]]]) -
         axis.invert_yaxis()
         axis.set_title(title)
         axis.set_xlabel("seconds (median, spread)")
+    figure.savefig(path)
+
+
+def draw_lines(
+    path: Path, charts: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
+) -> None:
+    """Draw a chart per title: a line for each name, through points of (minutes, value)."""
+    figure = import_module("matplotlib.figure").Figure(
+        figsize=(9, 2.4 * len(charts)), layout="constrained"
+    )
+    axes = figure.subplots(len(charts), 1, squeeze=False)[:, 0]
+    for axis, (title, lines) in zip(axes, charts.items(), strict=True):
+        for name, points in lines.items():
+            axis.plot(*zip(*points, strict=True), label=name, linewidth=1)
+        axis.set_ylim(bottom=0)
+        axis.set_title(title)
+        axis.set_xlabel("minutes")
+        axis.legend(loc="lower right")
     figure.savefig(path)

@@ -65,6 +65,15 @@ def plain_url(url: RemoteURL) -> PlainURL:
     return url.scheme, url.host, url.path, url.user, url.port
 
 
+def url_in(args: tuple[Any, ...]) -> str:
+    """Return the URL among a request's arguments, the first of several, for a person to read."""
+    if args and isinstance(args[0], list):  # of pairs
+        args = next(iter(args[0]), ())
+    # Whatever else is a tuple comes after it.
+    first = next((arg for arg in args if isinstance(arg, tuple)), None)
+    return str(_url(first)) if first else ""
+
+
 def plain(value: Any) -> Any:
     """Return a result as builtins: named tuples lose their names."""
     if isinstance(value, tuple):

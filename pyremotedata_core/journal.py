@@ -59,6 +59,16 @@ class _Upload:
     since: float = 0.0
     done: set[int] = field(default_factory=set)
 
+    def may_be_continued(self) -> bool:
+        """Whether a later upload may be of just this: its source is there, unchanged."""
+        if self.origin is None or not self.done or not 0 <= time.time() - self.since < KEEP_S:
+            return False
+        try:
+            info = os.stat(self.origin.path)
+        except OSError:
+            return False
+        return (info.st_size, info.st_mtime_ns, info.st_ino) == self.origin[1:4]
+
     def lines(self, temporary: str) -> bytes:
         """Return it as the journal holds it."""
         told: list[Any] = [temporary, self.final]
@@ -79,6 +89,11 @@ class Journal:
         self._lines = 0
         self._kept: dict[str, str] = {}  # final name to the temporary file that may be continued
         self._orphans: list[Orphan] = []
+
+    def holds(self, temporary: str) -> bool:
+        """Whether a temporary file is this process's, or a dead one's of this node."""
+        self._adopt()
+        return temporary in self._live
 
     def begin(self, temporary: str, final: str, origin: Origin | None = None) -> None:
         """Note an upload before its temporary file is made."""
@@ -151,8 +166,9 @@ class Journal:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     for temporary, upload in _uploads(path.read_bytes()).items():
                         self._add(temporary, upload)
-                        if upload.done and 0 <= time.time() - upload.since < KEEP_S:
-                            if other := self._kept.get(upload.final):
+                        if upload.may_be_continued():
+                            other = self._kept.get(upload.final, temporary)
+                            if other != temporary:
                                 self._orphans.append(Orphan(other, upload.final))
                             self._kept[upload.final] = temporary
                         else:

@@ -18,7 +18,7 @@ from .asker import forget_answers, shared_asker
 from .config import ConnectionSettings
 from .entries import OnBatch
 from .errors import AuthenticationFailed, ConnectionLost, TransferError, from_plain
-from .helper import BATCH, FAILED, FATAL_ID, OK, PROGRESS, Server, pack, unpack
+from .helper import BATCH, FAILED, FATAL_ID, OK, PROGRESS, Server, pack, unpack, url_in
 from .progress import Progress
 from .ssh import code_ticket
 
@@ -82,7 +82,7 @@ class Link:
                 return None
             self._next_id += 1
             request_id = self._next_id
-            self._pending[request_id] = _Caller(future, convert, on_progress, on_batch)
+            self._pending[request_id] = _Caller(future, convert, on_progress, on_batch, args)
             if background:
                 self._background[future] = request_id
             try:
@@ -227,9 +227,12 @@ class Link:
         if not self._fatal and self._process is not None and pending:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 status = self._process.wait(CLOSE_S)
-                why = f"the helper process ended (exit status {status})" if status else why
+                if status < 0:
+                    why = f"the helper process was killed by signal {-status}"
+                elif status:
+                    why = f"the helper process ended (exit status {status})"
         for caller in pending.values():
-            _fail(caller.future, ConnectionLost(why))
+            _fail(caller.future, ConnectionLost(why, url_in(caller.args)))
 
 
 @dataclass(slots=True, eq=False)
@@ -240,6 +243,7 @@ class _Caller:
     convert: Callable[[Any], Any]
     on_progress: Progress | None
     on_batch: OnBatch | None
+    args: tuple[Any, ...]
 
 
 _HELPER = """\

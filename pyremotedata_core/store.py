@@ -221,7 +221,9 @@ class Store(FileJob):
             if missing and self._parents:
                 self._mover.make_parent(self._url, self._made)
                 return
-            if type(error) is TransferError and error.retryable:  # the local file changed
+            # The local file has changed, or somebody has cleared the temporary one away.
+            changed = type(error) is TransferError and error.retryable
+            if changed or (isinstance(error, RemoteFileNotFound) and self._resumed):
                 self._start()
                 return
         self._end(stat, error)

@@ -667,8 +667,11 @@ class StoreTree(_Tree):
             path = posixpath.join(relative, name)
             if is_temporary(name):
                 # Not one that stands aside: it may be all that is left of a file.
+                # Nor one that is to be continued: it may have the time of its source already.
+                url = self._remote(path)
+                known = self._mover.journal(url).holds(url.path)
                 old = time.time() - stat.mtime > ORPHAN_AGE_S
-                if old and name.endswith(".part") and not self._dry_run:
+                if old and not known and name.endswith(".part") and not self._dry_run:
                     self._remove(path)
             elif (
                 self._delete

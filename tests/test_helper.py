@@ -233,6 +233,7 @@ def test_a_killed_helper_fails_what_is_under_way_and_another_takes_over(
         error = future.exception(WAIT_S)
         assert isinstance(error, ConnectionLost)
         assert error.retryable
+        assert str(error) == f"{a}: the helper process was killed by signal 9"
         assert engine.fetch(b, tmp_path / "b").result(WAIT_S).size == 3
         assert tree(tmp_path) == {"b": b"123"}, "the next run clears what was left away"
         (tmp_path / "b").unlink()

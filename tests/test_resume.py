@@ -135,6 +135,36 @@ def test_nothing_of_a_source_that_has_changed_is_continued(line):
     line.finished()
 
 
+@pytest.mark.parametrize("line", ["store"], indirect=True)
+def test_what_nobody_can_continue_goes_with_the_next_process(line):
+    line.break_off("everything")
+    line.source.unlink()
+    line.data = b"something else"
+    with TransferEngine(line.settings(line.server)) as engine:
+        (line.source_place / "other").write_bytes(b"1")
+        url = line.arguments[1].replace("there/g", "there/other")
+        engine.store(line.source_place / "other", url).result(60)
+        line.target.write_bytes(line.data)
+        line.finished()
+
+
+@pytest.mark.parametrize("line", ["store"], indirect=True)
+def test_a_part_with_the_time_of_an_old_source_is_continued_by_a_sync(line):
+    """An upload gets the time of its source just before its name, and may be killed between."""
+    line.target = line.place / "f"
+    line.arguments = (str(line.source), line.arguments[1].replace("there/g", "there/f"))
+    line.break_off("everything")
+    (part,) = temporaries(line.place)
+    os.utime(part, (1_600_000_000, 1_600_000_000))
+    before = line.moved()
+    with TransferEngine(line.settings(line.server)) as engine:
+        url = line.arguments[1].removesuffix("/f")
+        result = engine.store_tree(line.source_place, url, compare=True).result(60)
+    assert result.failed == []
+    line.finished()
+    assert line.moved() - before < SIZE * 0.8
+
+
 def test_a_part_of_another_size_of_segments_or_another_boot_is_not_continued(
     sshd_factory, relay_factory, tmp_path
 ):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections import Counter
@@ -26,6 +27,7 @@ def main() -> int:
     parser.add_argument("--only", type=int, nargs="*", help="numbers of the drills to run")
     parser.add_argument("--verbose", action="store_true", help="show what each run printed")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the scene is taken down
     end = time.monotonic() + options.minutes * 60
     outcomes = []
     with Scene() as scene:

@@ -51,7 +51,7 @@ def left_behind(places: Places, mark: str) -> list[str]:
         *_sessions(places),
         *(f"{path} was left" for path in left),
         *_cache(places.local / "cache"),
-        *_node_state(places),
+        *_slots(places),
     ]
 
 
@@ -103,13 +103,9 @@ def _cache(root: Path) -> list[str]:
     return objections
 
 
-def _node_state(places: Places) -> list[str]:
-    port = str(places.scene.relay.port)
-    state = state_directory()
-    objections = [f"{path} is held" for path in state.glob(f"slots/*:{port}*") if _is_locked(path)]
-    for journal in state.glob(f"uploads/*:{port}*/*"):
-        objections.append(f"{journal} was left: {journal.read_bytes()[:200]!r}")
-    return objections
+def _slots(places: Places) -> list[str]:
+    slots = state_directory().glob(f"slots/*:{places.scene.relay.port}*")
+    return [f"{path} is held" for path in slots if _is_locked(path)]
 
 
 def _is_locked(path: Path) -> bool:

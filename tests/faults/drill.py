@@ -70,6 +70,7 @@ class Drill:
         self._places = Places(scene, place, scene.logs / place)
         self._places.work.mkdir()
         self._places.local.mkdir()
+        scene.server.make_directory(place)
         make = self.rng.choice(WORKLOADS[workload])
         self._files = Files(scene, place, self.rng, remote=make not in UPWARDS)
         self._work: Work = make(self._places, self._files.names)
