@@ -1,0 +1,284 @@
+"""FetchTree: the download of what a directory holds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from functools import partial
+from typing import Any
+
+from ..errors import (
+    RemoteChanged,
+    TransferError,
+    from_oserror,
+)
+from ..fetch import Fetch
+from ..filters import TreeOptions
+from ..jobs import Job
+from ..listing import ListDirectory
+from ..local import make_directory
+from ..model import Entry, Stat
+from ..mover import Mover
+from ..names import is_temporary
+from ..spool import Spool
+from ..transports.base import Done
+from ..url import RemoteURL
+from .many import Count, Tree
+
+LINKS_UNDER_WAY = 64
+
+
+class FetchTree(Tree):
+    """Downloads what a directory holds. See `TransferEngine.fetch_tree`."""
+
+    def __init__(
+        self,
+        mover: Mover,
+        url: RemoteURL,
+        directory: str,
+        done: Done,
+        count: Count,
+        options: TreeOptions,
+    ) -> None:
+        super().__init__(mover, url, directory, done, count, options)
+        self._real_root: str | None = None
+        self._waiting_links = Spool()
+        self._links = 0
+
+    def _list(self, item: str) -> None:
+        directory = _Directory(item)
+        take, done = partial(self._got_entries, directory), partial(self._got_all, directory)
+        directory.job = ListDirectory(self._mover, self._remote(item), take, done)
+        self._children.add(directory.job)
+
+    def _got_entries(self, directory: _Directory, entries: list[Entry]) -> None:
+        if self._fatal is not None:
+            raise self._fatal
+        if not self._delete:
+            self._prepare(directory)
+            for name, stat in entries:
+                self._enter(directory.below(name), stat)
+            self._ask_more()
+            return
+        # What is to be deleted goes first, and is known in the end.
+        for name, stat in entries:
+            directory.entries.append((name, tuple(stat)))
+
+    def _got_all(self, directory: _Directory, _: Any, error: TransferError | None) -> None:
+        self._children.discard(directory.job)
+        try:
+            if error is not None:
+                raise error
+            self._prepare(directory)
+            if self._delete:
+                self._delete_others(directory)
+            while directory.entries:
+                name, stat = directory.entries.popleft()
+                self._enter(directory.below(name), Stat(*stat))
+        except TransferError as failure:
+            if directory.path == "" and failure is not directory.failure:
+                self._fatal = self._fatal or failure  # there is nothing to list
+                self._listed()
+            else:
+                self._listed(failure)
+            return
+        self._listed()
+
+    def _enter(self, path: str, stat: Stat) -> None:
+        if stat.kind == "directory":
+            if self._filter.wants_directory(path):
+                self._waiting_listings.append(path)
+        elif not self._filter.wants_file(path):
+            return
+        elif stat.kind == "file":
+            if self._delete:
+                self._make_way(path)
+            self._consider(path, stat)
+        elif stat.kind == "link":
+            self._waiting_links.append(path)
+            self._follow_more()
+        else:
+            self._skip(str(self._remote(path)), "is a special file")
+
+    def _prepare(self, directory: _Directory) -> None:
+        """Make the local directory."""
+        if directory.prepared:
+            return
+        directory.prepared = True
+        relative = directory.path
+        local = self._local(relative)
+        # A link in the tree is replaced: what it leads to is not ours to clear. The tree's own
+        # root may well be one.
+        real = os.path.isdir(local) and not os.path.islink(local)
+        if self._delete and relative and os.path.lexists(local) and not real:
+            self._clear(relative, local)
+        if not self._dry_run:
+            try:
+                make_directory(local)
+            except TransferError as error:
+                directory.failure = error
+                raise
+
+    def _make_way(self, path: str) -> None:
+        """Remove a local directory that is to be a file."""
+        local = self._local(path)
+        is_directory = os.path.isdir(local) and not os.path.islink(local)
+        if is_directory and self._filter.is_meant(path, is_directory=True):
+            self._clear(path, local)
+
+    def _delete_others(self, directory: _Directory) -> None:
+        """Remove what the remote directory does not hold."""
+        local = self._local(directory.path)
+        if not os.path.isdir(local):
+            return
+        try:
+            with os.scandir(local) as here:
+                others = [
+                    (found.name, found.is_dir(follow_symlinks=False))
+                    for found in here
+                    if found.name not in directory.job.seen and not is_temporary(found.name)
+                ]
+        except OSError as error:
+            raise from_oserror(error, local) from None
+        for name, is_directory in others:
+            path = directory.below(name)
+            if self._filter.is_meant(path, is_directory):
+                self._clear(path, os.path.join(local, name))
+
+    def _clear(self, path: str, local: str) -> None:
+        if self._dry_run:
+            self._plan("delete", path)
+        else:
+            _remove_local(local)
+            self._deleted += 1
+
+    def _consider(self, path: str, stat: Stat) -> None:
+        if (self._dry_run or not self._verify) and self._agrees(path, stat):
+            self._unchanged += 1
+        elif self._dry_run:
+            self._plan("fetch", path, stat.size)
+        else:
+            self._wait((path, tuple(stat)))
+
+    def _file_size(self, item: tuple[str, tuple[Any, ...]]) -> int:
+        size: int = item[1][1]
+        return 0 if size >> 63 else size
+
+    def _begin_file(self, item: tuple[str, tuple[Any, ...]]) -> Job:
+        path, stat = item[0], Stat(*item[1])
+        if self._verify and self._agrees(path, stat):
+            return self._unless_same(path, stat, partial(self._fetch, path, stat))
+        return self._fetch(path, stat)
+
+    def _fetch(self, path: str, stat: Stat | None) -> Job:
+        done = partial(self._fetched, path, stat)
+        job = Fetch(
+            self._mover,
+            self._remote(path),
+            self._local(path),
+            done,
+            expect=stat,
+            on_bytes=self._count,
+            prepared=True,
+            verify=self._verify,
+            modes=self._modes,
+        )
+        done.keywords["job"] = job
+        return job
+
+    def _fetched(
+        self,
+        path: str,
+        known: Stat | None,
+        stat: Stat | None,
+        error: TransferError | None,
+        *,
+        job: Job,
+    ) -> None:
+        if isinstance(error, RemoteChanged) and known is not None and not self.cancelled:
+            # It changed after it was listed: as it is now, once more.
+            self._children.discard(job)
+            self._children.add(self._fetch(path, None))
+            return
+        self._file_done(job, stat.size if stat else 0, error)
+
+    # --- links: followed to files within the tree ---------------------------------------------
+
+    def _follow_more(self) -> None:
+        if self._fatal is not None:
+            self._waiting_links.clear()
+        while self._waiting_links and self._links < LINKS_UNDER_WAY:
+            self._links += 1
+            self._listings += 1
+            self._follow(self._waiting_links.popleft())
+
+    def _followed(self, error: TransferError | None = None) -> None:
+        self._links -= 1
+        if error is not None:
+            self._fail(error)
+        self._follow_more()
+        self._listed()
+
+    def _follow(self, path: str) -> None:
+        if not self._mover.segments(self._url):
+            self._skip(str(self._remote(path)), "is a link, and lftp cannot tell where it leads")
+            self._mover.loop.call_soon(self._followed)
+        elif self._real_root is None:
+            self._mover.realpath(self._url, partial(self._got_root, path))
+        else:
+            self._mover.realpath(self._remote(path), partial(self._got_target, path))
+
+    def _got_root(self, path: str, real: str | None, error: TransferError | None) -> None:
+        if real is None:
+            self._followed(error)
+            return
+        self._real_root = real.rstrip("/") + "/"
+        self._follow(path)
+
+    def _got_target(self, path: str, real: str | None, error: TransferError | None) -> None:
+        assert self._real_root is not None
+        if real is None:
+            self._skip(str(self._remote(path)), f"is a link that leads nowhere ({error})")
+            self._followed()
+        elif not real.startswith(self._real_root):
+            self._skip(str(self._remote(path)), "is a link that leads out of the tree")
+            self._followed()
+        else:
+            self._mover.stat(self._remote(path), partial(self._got_link_stat, path))
+
+    def _got_link_stat(self, path: str, stat: Stat | None, error: TransferError | None) -> None:
+        if stat is None:
+            self._skip(str(self._remote(path)), f"is a link that leads nowhere ({error})")
+        elif stat.kind != "file":
+            self._skip(str(self._remote(path)), "is a link to a directory of the tree")
+        else:
+            self._consider(path, stat)
+        self._followed()
+
+
+class _Directory:
+    """A remote directory while it is listed."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.job: ListDirectory
+        self.prepared = False
+        self.failure: TransferError | None = None  # of the local directory
+        # With ``delete``: what it holds, until the listing has ended.
+        self.entries = Spool()
+
+    def below(self, name: str) -> str:
+        """Return the path of an entry."""
+        return f"{self.path}/{name}" if self.path else name
+
+
+def _remove_local(path: str) -> None:
+    try:
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+    except OSError as error:
+        raise from_oserror(error, path) from None

@@ -1,0 +1,264 @@
+"""What all jobs on many files share: queues, bounds, counts."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import (
+    AuthenticationFailed,
+    ConfigurationError,
+    ConnectionLost,
+    HostKeyRejected,
+    LocalStorageFull,
+    TransferError,
+    TransferTimeout,
+)
+from ..fetch import Check, Fetch
+from ..filters import Filter, TreeOptions
+from ..jobs import Job
+from ..model import Stat, TreeResult
+from ..mover import Mover
+from ..spool import Spool
+from ..transports.base import Done
+from ..url import RemoteURL
+
+FILES_UNDER_WAY = 512
+LISTINGS_UNDER_WAY = 8
+ENTRIES_WAITING = 4096  # more of them are kept on disk, and nothing else is listed
+FAILURES_KEPT = 10_000
+PLANNED_KEPT = 1_000_000  # each is a line of a dry run
+
+# After one of these every further file would fail alike.
+_HOPELESS = (
+    AuthenticationFailed,
+    ConfigurationError,
+    ConnectionLost,
+    HostKeyRejected,
+    LocalStorageFull,
+    TransferTimeout,
+)
+Count = Callable[[int, int], None]
+
+
+class Many(Job):
+    """A job made of many; subclasses queue steps, this bounds and counts them."""
+
+    def __init__(
+        self, mover: Mover, url: RemoteURL, done: Done, count: Count, *, dry_run: bool = False
+    ) -> None:
+        super().__init__(mover, url, done)
+        self._tell = count
+        self._dry_run = dry_run
+        self._planned: list[tuple[str, str]] = []
+        self._files = self._bytes = self._unchanged = self._deleted = 0
+        self._skipped: list[tuple[str, str]] = []
+        self._failed: list[dict[str, Any]] = []
+        self._fatal: TransferError | None = None
+        self._waiting_listings = Spool()
+        self._waiting_files: Spool | deque[Any] = Spool()
+        self._listings = 0
+        self._children: set[Job] = set()
+        self._asked = False
+
+    def cancel(self, *, keep: bool = False) -> None:
+        """Give up; what is under way ends, nothing else begins."""
+        super().cancel(keep=keep)
+        for child in list(self._children):
+            child.cancel(keep=keep)
+        self._ask_more()
+
+    @abstractmethod
+    def _list(self, item: Any) -> None:
+        """Begin to list one directory; end with `_listed`."""
+
+    @abstractmethod
+    def _begin_file(self, item: Any) -> Job:
+        """Begin one file."""
+
+    def _ask_more(self) -> None:
+        if not self._asked:
+            self._asked = True
+            self._mover.loop.call_soon(self._more)
+
+    def _more(self) -> None:
+        self._asked = False
+        if self.cancelled and self._fatal is None:
+            self._fatal = ConnectionLost("cancelled", retryable=False)
+        if self._fatal is not None:
+            self._waiting_listings.clear()
+            while self._waiting_files:
+                self._forget_waiting(self._waiting_files.popleft())
+        while self._waiting_files and len(self._children) < FILES_UNDER_WAY:
+            item = self._waiting_files.popleft()
+            self._forget_waiting(item)
+            self._children.add(self._begin_file(item))
+        while (
+            self._waiting_listings
+            and self._listings < LISTINGS_UNDER_WAY
+            and len(self._waiting_files) < ENTRIES_WAITING
+        ):
+            self._listings += 1
+            self._list(self._waiting_listings.popleft())
+        if not (self._children or self._listings or self._waiting_files or self._waiting_listings):
+            self._finish()
+
+    def _listed(self, error: TransferError | None = None) -> None:
+        self._listings -= 1
+        if error is not None:
+            self._fail(error)
+        self._ask_more()
+
+    def _file_size(self, _item: Any) -> int:
+        """Return the bytes of a waiting file, 0 where it is not known yet."""
+        return 0
+
+    def _wait(self, item: Any) -> None:
+        """Queue a file; the pool hears what is to come."""
+        self._waiting_files.append(item)
+        pool = self._mover.pool(self._url)
+        pool.expected_files += 1
+        pool.expected_bytes += self._file_size(item)
+
+    def _forget_waiting(self, item: Any) -> None:
+        pool = self._mover.pool(self._url)
+        pool.expected_files -= 1
+        pool.expected_bytes -= self._file_size(item)
+
+    def _file_done(self, job: Job, size: int, error: TransferError | None) -> None:
+        self._children.discard(job)
+        if error is not None:
+            self._fail(error)
+        else:
+            self._files += 1
+            self._bytes += size
+            self._tell(0, 1)
+        self._ask_more()
+
+    def _fail(self, error: TransferError) -> None:
+        if isinstance(error, _HOPELESS):
+            self._fatal = self._fatal or error
+        elif len(self._failed) < FAILURES_KEPT:
+            self._failed.append(error.to_plain())
+
+    def _skip(self, path: str, why: str) -> None:
+        if len(self._skipped) < FAILURES_KEPT:
+            self._skipped.append((path, why))
+
+    def _count(self, count: int) -> None:
+        self._tell(count, 0)
+
+    def _plan(self, action: str, path: str, size: int = 0) -> None:
+        """Count what a dry run would do."""
+        if len(self._planned) < PLANNED_KEPT:
+            self._planned.append((action, path))
+        if action == "delete":
+            self._deleted += 1
+        else:
+            self._files += 1
+            self._bytes += size
+
+    def _finish(self) -> None:
+        if self._fatal is not None:
+            self._end(None, self._fatal)
+            return
+        result = TreeResult(
+            self._files,
+            self._bytes,
+            self._unchanged,
+            self._deleted,
+            self._skipped,
+            self._failed,
+            tuple(self._planned),
+        )
+        self._end(result, None)
+
+
+class FetchMany(Many):
+    """Downloads a list of files, of one or of several servers."""
+
+    def __init__(
+        self,
+        mover: Mover,
+        pairs: list[tuple[RemoteURL, str]],
+        done: Done,
+        count: Count,
+        options: dict[str, Any],
+    ) -> None:
+        super().__init__(mover, pairs[0][0] if pairs else RemoteURL("sftp", "-", "/"), done, count)
+        self._options = options
+        self._waiting_files = deque(pairs)
+        self._ask_more()
+
+    def _begin_file(self, item: tuple[RemoteURL, str]) -> Job:
+        url, path = item
+
+        def done(stat: Stat | None, error: TransferError | None) -> None:
+            self._file_done(job, stat.size if stat else 0, error)
+
+        job = Fetch(self._mover, url, path, done, on_bytes=self._count, **self._options)
+        return job
+
+    def _forget_waiting(self, item: Any) -> None:
+        """They may be of many servers: no pool was told."""
+
+    def _list(self, item: Any) -> None:
+        """There is nothing to list."""
+
+
+class Tree(Many):
+    """Moves what a directory holds, from either side to the other."""
+
+    def __init__(
+        self,
+        mover: Mover,
+        url: RemoteURL,
+        directory: str,
+        done: Done,
+        count: Count,
+        options: TreeOptions,
+    ) -> None:
+        super().__init__(mover, url, done, count, dry_run=options.dry_run)
+        self._filter = Filter(options.include, options.exclude)
+        self._directory = directory
+        self._compare = options.compare
+        self._delete = options.delete
+        self._verify = options.verify
+        self._modes = options.modes
+        self._waiting_listings.append("")
+        self._ask_more()
+
+    def _remote(self, relative: str) -> RemoteURL:
+        return self._url.below(relative) if relative else self._url
+
+    def _local(self, relative: str) -> str:
+        return os.path.join(self._directory, relative) if relative else self._directory
+
+    def _agrees(self, path: str, stat: Stat) -> bool:
+        """Whether size and mtime say that nothing is to be moved."""
+        return self._compare and same_local(self._local(path), stat)
+
+    def _unless_same(self, path: str, stat: Stat, begin: Callable[[], Job]) -> Job:
+        """Compare a file's content; move it if that differs, or cannot be compared."""
+
+        def checked(same: bool | None, _: TransferError | None) -> None:
+            self._children.discard(job)
+            if same:
+                self._unchanged += 1
+            elif not self.cancelled:
+                self._children.add(begin())
+            self._ask_more()
+
+        job = Check(self._mover, self._remote(path), self._local(path), checked, expect=stat)
+        return job
+
+
+def same_local(path: str, stat: Stat) -> bool:
+    try:
+        info = os.stat(path)
+    except OSError:
+        return False
+    return info.st_size == stat.size and int(info.st_mtime) == stat.mtime

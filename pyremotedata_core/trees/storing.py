@@ -1,0 +1,225 @@
+"""StoreTree: the upload of what a directory holds."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import stat as _stat
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from ..errors import (
+    RemoteFileNotFound,
+    TransferError,
+    from_oserror,
+)
+from ..filters import TreeOptions
+from ..jobs import Job
+from ..listing import ListDirectory
+from ..model import Stat
+from ..mover import Mover
+from ..names import is_temporary
+from ..store import Store
+from ..transports.base import Done
+from ..url import RemoteURL
+from .many import Count, Tree
+
+ORPHAN_AGE_S = 7 * 24 * 3600  # temporary files of nobody knows whom go at this age
+
+
+class StoreTree(Tree):
+    """Uploads what a local directory holds. See `TransferEngine.store_tree`."""
+
+    def __init__(
+        self,
+        mover: Mover,
+        url: RemoteURL,
+        directory: str,
+        done: Done,
+        count: Count,
+        options: TreeOptions,
+    ) -> None:
+        super().__init__(mover, url, directory, done, count, options)
+        self._real_root = os.path.realpath(directory) + os.sep
+
+    def _list(self, item: str) -> None:
+        try:
+            with os.scandir(self._local(item)) as here:
+                entries = [entry for entry in here if not is_temporary(entry.name)]
+        except OSError as error:
+            local_error = from_oserror(error, self._local(item))
+            if item == "":
+                self._fatal = local_error
+                self._listed()
+            else:
+                self._listed(local_error)
+            return
+        if self._compare or self._delete:
+            found: dict[str, Stat] = {}
+
+            def done(_: Any, error: TransferError | None) -> None:
+                self._children.discard(job)
+                self._got_listing(item, entries, found, error)
+
+            # Raw: orphans are to be seen here.
+            job = ListDirectory(self._mover, self._remote(item), found.update, done, raw=True)
+            self._children.add(job)
+        else:
+            self._make(item, entries)
+
+    def _got_listing(
+        self,
+        relative: str,
+        entries: list[os.DirEntry[str]],
+        remote: dict[str, Stat],
+        error: TransferError | None,
+    ) -> None:
+        if isinstance(error, RemoteFileNotFound):
+            self._make(relative, entries)
+        elif error is not None:
+            if relative == "":
+                self._fatal = self._fatal or error
+            self._listed(error if relative else None)
+        else:
+            self._enter(relative, entries, remote)
+
+    def _make(self, relative: str, entries: list[os.DirEntry[str]]) -> None:
+        if self._dry_run:
+            self._enter(relative, entries, {})
+            return
+
+        def made(_: Any, error: TransferError | None) -> None:
+            if error is not None:
+                if relative == "":
+                    self._fatal = self._fatal or error
+                self._listed(error if relative else None)
+            else:
+                self._enter(relative, entries, {})
+
+        url = self._remote(relative)
+        self._mover.mkdir(url, made, parents=relative == "", exist_ok=True)
+
+    def _enter(
+        self, relative: str, entries: list[os.DirEntry[str]], remote: dict[str, Stat]
+    ) -> None:
+        wanted: dict[str, str] = {}
+        for entry in entries:
+            path = posixpath.join(relative, entry.name)
+            kind = self._kind(path, entry)
+            if kind is None:
+                continue
+            wanted[entry.name] = kind
+            there = remote.get(entry.name)
+            if (
+                there is not None
+                and self._delete
+                and (there.kind == "directory") != (kind == "directory")
+            ):
+                self._replace(path, kind)
+            else:
+                self._queue(path, kind, there)
+        self._clean(relative, remote, wanted)
+        self._listed()
+
+    def _replace(self, path: str, kind: str) -> None:
+        """A file stands where a directory is to be, or the reverse."""
+        queue = partial(self._queue, path, kind, None)
+        if self._dry_run:
+            self._plan("delete", path)
+            queue()
+        else:
+            self._remove(path, then=queue)
+
+    def _queue(self, path: str, kind: str, there: Stat | None) -> None:
+        if kind == "directory":
+            self._waiting_listings.append(path)
+            return
+        if there is not None and (there.kind != "file" or not self._agrees(path, there)):
+            there = None
+        if there is not None and (self._dry_run or not self._verify):
+            self._unchanged += 1
+        elif self._dry_run:
+            local = self._local(path)
+            self._plan("store", path, os.stat(local).st_size if os.path.exists(local) else 0)
+        else:
+            self._wait((path, there))
+
+    def _kind(self, path: str, entry: os.DirEntry[str]) -> str | None:
+        """Return what an entry is to be at the server, None for nothing."""
+        try:
+            if entry.is_dir(follow_symlinks=False):
+                return "directory" if self._filter.wants_directory(path) else None
+            if not self._filter.wants_file(path):
+                return None
+            if entry.is_symlink():
+                target = os.path.realpath(entry.path)
+                if not target.startswith(self._real_root):
+                    self._skip(entry.path, "is a link that leads out of the tree")
+                    return None
+                if not os.path.isfile(target):
+                    self._skip(entry.path, "is a link to a directory of the tree, or to nothing")
+                    return None
+                return "file"
+            mode = entry.stat(follow_symlinks=False).st_mode
+        except OSError as error:
+            self._fail(from_oserror(error, entry.path))
+            return None
+        if _stat.S_ISREG(mode):
+            return "file"
+        self._skip(entry.path, "is a special file")
+        return None
+
+    def _clean(self, relative: str, remote: dict[str, Stat], wanted: dict[str, str]) -> None:
+        for name, stat in remote.items():
+            path = posixpath.join(relative, name)
+            if is_temporary(name):
+                # Not one that stands aside: it may be all that is left of a file.
+                # Nor one that is to be continued: it may have the time of its source already.
+                url = self._remote(path)
+                known = self._mover.journal(url).holds(url.path)
+                old = time.time() - stat.mtime > ORPHAN_AGE_S
+                if old and not known and name.endswith(".part") and not self._dry_run:
+                    self._remove(path)
+            elif (
+                self._delete
+                and name not in wanted
+                and self._filter.is_meant(path, stat.kind == "directory")
+            ):
+                if self._dry_run:
+                    self._plan("delete", path)
+                else:
+                    self._deleted += 1
+                    self._remove(path)
+
+    def _remove(self, path: str, then: Callable[[], None] | None = None) -> None:
+        def removed(_: Any, error: TransferError | None) -> None:
+            if then is not None and error is None:
+                then()
+            self._listed(error)
+
+        self._listings += 1
+        self._mover.remove(self._remote(path), removed, recursive=True, missing_ok=True)
+
+    def _begin_file(self, item: tuple[str, Stat | None]) -> Job:
+        path, same = item
+        if same is not None:
+            return self._unless_same(path, same, partial(self._store, path))
+        return self._store(path)
+
+    def _store(self, path: str) -> Job:
+        def done(stat: Stat | None, error: TransferError | None) -> None:
+            self._file_done(job, stat.size if stat else 0, error)
+
+        job = Store(
+            self._mover,
+            self._local(path),
+            self._remote(path),
+            done,
+            parents=False,
+            on_bytes=self._count,
+            verify=self._verify,
+            modes=self._modes,
+        )
+        return job
