@@ -60,12 +60,13 @@ class Job:
         load_bytes: int = 0,
         on_bytes: OnBytes | None = None,
         background: bool = False,
+        weight: int = 1,
     ) -> None:
         def ended(result: Any, error: TransferError | None) -> None:
             self._operations.discard(operation)
             then(result, error)
 
-        operation = Operation(name, args, ended, load_bytes, on_bytes)
+        operation = Operation(name, args, ended, load_bytes, on_bytes, weight)
         self._operations.add(operation)
         try:
             self._mover.pool(self._url).submit(operation, background=background)

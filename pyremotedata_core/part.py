@@ -182,28 +182,29 @@ class Part:
             _remove(record_name(self.path))
 
     def _make(self) -> None:
-        self._sweep_once()
+        directory = self._sweep_once()
         kept = _kept.pop(self.final, None)
         if kept and (fd := _take(kept)) is not None:  # of a source that is no longer the same
             _remove(kept)
             _remove(record_name(kept))
             os.close(fd)
         for _ in range(100):
-            path = os.path.join(local_parent(self.final), _names.next())
+            path = f"{directory}/{_names.next()}"
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             if _lock(fd) is not False and os.fstat(fd).st_nlink:
                 self.path, self._fd = path, fd
                 return
             os.close(fd)  # a sweeper was between our two calls and took it for an orphan
-        raise OSError(f"cannot keep a temporary file in {local_parent(self.final)}")
+        raise OSError(f"cannot keep a temporary file in {directory}")
 
-    def _sweep_once(self) -> None:
+    def _sweep_once(self) -> str:
         directory = local_parent(self.final)
         if directory not in _swept:
             if len(_swept) > 10_000:
                 _swept.clear()
             _swept.add(directory)
             sweep(directory)
+        return directory
 
     def _adopt(self, header: dict[str, Any]) -> set[int]:
         kept = _kept.get(self.final)

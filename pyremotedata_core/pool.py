@@ -268,7 +268,7 @@ class Pool:
             self._loop.call_later(delay, partial(self._again, operation))
             return
         if error is None:
-            self._done_files += bool(operation.load_bytes)
+            self._done_files += operation.weight if operation.load_bytes else 0
         elif (
             operation.attempts
             and operation.name in ("remove", "rmdir")

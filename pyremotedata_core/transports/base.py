@@ -104,6 +104,8 @@ class Operation:
         Bytes it will move, 0 for a question.
     on_bytes : callable or None
         Called with the number of bytes as they have moved.
+    weight : int
+        Files that it has open at a time.
     """
 
     name: str
@@ -111,6 +113,7 @@ class Operation:
     done: Done
     load_bytes: int = 0
     on_bytes: Callable[[int], None] | None = None
+    weight: int = 1
     cancelled: bool = False
     attempts: int = 0
     born: float = 0.0

@@ -162,7 +162,7 @@ class SftpSession:
         """Begin an operation; its ``done`` is called exactly once, never from within this call."""
         from .sftp_operations import begin
 
-        self.load += 1
+        self.load += operation.weight
         self.load_bytes += operation.load_bytes
         self._operations.add(operation)
         begin(self, operation)
@@ -252,7 +252,7 @@ class SftpSession:
         if operation not in self._operations:
             return
         self._operations.discard(operation)
-        self.load -= 1
+        self.load -= operation.weight
         self.load_bytes -= operation.load_bytes
         if not self.load:
             self.idle_since = time.monotonic()

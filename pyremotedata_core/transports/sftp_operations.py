@@ -6,6 +6,7 @@ from functools import partial
 
 from .base import Operation
 from .sftp import SftpSession
+from .sftp_bundle import Bundle
 from .sftp_sequences import REPEATED, SEQUENCES, Run
 from .sftp_transfers import Download, Listing, Upload
 
@@ -19,6 +20,8 @@ def begin(session: SftpSession, operation: Operation) -> None:
         Upload(session, operation, temporary, source, 0, source.size, (path, overwrite))
     elif operation.name == "write_part":
         Upload(session, operation, *operation.args)
+    elif operation.name == "read_bundle":
+        Bundle(session, operation)
     elif operation.name == "scandir":
         Listing(session, operation)
     else:

@@ -93,9 +93,7 @@ class Many(Job):
             while self._waiting_files:
                 self._forget_waiting(self._waiting_files.popleft())
         while self._waiting_files and len(self._children) < FILES_UNDER_WAY:
-            item = self._waiting_files.popleft()
-            self._forget_waiting(item)
-            self._children.add(self._begin_file(item))
+            self._begin_next()
         while (
             self._waiting_listings
             and self._listings < LISTINGS_UNDER_WAY
@@ -105,6 +103,15 @@ class Many(Job):
             self._list(self._waiting_listings.popleft())
         if not (self._children or self._listings or self._waiting_files or self._waiting_listings):
             self._finish()
+
+    def _begin_next(self) -> None:
+        """Begin the next of the waiting files."""
+        self._children.add(self._begin_file(self._take()))
+
+    def _take(self) -> Any:
+        item = self._waiting_files.popleft()
+        self._forget_waiting(item)
+        return item
 
     def _listed(self, error: TransferError | None = None) -> None:
         self._listings -= 1
@@ -235,7 +242,7 @@ class Tree(Many):
         return self._url.below(relative) if relative else self._url
 
     def _local(self, relative: str) -> str:
-        return os.path.join(self._directory, relative) if relative else self._directory
+        return f"{self._directory}/{relative}" if relative else self._directory
 
     def _agrees(self, path: str, stat: Stat) -> bool:
         """Whether size and mtime say that nothing is to be moved."""

@@ -1,0 +1,93 @@
+"""FetchBundle: the download of many small files of a tree, as one operation of a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from .errors import TransferError
+from .jobs import Job
+from .model import Stat
+from .part import Part
+from .transports.sftp_bundle import SmallFile
+from .url import RemoteURL
+
+if TYPE_CHECKING:
+    from .mover import Mover
+
+BUNDLE_FILES = 16
+BUNDLE_BYTES = 1 << 20
+SMALL_BYTES = 255 * 1024  # one read of most servers
+Fetched = Callable[[str, Stat], None]
+Ended = Callable[[TransferError | None], None]
+
+
+class FetchBundle(Job):
+    """Downloads small files whose local directories are there.
+
+    What does not go smoothly is handed to ``odd``, to be fetched alone: an error is told there.
+
+    Parameters
+    ----------
+    mover : Mover
+    url : RemoteURL
+        The top of the tree.
+    files : list of (str, str, str, Stat)
+        Name for the callbacks, remote path, local path, and what the file is known to be.
+    fetched, odd : callable
+        Called with name and stat of each file that has its name, or that has failed.
+    ended : callable
+        Called in the end, with the error of files of which neither was told.
+    modes : bool
+    """
+
+    def __init__(
+        self,
+        mover: Mover,
+        url: RemoteURL,
+        files: list[tuple[str, str, str, Stat]],
+        fetched: Fetched,
+        odd: Fetched,
+        ended: Ended,
+        modes: bool,
+    ) -> None:
+        super().__init__(mover, url, self._forget)
+        self._fetched, self._odd, self._ended = fetched, odd, ended
+        self._modes = modes
+        self._names: dict[SmallFile, str] = {}
+        self._parts: dict[SmallFile, Part] = {}
+        self._left: list[SmallFile] = []
+        for name, remote, local, stat in files:
+            part = Part(local)
+            file = SmallFile(remote, stat, part)
+            self._names[file], self._parts[file] = name, part
+            self._left.append(file)
+        self._submit(
+            "read_bundle",
+            (self._left, self._one_ended),
+            self._all_ended,
+            load_bytes=sum(file[3].size for file in files) or 1,
+            weight=len(files),
+        )
+
+    def _one_ended(self, file: SmallFile, error: TransferError | None) -> None:
+        self._left.remove(file)  # an attempt after this one leaves it alone
+        part, name = self._parts.pop(file), self._names.pop(file)
+        if error is None:
+            try:
+                part.publish(file.stat, self._mover.settings.fsync, modes=self._modes)
+            except TransferError as local_error:
+                error = local_error
+        if error is None:
+            self._fetched(name, file.stat)
+        else:
+            part.discard()
+            self._odd(name, file.stat)
+
+    def _all_ended(self, result: Any, error: TransferError | None) -> None:
+        for part in self._parts.values():
+            part.discard()
+        self._end(result, error)
+
+    def _forget(self, _: Any, error: TransferError | None) -> None:
+        self._ended(error)
