@@ -87,6 +87,9 @@ CASES: dict[str, tuple[str, dict[str, Command]]] = {
 }
 
 
+USUAL = ["get-thousand", "put-thousand", "get-large", "put-large"]
+
+
 @dataclass
 class Cell:
     """One tool on one case."""
@@ -103,7 +106,9 @@ class Cell:
 def main() -> None:
     """Run the chosen cases and print a table for each."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("cases", nargs="+", metavar="CASE", help=f"all, {', '.join(CASES)}")
+    parser.add_argument(
+        "cases", nargs="*", default=USUAL, metavar="CASE", help=f"all, {', '.join(CASES)}"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--round-trip-ms", type=float, nargs="+", default=[0.0])
     parser.add_argument("--large-mib", type=int, default=1024)
