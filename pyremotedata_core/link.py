@@ -34,6 +34,7 @@ class Link:
         self, settings: ConnectionSettings, in_process: bool, ask: bool, keep: bool
     ) -> None:
         self.ended = False
+        self._closed = False
         self._lock = threading.Lock()
         self._next_id = 0
         self._pending: dict[int, _Caller] = {}
@@ -116,6 +117,7 @@ class Link:
 
     def close(self) -> None:
         """End the helper and wait for it."""
+        self._closed = True
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_WR)
         if self._process is not None:
@@ -223,7 +225,8 @@ class Link:
             self.ended = True
             pending, self._pending = self._pending, {}
         self._settle(None)
-        why = self._fatal or "the engine was closed"
+        closed = "the engine was closed" if self._closed else "the helper process ended"
+        why = self._fatal or closed
         if not self._fatal and self._process is not None and pending:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 status = self._process.wait(CLOSE_S)

@@ -53,11 +53,11 @@ def check_target(final: str, size: int) -> None:
 class Memory:
     """Bytes [offset, offset + length) of a file, kept in memory; a `Sink`."""
 
-    __slots__ = ("_offset", "data", "path")
+    __slots__ = ("_offset", "data", "final", "path")
     is_file = False
 
     def __init__(self, offset: int, length: int) -> None:
-        self.path = "memory"
+        self.path = self.final = "memory"
         self.data = bytearray(length)
         self._offset = offset
 
@@ -75,11 +75,11 @@ class Memory:
 class Compared:
     """Takes what is read from a server and compares it with a local file; a `Sink`."""
 
-    __slots__ = ("_fd", "path", "same")
+    __slots__ = ("_fd", "final", "path", "same")
     is_file = False
 
     def __init__(self, fd: int) -> None:
-        self.path = "the comparison"
+        self.path = self.final = "the comparison"
         self.same = True
         self._fd = fd
 

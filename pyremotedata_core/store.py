@@ -226,6 +226,9 @@ class Store(FileJob):
             if changed or (isinstance(error, RemoteFileNotFound) and self._resumed):
                 self._start()
                 return
+        if error is not None and os.path.basename(self._temporary) in error.url:
+            # The user knows the file by its own name.
+            error = type(error)(error.message, str(self._url), error.retryable)
         self._end(stat, error)
 
     def _made(self, _: Any, error: TransferError | None) -> None:

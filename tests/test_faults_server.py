@@ -265,6 +265,7 @@ def test_what_a_server_let_nobody_remove_goes_with_the_next_run(tmp_path, size):
         with TransferEngine(server.settings()) as engine:
             error = engine.store(tmp_path / "a", server.url("t/a")).exception(WAIT_S)
             assert isinstance(error, RemotePermissionDenied)
+            assert error.url == server.url("t/a")
         assert temporaries(place)
         server.refuse()
         with TransferEngine(server.settings()) as engine:

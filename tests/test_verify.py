@@ -182,6 +182,7 @@ def test_an_upload_writes_a_manifest_that_sha256sum_takes_and_a_download_compare
     remote.sync("t", tmp_path / "down", verify="SHA256SUMS")
     assert (tmp_path / "down" / "new\nline").read_bytes() == (there / "new\nline").read_bytes()
     (there / "a").write_bytes(os.urandom(1000))
+    os.utime(there / "a", (1_600_000_000, 1_600_000_000))  # else perhaps in the same second
     with pytest.raises(RemoteChanged, match=r"its sha256 is \w{64}, in the manifest"):
         remote.sync("t", tmp_path / "down", verify="SHA256SUMS")
     remote.sync("t", tmp_path / "down", verify="SHA256SUMS", exclude=["a"])

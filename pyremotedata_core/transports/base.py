@@ -73,11 +73,13 @@ class Source:
 class Sink(Protocol):
     """What a download fills: a local temporary file, or memory.
 
-    A transport that drives another program needs the file: `fd` makes it, `path` names it.
+    A transport that drives another program needs the file: `fd` makes it, `path` names it;
+    errors name `final`, by which the user knows it.
     """
 
     is_file: bool
     path: str
+    final: str
 
     @property
     def fd(self) -> int:

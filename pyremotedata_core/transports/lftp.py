@@ -345,7 +345,7 @@ class LftpSession:
         try:
             fd = sink.fd
         except OSError as error:
-            raise from_oserror(error, sink.path) from None
+            raise from_oserror(error, sink.final) from None
         if expect.size >= READ_BYTES and not self._read_bytes:
             self._learn_read_bytes(path)
         with self._segments(expect.size) as segments:

@@ -67,7 +67,7 @@ class FtpSession(LftpSession):
         try:
             fd = sink.fd
         except OSError as error:
-            raise from_oserror(error, sink.path) from None
+            raise from_oserror(error, sink.final) from None
         self._compare(path, expect)
         with self._segments(expect.size) as segments:
             get = f"pget -n {segments}" if segments > 1 else "get"

@@ -224,7 +224,7 @@ class Download:
         try:
             self._sink.write(data, offset)
         except OSError as error:
-            self._fail(from_oserror(error, self._sink.path))
+            self._fail(from_oserror(error, self._sink.final))
             return
         operation = self._operation
         operation.moved += len(data)
