@@ -392,7 +392,7 @@ def test_lftp_ends_when_its_parent_is_killed_in_mid_transfer(sshd, relay_factory
     script = f"""
 import sys
 from pyremotedata_core import ConnectionSettings, RemoteURL
-from pyremotedata_core.local import Part
+from pyremotedata_core.part import Part
 from pyremotedata_core.transports.lftp import LftpSession
 url = RemoteURL.parse({f"sftp://{sshd.user}@127.0.0.1:{relay.port}/"!r})
 settings = ConnectionSettings(ssh_config={session._settings.ssh_config!r}).for_url(url)
