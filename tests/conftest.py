@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ LEAK_TIMEOUT_S = 5.0
 # Whatever is started inherits it, and so can be found when it has lost its parent.
 RUN_MARK = f"TEST_RUN={secrets.token_hex(8)}"
 os.environ.update([RUN_MARK.split("=")])
+# A shell starts what runs in its background deaf to Ctrl-C, and that is inherited.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)

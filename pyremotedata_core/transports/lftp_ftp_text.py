@@ -6,7 +6,6 @@ text of the server's own choice; where the text is not known the caller has to l
 
 from __future__ import annotations
 
-import calendar
 import re
 import time
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from ..errors import (
     TransferTimeout,
 )
 from ..model import Kind, Stat
-from .lftp_text import FULL, Failure, Log, cause
+from .lftp_text import FULL, Failure, Log, cause, utc_seconds
 
 _REPLY = re.compile(r"(\d{3})([ -])(.*)")
 _STAMP = re.compile(r"(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)")
@@ -68,7 +67,7 @@ def parse_answers(output: bytes) -> list[Answer]:
 def parse_time(text: str) -> int | None:
     """Read the time of a MDTM answer or a ``modify`` fact, which is in UTC."""
     match = _STAMP.match(text)
-    return calendar.timegm(tuple(map(int, match.groups()))) if match else None
+    return utc_seconds(tuple(map(int, match.groups()))) if match else None
 
 
 def show_time(mtime: int) -> str:

@@ -119,6 +119,14 @@ def _mode(permissions: bytes) -> int:
     return mode
 
 
+def utc_seconds(parts: tuple[int, ...]) -> int | None:
+    """Return a time in UTC, from the year to the second; None where there is no such day."""
+    try:
+        return calendar.timegm(parts)
+    except ValueError:
+        return None
+
+
 def wire_time(seconds: int) -> int:
     """Return a time of SFTP version 3, which has no sign, from lftp, which reads one."""
     return seconds % (1 << 32)
@@ -233,8 +241,9 @@ class Log:
         if match := _INFO.match(line):
             size, month, day, hour, minute, second, year = match.groups()
             parts = (int(year), _MONTHS[month], *map(int, (day, hour, minute, second)))
-            if int(size) >= 0:  # else the server does not say, or says nonsense
-                self.infos.append((int(size), wire_time(calendar.timegm(parts))))
+            seconds = utc_seconds(parts)
+            if int(size) >= 0 and seconds is not None:  # else it does not say, or says nonsense
+                self.infos.append((int(size), wire_time(seconds)))
         elif match := _HANDLE.match(line):
             self._handle_bytes = int(match[1])
         elif match := _NAMES.match(line):
