@@ -123,7 +123,7 @@ def utc_seconds(parts: tuple[int, ...]) -> int | None:
     """Return a time in UTC, from the year to the second; None where there is no such day."""
     try:
         return calendar.timegm(parts)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 
