@@ -236,7 +236,7 @@ class Outcome:
         size = sum(path.stat().st_size for path in files)
         title = f"{case}, round trip {round_trip_ms:g} ms"
         lines = [
-            f"### {title}",
+            f"## {title}",
             "",
             f"{len(files)} files, {size / MIB:.0f} MiB",
             "",
@@ -258,7 +258,8 @@ class Outcome:
     def write(self, name: Path) -> None:
         """Write the tables, the raw figures, and a picture if matplotlib is there."""
         name.parent.mkdir(parents=True, exist_ok=True)
-        name.with_suffix(".md").write_text("\n\n".join([self.about, *self.tables]) + "\n")
+        head = ["# Transfers", f"{self.about}.", f"![The same, drawn]({name.name}.svg)"]
+        name.with_suffix(".md").write_text("\n\n".join([*head, *self.tables]) + "\n")
         raw = {"about": self.about, "results": self.results}
         name.with_suffix(".json").write_text(json.dumps(raw, indent=1) + "\n")
         charts = {
