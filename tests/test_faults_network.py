@@ -434,3 +434,32 @@ def test_a_source_that_changes_during_an_upload_is_never_spliced(link, tmp_path,
     there.relay.set(rate=0)
     future.result(WAIT_S)
     assert tree(there.server.root) in [{"a": new}] + [{"a": old}] * (how == "replaced")
+
+
+def test_small_files_of_a_tree_that_is_given_up_are_whole_or_absent(
+    sshd_factory, relay_factory, tmp_path
+):
+    server = sshd_factory()
+    data = {f"{number}": os.urandom(20_000 + number) for number in range(400)}
+    for name, content in data.items():
+        server.make(f"t/{name}", content)
+    relay = relay_factory(server.port, one_way_ms=10, rate=4e6)
+    config = tmp_path / "config"
+    alias = f"Host *\n HostKeyAlias [127.0.0.1]:{server.port}\n"
+    config.write_text(alias + server.ssh_config.read_text())
+    with TransferEngine(server.settings(ssh_config=str(config))) as engine:
+        for wanted in (1, 60, 200):
+            here = tmp_path / str(wanted)
+            moved: list[int] = []
+            future = engine.fetch_tree(
+                relay.url(server.url("t")), here, on_progress=lambda _, n, m=moved: m.append(n)
+            )
+            deadline = time.monotonic() + 60
+            while sum(moved) < wanted:
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+            future.cancel()
+            assert engine.wait_cancelled(30)
+            found = tree(here)
+            assert found == {name: data[name] for name in found}
+            assert 0 < len(found) < len(data)

@@ -48,9 +48,14 @@ class Bundle:
         self.ended(file, error)
         self.left -= 1
         if not self.left:
-            cancelled = self.operation.cancelled
-            gone = ConnectionLost("cancelled", retryable=False) if cancelled else None
-            self.session.finish(self.operation, None, gone)
+            self.session.finish(
+                self.operation, None, cancelled() if self.operation.cancelled else None
+            )
+
+
+def cancelled() -> TransferError:
+    """Return the outcome of what was given up."""
+    return ConnectionLost("cancelled", retryable=False)
 
 
 class _One:
@@ -69,8 +74,9 @@ class _One:
             self._bundle.end(self._file, error_of(session, self._file.path, (kind, body)))
             return
         handle = wire.string(wire.read_string(body, 0)[0])
-        size = 0 if self._bundle.operation.cancelled else self._file.stat.size
-        offset = 0
+        size, offset = self._file.stat.size, 0
+        if self._bundle.operation.cancelled:
+            self._error, size = cancelled(), 0
         while offset < size:
             length = min(session.read_bytes, size - offset)
             self._flight += 1
