@@ -178,6 +178,11 @@ def from_status(code: int, text: str, url: str) -> TransferError:
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
+def cancelled() -> ConnectionLost:
+    """Return the outcome of what was given up."""
+    return ConnectionLost("cancelled", retryable=False)
+
+
 def from_oserror(error: OSError, path: str | os.PathLike[str] = "") -> TransferError:
     """Turn an error of a local file operation into an error that names the local path."""
     where = os.fspath(path) or error.filename or "local file"

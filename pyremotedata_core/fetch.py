@@ -12,9 +12,10 @@ from .errors import (
     ServerRefused,
     TransferError,
     TransferTimeout,
+    cancelled,
     from_oserror,
 )
-from .jobs import SEGMENT_BYTES, FileJob, OnBytes, cancelled
+from .jobs import SEGMENT_BYTES, FileJob, OnBytes
 from .local import Compared, check_target, make_directory
 from .model import Stat
 from .names import local_parent

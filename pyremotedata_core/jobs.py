@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .errors import ConnectionLost, TransferError
+from .errors import TransferError
 from .local import Memory
 from .model import Stat
 from .transports.base import Done, Operation
@@ -212,8 +212,3 @@ class FileJob(Job):
         if error is not None and self._moved and self._on_bytes:
             self._on_bytes(-self._moved)
         super()._end(result, error)
-
-
-def cancelled() -> TransferError:
-    """Return the outcome of what was given up."""
-    return ConnectionLost("cancelled", retryable=False)

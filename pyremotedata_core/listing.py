@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from .errors import ConnectionLost, RemoteFileNotFound, ServerRefused, TransferError
+from .errors import RemoteFileNotFound, ServerRefused, TransferError, cancelled
 from .jobs import Job
 from .model import Entry, Stat
 from .mover import Mover
@@ -54,7 +54,7 @@ class ListDirectory(Job):
 
     def _took(self, entries: list[Entry]) -> None:
         if self.cancelled:
-            raise ConnectionLost("cancelled", retryable=False)
+            raise cancelled()
         new, raw = self.seen.add, self._raw
         fresh = [e for e in entries if new(e.name) and (raw or not is_temporary(e.name))]
         if fresh:
@@ -111,7 +111,7 @@ class Feed:
         """Give up soon; the outcome is then an error."""
         self._waiting.clear()
         self._job.cancel(keep=keep)
-        self._error = self._error or ConnectionLost("cancelled", retryable=False)
+        self._error = self._error or cancelled()
         self._conclude()
 
     def promote(self) -> None:

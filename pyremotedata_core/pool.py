@@ -24,6 +24,7 @@ from .errors import (
     ServerRefused,
     TransferError,
     TransferTimeout,
+    cancelled,
 )
 from .loop import Loop, Timer
 from .nodestate import SessionSlots
@@ -203,7 +204,7 @@ class Pool:
             if operation in queue:
                 queue.remove(operation)
                 self._queued_bytes -= operation.load_bytes
-                self._loop.call_soon(partial(operation.done, None, _cancelled()))
+                self._loop.call_soon(partial(operation.done, None, cancelled()))
                 return
 
     def promote(self, operation: Operation) -> None:
@@ -306,7 +307,7 @@ class Pool:
             return
         self._waiting.discard(operation)
         if operation.cancelled:
-            operation.done(None, _cancelled())
+            operation.done(None, cancelled())
             return
         self._queues[1 if operation.load_bytes else 0].appendleft(operation)
         self._queued_bytes += operation.load_bytes
@@ -575,7 +576,3 @@ class Pool:
             if not self._open(leader):
                 break
             self._grown_at = (rate, len(opened))
-
-
-def _cancelled() -> TransferError:
-    return ConnectionLost("cancelled", retryable=False)

@@ -12,10 +12,11 @@ from .errors import (
     ServerRefused,
     TransferError,
     TransferTimeout,
+    cancelled,
     from_oserror,
 )
 from .fetch import Check
-from .jobs import SEGMENT_BYTES, FileJob, OnBytes, cancelled
+from .jobs import SEGMENT_BYTES, FileJob, OnBytes
 from .journal import Origin
 from .local import Compared, LocalSource
 from .model import Stat

@@ -30,8 +30,8 @@ step "ruff format" "$bin/ruff" format --check
 step "mypy" "$bin/mypy"
 # Warnings are errors: see mkdocs.yml.
 step "docs" env NO_MKDOCS_2_WARNING=1 "$bin/mkdocs" --quiet build
-# Two at a time, whole files: much of a test is waiting for servers.
-step "pytest" "$bin/python" -m pytest -n 2 --dist loadfile ${marker[@]+"${marker[@]}"} ${arguments[@]+"${arguments[@]}"}
+# Three at a time, whole files: much of a test is waiting for servers.
+step "pytest" "$bin/python" -m pytest -n 3 --dist loadfile ${marker[@]+"${marker[@]}"} ${arguments[@]+"${arguments[@]}"}
 
 printf '\n'
 if [ ${#failed[@]} -gt 0 ]; then

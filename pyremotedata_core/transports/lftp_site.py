@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable
 
 from ..config import ConnectionSettings
 from ..errors import (
-    ConnectionLost,
     RemoteFileNotFound,
     RemotePermissionDenied,
     ServerRefused,
     TransferError,
+    cancelled,
 )
 from ..model import Entry, Stat
 from ..names import TemporaryNames, aside_name, is_temporary
@@ -115,7 +115,7 @@ class LftpSite:
 
         def both(log: Log) -> None:
             if self.cancelled():
-                raise ConnectionLost("cancelled", retryable=False)
+                raise cancelled()
             if watch:
                 watch(log)
 

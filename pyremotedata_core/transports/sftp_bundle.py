@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import ConnectionLost, RemoteChanged, TransferError, from_oserror
+from ..errors import RemoteChanged, TransferError, cancelled, from_oserror
 from ..model import Stat
 from . import wire
 from .base import Operation, Sink
@@ -51,11 +51,6 @@ class Bundle:
             self.session.finish(
                 self.operation, None, cancelled() if self.operation.cancelled else None
             )
-
-
-def cancelled() -> TransferError:
-    """Return the outcome of what was given up."""
-    return ConnectionLost("cancelled", retryable=False)
 
 
 class _One:

@@ -8,10 +8,10 @@ from functools import partial
 from typing import Any
 
 from ..errors import (
-    ConnectionLost,
     RemoteChanged,
     ServerRefused,
     TransferError,
+    cancelled,
     from_oserror,
 )
 from ..model import Stat
@@ -169,7 +169,7 @@ class Download:
         """Send the next read, or the last questions."""
         session = self._session
         if self._operation.cancelled:
-            self._fail(ConnectionLost("cancelled", retryable=False))
+            self._fail(cancelled())
         if self._ranges:
             offset, end = self._ranges[0]
             chunk = session.read_bytes
@@ -341,7 +341,7 @@ class Upload:
         """Send the next write, or the last question."""
         session, source = self._session, self._source
         if self._operation.cancelled:
-            self._fail(ConnectionLost("cancelled", retryable=False))
+            self._fail(cancelled())
         if self._next < self._end and not self._error:
             size = min(session.write_bytes, self._end - self._next)
             try:

@@ -16,6 +16,7 @@ from ..errors import (
     LocalStorageFull,
     TransferError,
     TransferTimeout,
+    cancelled,
 )
 from ..fetch import Check, Fetch
 from ..filters import Filter, TreeOptions
@@ -87,7 +88,7 @@ class Many(Job):
     def _more(self) -> None:
         self._asked = False
         if self.cancelled and self._fatal is None:
-            self._fatal = ConnectionLost("cancelled", retryable=False)
+            self._fatal = cancelled()
         if self._fatal is not None:
             self._waiting_listings.clear()
             while self._waiting_files:

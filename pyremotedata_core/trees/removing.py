@@ -6,9 +6,9 @@ from functools import partial
 from typing import Any
 
 from ..errors import (
-    ConnectionLost,
     RemoteFileNotFound,
     TransferError,
+    cancelled,
 )
 from ..jobs import Job
 from ..listing import ListDirectory
@@ -43,7 +43,7 @@ class RemoveTree(Job):
 
     def _looked(self, stat: Stat | None, error: TransferError | None) -> None:
         if stat is None or self.cancelled:
-            self._end(None, error or ConnectionLost("cancelled", retryable=False))
+            self._end(None, error or cancelled())
             return
         if stat.kind == "directory":
             self._waiting_directories.append(self._url.path)
@@ -68,7 +68,7 @@ class RemoveTree(Job):
         if not (self._under_way or self._listings or self._waiting or self._waiting_directories):
             error = self._error
             if error is None and self.cancelled:
-                error = ConnectionLost("cancelled", retryable=False)
+                error = cancelled()
             self._end(None, error)
 
     def _list(self, path: str) -> None:
