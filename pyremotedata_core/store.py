@@ -61,6 +61,9 @@ class Store(FileJob):
         self._mover.loop.call_soon(self._start)
 
     def _start(self) -> None:
+        if self.cancelled:
+            self._end(None, cancelled())
+            return
         self._attempts += 1
         self._error = None
         self._compared = None
@@ -176,8 +179,8 @@ class Store(FileJob):
         return wanted and self._mover.journal(self._url).keep(self._temporary)
 
     def _looked(self, stat: Stat | None, error: TransferError | None) -> None:
-        if stat is None:
-            self._error = error
+        if stat is None or self.cancelled:
+            self._error = error or cancelled()
             self._all_moved()
         else:
             self._stat = stat

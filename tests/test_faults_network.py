@@ -463,3 +463,23 @@ def test_small_files_of_a_tree_that_is_given_up_are_whole_or_absent(
             found = tree(here)
             assert found == {name: data[name] for name in found}
             assert 0 < len(found) < len(data)
+
+
+def test_an_upload_given_up_while_its_directory_is_made_is_not_begun_again(
+    sshd_factory, relay_factory, tmp_path
+):
+    server = sshd_factory()
+    relay = relay_factory(server.port, one_way_ms=300)
+    config = tmp_path / "config"
+    alias = f"Host *\n HostKeyAlias [127.0.0.1]:{server.port}\n"
+    config.write_text(alias + server.ssh_config.read_text())
+    (tmp_path / "f").write_bytes(b"x")
+    with TransferEngine(server.settings(ssh_config=str(config))) as engine:
+        future = engine.store(tmp_path / "f", relay.url(server.url("new/f")))
+        deadline = time.monotonic() + 60
+        while not (server.root / "new").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        future.cancel()  # the server's answer is still on its way
+        assert engine.wait_cancelled(30)
+        assert list((server.root / "new").iterdir()) == []
