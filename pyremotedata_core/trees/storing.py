@@ -7,7 +7,7 @@ import posixpath
 import stat as _stat
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from ..errors import (
@@ -15,16 +15,12 @@ from ..errors import (
     TransferError,
     from_oserror,
 )
-from ..filters import TreeOptions
 from ..jobs import Job
 from ..listing import ListDirectory
 from ..model import Stat
-from ..mover import Mover
 from ..names import is_temporary
 from ..store import Store
-from ..transports.base import Done
-from ..url import RemoteURL
-from .many import Count, Tree
+from .many import Tree
 
 ORPHAN_AGE_S = 7 * 24 * 3600  # temporary files of nobody knows whom go at this age
 
@@ -32,17 +28,9 @@ ORPHAN_AGE_S = 7 * 24 * 3600  # temporary files of nobody knows whom go at this 
 class StoreTree(Tree):
     """Uploads what a local directory holds. See `TransferEngine.store_tree`."""
 
-    def __init__(
-        self,
-        mover: Mover,
-        url: RemoteURL,
-        directory: str,
-        done: Done,
-        count: Count,
-        options: TreeOptions,
-    ) -> None:
-        super().__init__(mover, url, directory, done, count, options)
-        self._real_root = os.path.realpath(directory) + os.sep
+    @cached_property
+    def _real_root(self) -> str:
+        return os.path.realpath(self._directory) + os.sep
 
     def _list(self, item: str) -> None:
         try:
