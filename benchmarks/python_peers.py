@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 
 def main() -> None:
@@ -53,9 +54,9 @@ def use_asyncssh(verb: str, config: str, host: str, source: str, into: str) -> N
     asyncio.run(run())
 
 
-async def remote_files(sftp, source: str) -> list[str]:
+async def remote_files(sftp: Any, source: str) -> list[str]:
     """Return the paths of all files below a remote directory."""
-    found = []
+    found: list[str] = []
     waiting = [""]
     while waiting:
         below = waiting.pop()

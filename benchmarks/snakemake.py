@@ -294,7 +294,7 @@ class Bench:
             argv = ["sh", "-c", f"exec {shlex.join(argv)} > {shlex.quote(str(log))} 2>&1"]
         else:
             argv.append("-q")
-        seconds = timed(
+        seconds, _memory = timed(
             argv,
             {
                 "PYREMOTEDATA_SSH_CONFIG": str(self._place.config),
