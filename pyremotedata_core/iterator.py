@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .handler import IOHandler, remove_local
+from .stream import stream_files
 
 
 class RemotePathIterator:
@@ -93,21 +94,19 @@ class RemotePathIterator:
         handler = self.io_handler
         self._iterating = True
         place = Path(tempfile.mkdtemp(prefix="stream-", dir=handler.lpwd()))
-        used: list[Path] = []
-        stream = handler._remote.stream(
-            [handler._url(path) for path in self.remote_paths],
+        stream = stream_files(
+            handler._remote.engine,
+            (handler._url(path) for path in self.remote_paths),
+            place,
             ahead_files=max(1, self.batch_size * self.max_queued_batches),
-            clear=False,
-            directory=place,
+            clear=self.clear_local,
+            keep_files=self.n_local_files,
         )
         try:
             for (local, _), path in zip(stream, list(self.remote_paths), strict=True):
-                used.append(local)
-                while self.clear_local and len(used) > max(1, self.n_local_files):
-                    remove_local(used.pop(0).parent)
                 yield str(local), path
         finally:
-            stream.close()  # type: ignore[attr-defined]
+            stream.close()
             if self.clear_local:
                 remove_local(place)
             self._iterating = False

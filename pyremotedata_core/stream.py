@@ -9,8 +9,9 @@ import contextlib
 import io
 import os
 import tempfile
+import unicodedata
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from .url import RemoteURL
 BLOCK_BYTES = 1 << 20
 LFTP_BLOCK_BYTES = 4 << 20  # a block costs lftp some ten round trips, whatever its size
 READ_AHEAD_BYTES = 16 << 20
+SHELF_FILES = 1000  # of a stream, in one directory
 
 
 def block_bytes(engine: TransferEngine, url: RemoteURL) -> int:
@@ -176,7 +178,8 @@ def stream_files(
     ahead_files: int = 64,
     ahead_bytes: int = 1 << 30,
     clear: bool = False,
-) -> Iterator[Streamed]:
+    keep_files: int = 1,
+) -> Generator[Streamed, None, None]:
     """Fetch files ahead of their use, and yield them in order.
 
     Parameters
@@ -184,13 +187,15 @@ def stream_files(
     engine : TransferEngine
     urls : iterable of RemoteURL
     directory : Path, optional
-        Where they go, under a number and their name. Default: a temporary directory, which goes
-        with the end of the stream.
+        Where they go, under their names, in numbered directories. Default: a temporary
+        directory, which goes with the end of the stream.
     ahead_files, ahead_bytes : int
         What may be on its way or waiting on disk, the file in use not counted. A single file
         that is larger than ``ahead_bytes`` comes alone.
     clear : bool
         Remove each file when the next one is asked for.
+    keep_files : int
+        With ``clear``: so many stay, those used last, the one in use counted.
 
     Raises
     ------
@@ -198,15 +203,26 @@ def stream_files(
         When the turn of a file comes that could not be fetched.
     """
     with tempfile.TemporaryDirectory(prefix="pyremotedata-") as own:
-        place = directory or Path(own)
-        ahead = _Ahead(engine, iter(urls), place, max(1, ahead_files), ahead_bytes)
+        shelves = _Shelves(directory or Path(own))
+        ahead = _Ahead(engine, iter(urls), shelves, max(1, ahead_files), ahead_bytes)
+        used: deque[_Moving] = deque()
         try:
             while (item := ahead.next()) is not None:
-                yield item
+                yield item.streamed
                 if clear:
-                    _remove(item.local)
+                    used.append(item)
+                    if len(used) >= keep_files:
+                        shelves.remove(used.popleft())
         finally:
             ahead.close(remove=clear)
+            shelves.close()
+
+
+class _Moving(NamedTuple):
+    streamed: Streamed
+    size: int
+    future: Future[Stat]
+    shelf: _Shelf
 
 
 class _Ahead:
@@ -216,28 +232,27 @@ class _Ahead:
         self,
         engine: TransferEngine,
         urls: Iterator[RemoteURL],
-        directory: Path,
+        shelves: _Shelves,
         files: int,
         most_bytes: int,
     ) -> None:
-        self._engine, self._urls, self._directory = engine, urls, directory
+        self._engine, self._urls, self._shelves = engine, urls, shelves
         self._files, self._most_bytes = files, most_bytes
         self._asked: deque[tuple[RemoteURL, Future[Stat]]] = deque()
-        self._moving: deque[tuple[Streamed, int, Future[Stat]]] = deque()
+        self._moving: deque[_Moving] = deque()
         self._bytes = 0
-        self._count = 0
 
-    def next(self) -> Streamed | None:
+    def next(self) -> _Moving | None:
         """Return the next file when it is there, None after the last."""
         self._ask()
         if not self._moving and not self._begin(wait=True):
             return None
         while self._begin(wait=False):
             pass
-        item, size, future = self._moving[0]
-        future.result()
+        item = self._moving[0]
+        item.future.result()
         self._moving.popleft()
-        self._bytes -= size
+        self._bytes -= item.size
         self._ask()
         while self._begin(wait=False):
             pass
@@ -247,12 +262,12 @@ class _Ahead:
         """Give up what is on its way."""
         for _, asked in self._asked:
             asked.cancel()
-        for _, _, future in self._moving:
-            future.cancel()
+        for item in self._moving:
+            item.future.cancel()
         self._engine.wait_cancelled()  # from here on nobody writes into the directory
-        for item, _, _ in self._moving:
+        for item in self._moving:
             if remove:
-                _remove(item.local)
+                self._shelves.remove(item)
 
     def _ask(self) -> None:
         while len(self._asked) + len(self._moving) < self._files:
@@ -272,15 +287,67 @@ class _Ahead:
         if self._moving and self._bytes + stat.size > self._most_bytes:
             return False
         self._asked.popleft()
-        self._count += 1
-        local = self._directory / f"{self._count:08d}" / url.name
+        shelf = self._shelves.place(url.name)
+        local = shelf.path / url.name
         self._bytes += stat.size
         future = self._engine.fetch(url, local, expect=stat)
-        self._moving.append((Streamed(local, url), stat.size, future))
+        self._moving.append(_Moving(Streamed(local, url), stat.size, future, shelf))
         return True
 
 
-def _remove(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        path.parent.rmdir()
+class _Shelf:
+    """A directory, how many files it has, and by what names it has had any."""
+
+    __slots__ = ("files", "names", "path")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.files = 0
+        self.names: set[str] = set()
+
+
+class _Shelves:
+    """Numbered directories for files that keep their names; as many in each as can be.
+
+    A directory for each file takes many file systems longer than a small file itself.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._count = 0
+        self._free: list[_Shelf] = []  # made and emptied
+        self._current = self._next()
+
+    def place(self, name: str) -> _Shelf:
+        """Return where a file of this name may go."""
+        # As some file systems see it: upper and lower case, and forms of an accent, are one.
+        key = unicodedata.normalize("NFD", name).casefold()
+        full = self._current
+        if key in full.names or len(full.names) >= SHELF_FILES:
+            self._current = self._next()
+            full.names.clear()
+            if not full.files:
+                self._free.append(full)
+        self._current.names.add(key)
+        self._current.files += 1
+        return self._current
+
+    def remove(self, item: _Moving) -> None:
+        """Remove a file; where it was there may be others in time."""
+        item.streamed.local.unlink(missing_ok=True)
+        shelf = item.shelf
+        shelf.files -= 1
+        if not shelf.files and shelf is not self._current:
+            self._free.append(shelf)
+
+    def close(self) -> None:
+        """Remove what is empty."""
+        for shelf in (self._current, *self._free):
+            with contextlib.suppress(OSError):
+                shelf.path.rmdir()
+
+    def _next(self) -> _Shelf:
+        if self._free:
+            return self._free.pop()
+        self._count += 1
+        return _Shelf(self._directory / f"{self._count:08d}")

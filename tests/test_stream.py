@@ -137,3 +137,29 @@ def test_an_endless_list_of_paths_can_be_streamed(sshd, remote):
     stream = remote.stream(endless(), ahead_files=4, clear=True)
     assert len([next(stream) for _ in range(20)]) == 20
     stream.close()
+
+
+def test_files_of_the_same_name_keep_it_and_do_not_meet(sshd, remote, tmp_path):
+    """Nor do those that differ in what some file systems do not tell apart."""
+    names = [f"stream/same/{number}/{name}" for number in range(20) for name in ("A.x", "a.x")]
+    sources = [sshd.make(name, os.urandom(100 + place)) for place, name in enumerate(names)]
+    streamed = list(remote.stream(names, ahead_files=7, directory=tmp_path))
+    for (local, _), source in zip(streamed, sources, strict=True):
+        assert local.name == source.name
+        assert local.read_bytes() == source.read_bytes()
+    assert not [local for local, _ in streamed if len(list(local.parent.iterdir())) > 1]
+
+
+def test_a_stream_makes_few_directories_and_uses_them_again(sshd, remote, tmp_path):
+    """To make one for each file takes longer than to fetch it."""
+    names, _ = make_many(sshd, 60)
+    list(remote.stream(names, directory=tmp_path / "all"))
+    assert len(list((tmp_path / "all").iterdir())) == 1
+    same = [sshd.make(f"stream/room/{n}/x", b"x").relative_to(sshd.root) for n in range(30)]
+    directories = set()
+    for local, _ in remote.stream(
+        map(str, same), ahead_files=3, clear=True, directory=tmp_path / "few"
+    ):
+        directories.add(local.parent)
+    assert len(directories) <= 6
+    assert not list((tmp_path / "few").iterdir())
