@@ -160,20 +160,21 @@ def measure(
     """Let the tools of a case take turns; one warm-up round is not counted."""
     name = CASES[case][0]
     cells = [Cell(tool) for tool in tools]
-    into = folder / "out"
     for number in range(rounds + 1):
         # Alternate who goes first, so that a drifting machine favours nobody.
         for cell in cells if number % 2 else reversed(cells):
-            shutil.rmtree(into, ignore_errors=True)
-            into.mkdir()
+            # Trees stay until the end: ext4 avoids inodes that were freed within the last minutes,
+            # and looks at each of them whenever a file is made.
+            into = Path(tempfile.mkdtemp(prefix=f"{case}-", dir=folder))
             argv = tools[cell.tool](place, name, into)
             seconds, memory = timed(argv, {"PYREMOTEDATA_SSH_CONFIG": str(place.config)})
             if not same(place.root / name, into / name):
                 sys.exit(f"{cell.tool}, {case}: {name} did not arrive as it was")
+            if (into / name).is_file():
+                shutil.rmtree(into)
             if number:
                 cell.seconds.append(seconds)
                 cell.memory_bytes = max(cell.memory_bytes, memory)
-    shutil.rmtree(into, ignore_errors=True)
     return cells
 
 

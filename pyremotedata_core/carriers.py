@@ -2,11 +2,53 @@
 
 from __future__ import annotations
 
+import atexit
 import shutil
+from typing import TYPE_CHECKING
 
 from .config import ConnectionSettings
-from .ssh import SshChild
-from .transports.sftp import Carrier
+from .nodestate import SessionSlots
+from .ssh import SshChild, code_ticket, use_owner
+from .url import RemoteURL
+
+if TYPE_CHECKING:
+    from .transports.sftp import Carrier
+
+_begun: dict[ConnectionSettings, Carrier] = {}
+
+
+def begin_login(settings: ConnectionSettings, url: RemoteURL, *, ask: bool) -> None:
+    """Begin the login that this process's engine will want first.
+
+    A login takes longer than to load the engine. Nothing happens where the engine would wait for
+    other processes, or use another transport.
+
+    Raises
+    ------
+    ConfigurationError
+        If the program that the settings want is not there.
+    OSError
+        If it cannot be started.
+    """
+    if url.scheme != "sftp" or settings.transport_for(url) != "sftp":
+        return
+    mine = settings.for_url(url)
+    if not SessionSlots(url.server, mine.connections).reserve():
+        return
+    if ask:
+        from .asker import shared_asker
+
+        code = mine.one_time_code
+        use_owner(shared_asker().path, code_ticket(code.reveal()) if code else "", mine)
+    _begun[mine] = open_carrier(mine)
+
+
+def _kill_begun() -> None:
+    while _begun:
+        _begun.popitem()[1].kill()
+
+
+atexit.register(_kill_begun)
 
 
 def open_carrier(settings: ConnectionSettings, shared: Carrier | None = None) -> Carrier:
@@ -17,6 +59,8 @@ def open_carrier(settings: ConnectionSettings, shared: Carrier | None = None) ->
     ConfigurationError
         If the program that the settings want is not there.
     """
+    if shared is None and settings in _begun:
+        return _begun.pop(settings)
     if takes_paramiko(settings):
         from .pyssh.carrier import ParamikoChild
 

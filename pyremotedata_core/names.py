@@ -10,7 +10,6 @@ name with ``.old`` is a file that is being replaced on a server that cannot do i
 from __future__ import annotations
 
 import os
-import platform
 import re
 import zlib
 from urllib.parse import quote
@@ -22,7 +21,7 @@ _TEMPORARY = re.compile(r"\.pyremotedata-([0-9a-f]{8})-([0-9a-f]+)\.(part|old|do
 
 def host_tag() -> str:
     """Return eight hexadecimal digits that stand for this node."""
-    return f"{zlib.crc32(platform.node().encode()):08x}"
+    return f"{zlib.crc32(os.uname().nodename.encode()):08x}"
 
 
 class TemporaryNames:

@@ -17,6 +17,9 @@ from .errors import ConfigurationError
 from .names import file_name_for
 
 
+_reserved: dict[str, int] = {}  # slots, for the one who asks next
+
+
 def state_directory() -> Path:
     """Return the private directory (0700) of this user on this node; make it if missing.
 
@@ -63,8 +66,18 @@ class SessionSlots:
         self._count = count
         self._waiting: int | None = None
 
+    def reserve(self) -> bool:
+        """Take a slot for this process's next `acquire`, if one is free."""
+        fd = self.acquire()
+        if fd is not None:
+            _reserved[self._base] = fd
+        return fd is not None
+
     def acquire(self) -> int | None:
         """Take a free slot: a descriptor to close when done, or None when all are taken."""
+        reserved = _reserved.pop(self._base, None)
+        if reserved is not None:
+            return reserved
         for number in range(self._count):
             fd = _try_lock(f"{self._base}.{number}", fcntl.LOCK_EX)
             if fd is not None:

@@ -16,7 +16,6 @@ import socket
 import stat
 import subprocess
 import sys
-import tempfile
 import time
 from functools import cache
 from pathlib import Path
@@ -180,6 +179,8 @@ def askpass_program() -> str:
     """Return the path of an executable askpass program."""
     if os.access(_ASKPASS, os.X_OK):
         return str(_ASKPASS)
+    import tempfile
+
     # Some installers drop the executable bit: keep a private copy of our own.
     from .nodestate import state_directory
 

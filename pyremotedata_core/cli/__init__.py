@@ -6,7 +6,9 @@ gives 130, a reader of the output that has gone 141, SIGTERM 143, as shells have
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -41,6 +43,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"pyremotedata: standard output: {error.strerror}", file=sys.stderr)
         _forget_output()
     sys.exit(status)
+
+
+def program() -> None:
+    """Run the command as a program of its own."""
+    gc.disable()  # loading makes no garbage
+    status: int | str | None = 0
+    try:
+        main()
+    except SystemExit as end:
+        status = end.code
+    # To take the interpreter apart takes longer than many a transfer. What was asked for at exit
+    # is done, and no thread has anything left to do.
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(status if isinstance(status, int) else 1)
 
 
 def _terminate(_number: int, _frame: Any) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import gc
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib import import_module
 
-from ..asker import may_ask
+from ..carriers import begin_login
 from ..config import ConnectionSettings
-from ..engine import TransferEngine
 from ..errors import ConfigurationError, NoRemoteConfigured, TransferError, from_oserror
+from ..url import RemoteURL, looks_like_url
 from . import completing
-from .output import complain
 from .parser import make_parser
 
 
@@ -22,10 +24,11 @@ def run(arguments: Sequence[str] | None) -> int:
     options = parser.parse_args(arguments)
     try:
         if not options.connects:
-            return options.run(options)
+            return _function(options)(options)
         try:
             return _with_engine(options)
         except NoRemoteConfigured:
+            from ..asker import may_ask
             from ..interactive import set_up
 
             if not may_ask():
@@ -33,19 +36,21 @@ def run(arguments: Sequence[str] | None) -> int:
             set_up()
             return _with_engine(options)
     except ConfigurationError as error:
-        complain(error)
+        _complain(error)
         return 2
     except TransferError as error:
-        complain(error)
+        _complain(error)
         return 1
     except BrokenPipeError:
         raise
     except OSError as error:
-        complain(from_oserror(error))
+        _complain(from_oserror(error))
         return 1
 
 
 def _with_engine(options: argparse.Namespace) -> int:
+    from ..asker import may_ask
+
     settings = ConnectionSettings.load(
         transport=options.transport,
         timeout_s=options.timeout,
@@ -55,6 +60,34 @@ def _with_engine(options: argparse.Namespace) -> int:
         accept_new=options.accept_new or None,
         bandwidth=options.bandwidth,
     )
+    ask = may_ask()
+    if options.verb != "doctor":  # which looks at the steps of a login
+        with suppress(TransferError, OSError):  # the verb will meet it, too
+            begin_login(settings, _first_url(options) or settings.root(), ask=ask)
+    from ..engine import TransferEngine  # while the login goes on
+
+    gc.enable()
+
     # This process computes nothing that could starve the I/O: no helper.
-    with TransferEngine(settings, in_process=True, ask=may_ask(), keep=True) as engine:
-        return options.run(engine, options)
+    with TransferEngine(settings, in_process=True, ask=ask, keep=True) as engine:
+        return _function(options)(engine, options)
+
+
+def _first_url(options: argparse.Namespace) -> RemoteURL | None:
+    """Return the first URL of a command line."""
+    for value in vars(options).values():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and looks_like_url(text):
+                return RemoteURL.parse(text)
+    return None
+
+
+def _function(options: argparse.Namespace) -> Callable[..., int]:
+    module, _, name = options.run.partition(".")
+    return getattr(import_module(f".{module}", __package__), name)
+
+
+def _complain(error: TransferError) -> None:
+    from .output import complain
+
+    complain(error)

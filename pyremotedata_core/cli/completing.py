@@ -11,7 +11,6 @@ import os
 import re
 import time
 from collections.abc import Iterable
-from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +66,8 @@ def _any_names(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> Iterab
 
 
 def _remote_names(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
+    from concurrent.futures import CancelledError
+
     from ..errors import NoRemoteConfigured, TransferError
 
     scheme, mark, rest = prefix.partition("://")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 
 from .._version import __version__
-from . import care, changing, completing, looking, moving
+from . import completing
 
 _PATTERN = " A quoted pattern (*, ?, [...], **) means all that matches; %5B is a real [."
 _PLACE = "a directory (existing, or ending in /), or a new name"
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line; ``run`` is the function of the chosen verb."""
+    """Return the parser of the command line.
+
+    ``run`` is where the chosen verb's function stands, which is not loaded for parsing alone.
+    """
     parser = argparse.ArgumentParser(
         prog="pyremotedata",
         description="Move data between this machine and an SFTP server.",
@@ -26,7 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     def verb(
         name: str,
-        run: Callable[..., int],
+        run: str,
         text: str,
         *,
         writes: bool = False,
@@ -51,23 +53,23 @@ def make_parser() -> argparse.ArgumentParser:
             sub.add_argument("-n", "--dry-run", action="store_true", help="only say what would be")
         return sub
 
-    ls = verb("ls", looking.ls, "List directories." + _PATTERN, human=True)
+    ls = verb("ls", "looking.ls", "List directories." + _PATTERN, human=True)
     ls.add_argument("-l", "--long", action="store_true", help="with type, size and mtime")
     ls.add_argument("-R", "--recursive", action="store_true", help="all that is below, as paths")
     _remote_paths(ls, "paths", "*")
 
-    stat = verb("stat", looking.stat, "Say what files are." + _PATTERN)
+    stat = verb("stat", "looking.stat", "Say what files are." + _PATTERN)
     _remote_paths(stat, "paths", "+")
 
-    get = verb("get", moving.get, "Download files and directories." + _PATTERN, writes=True)
+    get = verb("get", "moving.get", "Download files and directories." + _PATTERN, writes=True)
     _remote_paths(get, "sources", "+")
     _local_paths(get, "destination", None, _PLACE)
 
-    put = verb("put", moving.put, "Upload files and directories.", writes=True)
+    put = verb("put", "moving.put", "Upload files and directories.", writes=True)
     _local_paths(put, "sources", "+")
     _remote_paths(put, "destination", None, _PLACE)
 
-    sync = verb("sync", moving.sync, "Make B's content equal A's; equal files stay.", writes=True)
+    sync = verb("sync", "moving.sync", "Make B's content equal A's; equal files stay.", writes=True)
     sync.add_argument("--delete", action="store_true", help="remove what A does not hold")
     for name, text in (("include", "only files that match"), ("exclude", "nothing that matches")):
         sync.add_argument(f"--{name}", action="append", default=[], metavar="PATTERN", help=text)
@@ -86,28 +88,28 @@ def make_parser() -> argparse.ArgumentParser:
         either = sync.add_argument(name, metavar=metavar, help=text)
         completing.complete_any(either)
 
-    cat = verb("cat", looking.cat, "Write files to standard output." + _PATTERN, json=False)
+    cat = verb("cat", "looking.cat", "Write files to standard output." + _PATTERN, json=False)
     _remote_paths(cat, "paths", "+")
 
     du = verb(
-        "du", looking.du, "Say how many bytes files and directories hold." + _PATTERN, human=True
+        "du", "looking.du", "Say how many bytes files and directories hold." + _PATTERN, human=True
     )
     _remote_paths(du, "paths", "*")
 
-    mkdir = verb("mkdir", changing.mkdir, "Make directories, with their parents.", writes=True)
+    mkdir = verb("mkdir", "changing.mkdir", "Make directories, with their parents.", writes=True)
     _remote_paths(mkdir, "paths", "+")
 
-    rm = verb("rm", changing.rm, "Remove files." + _PATTERN, writes=True)
+    rm = verb("rm", "changing.rm", "Remove files." + _PATTERN, writes=True)
     rm.add_argument("-r", "--recursive", action="store_true", help="directories, too")
     rm.add_argument("-f", "--force", action="store_true", help="a missing file is no failure")
     _remote_paths(rm, "paths", "+")
 
-    doctor = verb("doctor", care.doctor, "Check programs, host key, login, server and speed.")
+    doctor = verb("doctor", "care.doctor", "Check programs, host key, login, server and speed.")
     _remote_paths(doctor, "url", "?")
 
     cache = verb(
         "cache",
-        care.cache,
+        "care.cache",
         "Show, trim, verify or empty this node's cache of staged files.",
         writes=True,
         connects=False,
@@ -121,7 +123,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     config = verb(
         "config",
-        care.config,
+        "care.config",
         "Show the settings; set up or remove the config file.",
         writes=True,
         connects=False,
@@ -133,7 +135,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     completion = verb(
         "completion",
-        care.completion,
+        "care.completion",
         "Print what a shell needs to complete this command, remote paths included.",
         connects=False,
         json=False,
