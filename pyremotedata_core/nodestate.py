@@ -16,7 +16,6 @@ from pathlib import Path
 from .errors import ConfigurationError
 from .names import file_name_for
 
-
 _reserved: dict[str, int] = {}  # slots, for the one who asks next
 
 
