@@ -142,7 +142,10 @@ class FileJob(Job):
 
     def _expect(self, size: int) -> None:
         """Tell the pool what is to come; 0 when nothing is."""
-        pool = self._mover.pool(self._url)
+        try:
+            pool = self._mover.pool(self._url)
+        except TransferError:
+            return  # no transport serves it: the first operation ends with that
         pool.expected_bytes += size - self._expected
         pool.expected_files += bool(size) - bool(self._expected)
         self._expected = size

@@ -110,9 +110,10 @@ def put_all(
     for source, target in zip(sources, targets, strict=True):
         with outcome:
             if os.path.isdir(source):
-                if _kind(engine, target) not in ("directory", None):
+                # Otherwise making the directory would say so.
+                if dry_run and _kind(engine, target) not in ("directory", None):
                     raise TransferError(
-                        f"is a file; the directory {os.fspath(source)} cannot go there", str(target)
+                        "cannot make a directory: a file of that name exists", str(target)
                     )
                 tree = engine.store_tree(
                     source, target, dry_run=dry_run, verify=verify, modes=modes, on_progress=tell

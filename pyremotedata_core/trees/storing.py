@@ -95,7 +95,7 @@ class StoreTree(Tree):
         wanted: dict[str, str] = {}
         for entry in entries:
             path = posixpath.join(relative, entry.name)
-            kind = self._kind(path, entry)
+            kind, size = self._look(path, entry)
             if kind is None:
                 continue
             wanted[entry.name] = kind
@@ -105,22 +105,22 @@ class StoreTree(Tree):
                 and self._delete
                 and (there.kind == "directory") != (kind == "directory")
             ):
-                self._replace(path, kind)
+                self._replace(path, kind, size)
             else:
-                self._queue(path, kind, there)
+                self._queue(path, kind, size, there)
         self._clean(relative, remote, wanted)
         self._listed()
 
-    def _replace(self, path: str, kind: str) -> None:
+    def _replace(self, path: str, kind: str, size: int) -> None:
         """A file stands where a directory is to be, or the reverse."""
-        queue = partial(self._queue, path, kind, None)
+        queue = partial(self._queue, path, kind, size, None)
         if self._dry_run:
             self._plan("delete", path)
             queue()
         else:
             self._remove(path, then=queue)
 
-    def _queue(self, path: str, kind: str, there: Stat | None) -> None:
+    def _queue(self, path: str, kind: str, size: int, there: Stat | None) -> None:
         if kind == "directory":
             self._waiting_listings.append(path)
             return
@@ -129,35 +129,38 @@ class StoreTree(Tree):
         if there is not None and (self._dry_run or not self._verify):
             self._unchanged += 1
         elif self._dry_run:
-            local = self._local(path)
-            self._plan("store", path, os.stat(local).st_size if os.path.exists(local) else 0)
+            self._plan("store", path, size)
         else:
-            self._wait((path, there))
+            self._wait((path, there, size))
 
-    def _kind(self, path: str, entry: os.DirEntry[str]) -> str | None:
-        """Return what an entry is to be at the server, None for nothing."""
+    def _file_size(self, item: tuple[str, Stat | None, int]) -> int:
+        return item[2]
+
+    def _look(self, path: str, entry: os.DirEntry[str]) -> tuple[str | None, int]:
+        """Return what an entry is to be at the server, None for nothing, and its bytes."""
+        nothing = None, 0
         try:
             if entry.is_dir(follow_symlinks=False):
-                return "directory" if self._filter.wants_directory(path) else None
+                return ("directory", 0) if self._filter.wants_directory(path) else nothing
             if not self._filter.wants_file(path):
-                return None
+                return nothing
             if entry.is_symlink():
                 target = os.path.realpath(entry.path)
                 if not target.startswith(self._real_root):
                     self._skip(entry.path, "is a link that leads out of the tree")
-                    return None
+                    return nothing
                 if not os.path.isfile(target):
                     self._skip(entry.path, "is a link to a directory of the tree, or to nothing")
-                    return None
-                return "file"
-            mode = entry.stat(follow_symlinks=False).st_mode
+                    return nothing
+                return "file", os.path.getsize(target)
+            info = entry.stat(follow_symlinks=False)
         except OSError as error:
             self._fail(from_oserror(error, entry.path))
-            return None
-        if _stat.S_ISREG(mode):
-            return "file"
+            return nothing
+        if _stat.S_ISREG(info.st_mode):
+            return "file", info.st_size
         self._skip(entry.path, "is a special file")
-        return None
+        return nothing
 
     def _clean(self, relative: str, remote: dict[str, Stat], wanted: dict[str, str]) -> None:
         for name, stat in remote.items():
@@ -190,8 +193,8 @@ class StoreTree(Tree):
         self._listings += 1
         self._mover.remove(self._remote(path), removed, recursive=True, missing_ok=True)
 
-    def _begin_file(self, item: tuple[str, Stat | None]) -> Job:
-        path, same = item
+    def _begin_file(self, item: tuple[str, Stat | None, int]) -> Job:
+        path, same, _size = item
         if same is not None:
             return self._unless_same(path, same, partial(self._store, path))
         return self._store(path)
