@@ -392,3 +392,28 @@ def test_a_signal_ends_it_quietly_and_leaves_nothing(
     while temporaries(target):
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+# --- the login that is begun while the program loads -----------------------------------------
+
+
+def test_a_command_takes_one_login_and_one_slot(run, url, make, here, sshd):
+    make("a", b"abc")
+    before = sshd.logins()
+    run("get", "--connections", "1", url("a"), "b")
+    assert (here / "b").read_bytes() == b"abc"
+    assert sshd.logins() == before + 1
+
+
+def test_a_login_that_nothing_wants_ends_with_the_command(run, url, sshd):
+    message = run.failure("get", url("a"), url("b/a"), "d/", status=2)
+    assert "would become 'a'" in message
+    everything = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True)
+    assert not [line for line in everything.stdout.splitlines() if str(sshd.ssh_config) in line]
+
+
+def test_a_login_that_fails_is_told_once(run, url, sshd):
+    broken = sshd.root / "broken_config"
+    broken.write_text("Host *\n  Port 1\n  StrictHostKeyChecking no\n")
+    message = run.failure("ls", "--ssh-config", broken, "sftp://127.0.0.1:1/x")
+    assert "refused" in message
