@@ -214,6 +214,8 @@ def _nothing_left_running() -> Iterator[None]:
     """Fail the run when a process that it started outlives it."""
     yield
     _close_shared_engines()
+    if workflow := sys.modules.get("tests.snakemake_workflow"):
+        workflow.TEMPLATE.close()
     deadline = time.monotonic() + LEAK_TIMEOUT_S
     while (left := _children()) and time.monotonic() < deadline:
         time.sleep(0.05)

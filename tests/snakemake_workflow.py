@@ -17,7 +17,9 @@ import pytest
 from snakemake.io import remove as snakemake_remove
 
 from .servers import Sshd
+from .snakemake_template import Template
 
+TEMPLATE = Template()
 RUN_TIMEOUT_S = 100
 # Early 9.x asks a plugin to remove only those outputs that it never retrieves.
 removes_remote_outputs = pytest.mark.skipif(
@@ -74,14 +76,17 @@ class Workflow:
 
     def run(self, *arguments: str, cores: int = 2) -> Outcome:
         """Run ``snakemake``."""
-        with self.start(*arguments, cores=cores) as process:
-            try:
-                text, _ = process.communicate(timeout=self.timeout_s)
-            except subprocess.TimeoutExpired:
-                kill_group(process)
-                text, _ = process.communicate()
-                raise AssertionError(f"the run did not end:\n{text}") from None
-        return Outcome(process.returncode, text)
+        output = self.directory.with_name(f"{self.directory.name}.output")
+        status = TEMPLATE.run(
+            self.timeout_s,
+            arguments=self._arguments(cores, arguments),
+            directory=str(self.directory),
+            env={**os.environ, **self.env},
+            output=str(output),
+        )
+        text = output.read_text()
+        assert status is not None, f"the run did not end:\n{text}"
+        return Outcome(status, text)
 
     def submit(self, *arguments: str, jobs: int = 2) -> Outcome:
         """Run ``snakemake`` with its cluster-generic executor: every job a process of its own."""
@@ -95,9 +100,9 @@ class Workflow:
 
     def start(self, *arguments: str, cores: int = 2) -> subprocess.Popen[str]:
         """Start ``snakemake`` in a process group of its own."""
-        command = [sys.executable, "-m", "snakemake", "--cores", str(cores), "--nocolor"]
+        command = [sys.executable, "-m", "snakemake", *self._arguments(cores, arguments)]
         return subprocess.Popen(
-            [*command, *arguments],
+            command,
             cwd=self.directory,
             env={**os.environ, **self.env},
             stdin=subprocess.DEVNULL,
@@ -106,6 +111,9 @@ class Workflow:
             text=True,
             start_new_session=True,
         )
+
+    def _arguments(self, cores: int, more: tuple[str, ...]) -> list[str]:
+        return ["--cores", str(cores), "--nocolor", *more]
 
     def path(self, relative: str) -> Path:
         """Return a path of the workflow's directory."""

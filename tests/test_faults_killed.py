@@ -119,7 +119,7 @@ def test_killed_at_random_moments(sshd_factory, relay_factory, tmp_path, verb, t
 def test_a_file_that_stood_aside_for_a_killed_upload_comes_back(relay_factory, tmp_path):
     """A server without posix-rename cannot replace a file in one step."""
     with ScriptedSshd("relay", {"extensions": False}) as server:
-        relay = relay_factory(server.port, one_way_ms=200)
+        relay = relay_factory(server.port, one_way_ms=100)
         config = tmp_path / "config"
         alias = f"Host *\n HostKeyAlias [127.0.0.1]:{server.port}\n"
         config.write_text(alias + server.ssh_config.read_text())
@@ -134,7 +134,7 @@ def test_a_file_that_stood_aside_for_a_killed_upload_comes_back(relay_factory, t
             assert time.monotonic() < deadline
             time.sleep(0.005)
         kill(process, everything=True)
-        time.sleep(1.0)  # what is under way arrives
+        time.sleep(0.5)  # what is under way arrives
         assert not final.exists()
         assert len(temporaries(final.parent)) == 2
         subprocess.run([*put[:-1], relay.url(server.url("t/b"))], env=environment, check=True)

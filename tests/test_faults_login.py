@@ -245,7 +245,7 @@ def test_another_program_at_the_port(carrier, sshd, listener):
 @pytest.mark.parametrize("serve", [lambda _: None, lambda c: c.sendall(b"SSH-2.0-x\r\n")])
 def test_a_server_that_never_answers_the_login(carrier, sshd, listener, serve):
     port = listener(serve)
-    error = attempt(f"sftp://127.0.0.1:{port}/", sshd.settings(carrier=carrier, timeout_s=2.0))
+    error = attempt(f"sftp://127.0.0.1:{port}/", sshd.settings(carrier=carrier, timeout_s=1.0))
     assert type(error) is TransferTimeout
     assert str(port) in str(error)
 

@@ -273,13 +273,17 @@ def test_a_lost_connection_is_never_a_missing_file(relayed):
     relayed.relay.refuse()
     relayed.relay.reset()
     assert relayed.object("a").exists()
-    with pytest.raises(WorkflowError, match=r"Failed to check existence of .*/b: "):
-        relayed.object("b").exists()
-    with pytest.raises(WorkflowError, match=r"Failed to get size of .*/c: ") as told:
-        relayed.object("c").size()
-    assert not isinstance(told.value, FileOrDirectoryNotFoundError)
-    with pytest.raises(WorkflowError, match="Failed to list matches"):
-        list(relayed.object("{x}").list_candidate_matches())
+    asked = {
+        r"Failed to check existence of .*/b: ": relayed.object("b").exists,
+        r"Failed to get size of .*/c: ": relayed.object("c").size,
+        "Failed to list matches": lambda: list(relayed.object("{x}").list_candidate_matches()),
+    }
+    with concurrent.futures.ThreadPoolExecutor() as at_once:
+        answers = {said: at_once.submit(question) for said, question in asked.items()}
+    for said, answer in answers.items():
+        with pytest.raises(WorkflowError, match=said) as told:
+            answer.result()
+        assert not isinstance(told.value, FileOrDirectoryNotFoundError)
 
 
 def test_several_loops_and_threads_share_one_engine(bench):
