@@ -86,6 +86,19 @@ def test_ftp_urls_serve_as_their_page_says(ftp, tmp_path, monkeypatch):
     assert (ftp.root / "project/copy/a.bin").read_bytes() == b"abc"
 
 
+def test_every_file_that_a_page_is_to_show_is_shown():
+    pages = {page: page.read_text() for page in DOCS.rglob("*.md")}
+    titled = [
+        named
+        for text in pages.values()
+        for named in re.findall(r'^```.*title="(.*)"\n(.*)', text, re.M)
+    ]
+    assert len(titled) == 3
+    for file, line in titled:
+        assert line == f'--8<-- "{file}"'  # a formatter has taken it for an expression of Python
+        assert (ROOT / file).is_file()
+
+
 def test_every_public_name_is_in_the_reference():
     import dask_plugin
     import pyremotedata_core
