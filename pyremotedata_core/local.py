@@ -20,8 +20,22 @@ def make_directory(path: str) -> None:
     """
     try:
         os.makedirs(path, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise _not_a_directory(path) or from_oserror(error, path) from None
     except OSError as error:
         raise from_oserror(error, path) from None
+
+
+def _not_a_directory(path: str) -> TransferError | None:
+    """Return what to say when something else stands where a directory is to be."""
+    while not os.path.lexists(path) and os.path.dirname(path) != path:
+        path = os.path.dirname(path)
+    if os.path.isdir(path):
+        return None
+    kind = "a link that leads nowhere" if not os.path.exists(path) else "not a directory"
+    return TransferError(
+        f"{path}: is {kind}, but one is needed there; move it away, or choose another destination"
+    )
 
 
 def check_target(final: str, size: int) -> None:

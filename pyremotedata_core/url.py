@@ -130,7 +130,7 @@ class RemoteURL:
 
     def below(self, relative: str) -> RemoteURL:
         """Return the URL of a path that is normal already, as names from a listing are."""
-        path = f"{self.path.rstrip('/')}/{relative}"
+        path = child_path(self.path, relative)
         return RemoteURL(self.scheme, self.host, path, self.user, self.port)
 
     def join(self, relative: str) -> RemoteURL:
@@ -161,8 +161,11 @@ def normalise(path: str) -> str:
 
 
 def child_path(directory: str, name: str) -> str:
-    """Return the path of an entry of a directory."""
-    return "//~" if (directory, name) == ("/", "~") else posixpath.join(directory, name)
+    """Return the path of an entry of a directory, or of one below it."""
+    if directory == "/":
+        # An entry of the root called "~" is not the login directory.
+        return f"//{name}" if name == "~" or name.startswith("~/") else f"/{name}"
+    return posixpath.join(directory, name)
 
 
 def parent_path(path: str) -> str:

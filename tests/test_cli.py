@@ -131,6 +131,22 @@ def test_get_into_an_existing_directory_needs_no_slash(run, url, make, here):
     assert tree(here) == {"d": None, "d/a": b"1", "d/sub": None, "d/sub/b": b"2"}
 
 
+def test_a_file_where_a_directory_is_needed_is_named(run, url, make, here):
+    make("a", b"1")
+    make("tree/sub/b", b"2")
+    (here / "file").write_bytes(b"old")
+    (here / "link").symlink_to("nowhere")
+    for source, target, what in (
+        ("a", "file/x", "file: is not a directory"),
+        ("a", "file/x/y/", "file: is not a directory"),
+        ("tree", "file/x", "file: is not a directory"),
+        ("a", "link/x", "link: is a link that leads nowhere"),
+    ):
+        said = run.failure("get", url(source), target)
+        assert f"{here}/{what}, but one is needed there" in said
+    assert tree(here) == {"file": b"old"}
+
+
 @pytest.mark.parametrize("verb", ["get", "put"])
 def test_several_sources_need_a_directory(run, url, make, here, there, verb):
     for name in "ab":

@@ -138,6 +138,8 @@ def test_memory_stays_small_while_many_entries_stream_by(tmp_path, count):
         for delete in (False, True):
             work = engine.fetch_tree(base, tmp_path / "t", exclude=["0*"], delete=delete)
             assert work.result(4 * WAIT_S).files == 0
+        up = engine.store_tree(tmp_path / "t", base, compare=True, exclude=["*"])
+        assert up.result(4 * WAIT_S).files == 0
         assert memory_bytes(helper_pid(engine)) - before < (20 << 20) + 60 * count
 
 

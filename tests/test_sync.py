@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pyremotedata_core import ConfigurationError, Remote
+from pyremotedata_core import ConfigurationError, Remote, TransferEngine, spool
 from pyremotedata_core.filters import Filter
+from pyremotedata_core.trees.many import FILES_UNDER_WAY
 
 TREE = ["a.csv", "b.txt", "raw/c.csv", "raw/d.txt", "raw/old/e.csv", "tmp/f.csv", "[x].csv"]
 
@@ -136,3 +137,37 @@ def test_the_command_says_what_it_would_do(sides):
     )
     assert json.loads(done.stdout)["planned"] == [["store", "b.txt"]]
     assert (remote / "b.txt").read_bytes() != (local / "b.txt").read_bytes()
+
+
+@pytest.mark.parametrize("direction", ["down", "up"])
+def test_so_many_files_that_they_wait_on_disk_are_moved_verified_and_removed(
+    sshd, monkeypatch, tmp_path, direction
+):
+    monkeypatch.setattr(spool, "KEPT_ITEMS", 8)
+    monkeypatch.setattr(spool, "CHUNK_ITEMS", 4)
+    count = FILES_UNDER_WAY + 100
+    there = sshd.make_directory(f"sync/waiting-{direction}")
+    source, target = (there, tmp_path / "t") if direction == "down" else (tmp_path / "t", there)
+    source.mkdir(exist_ok=True)
+    for number in range(count):
+        (source / f"{number}").write_bytes(b"%d" % number)
+    with TransferEngine(sshd.settings(), in_process=True) as engine:
+        remote = Remote(sshd.url(f"sync/waiting-{direction}"), engine=engine)
+
+        def sync(**options):
+            result = remote.sync("", tmp_path / "t", direction=direction, delete=True, **options)
+            assert files(source) == files(target)
+            return result
+
+        assert sync().files == count
+        time_ns = (target / "7").stat().st_mtime_ns
+        (target / "7").write_bytes(b"x")
+        os.utime(target / "7", ns=(time_ns, time_ns))
+        assert sync(verify=True)[:3] == (1, 1, count - 1)
+        for number in range(300):
+            (source / f"{number}").unlink()
+        (source / "300").unlink()
+        (source / "300").mkdir()
+        (source / "300/x").write_bytes(b"")
+        result = sync()
+        assert (result.files, result.deleted, result.unchanged) == (1, 301, count - 301)

@@ -191,3 +191,19 @@ def test_urls_are_told_from_paths():
 def test_normalising_twice_changes_nothing():
     for path in ("/", "/~", "//~", "/~/a", "/a/b", "//~/a/../b", "/a//b/./c"):
         assert normalise(normalise(path)) == normalise(path)
+
+
+@pytest.mark.parametrize(
+    ("top", "relative", "path"),
+    [
+        ("/", "a/b", "/a/b"),
+        ("/", "~", "//~"),
+        ("/", "~/a", "//~/a"),
+        ("/", "~a", "/~a"),
+        ("/d", "~", "/d/~"),
+        ("/~", "~", "/~/~"),
+        ("//~", "a", "//~/a"),
+    ],
+)
+def test_an_entry_of_the_root_that_is_called_tilde_is_not_the_login_directory(top, relative, path):
+    assert RemoteURL.parse(f"sftp://host{top}").below(relative).path == path

@@ -44,7 +44,7 @@ def run(arguments: Sequence[str] | None) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
-        _complain(from_oserror(error))
+        _complain(from_oserror(error, error.filename or "standard output"))
         return 1
 
 

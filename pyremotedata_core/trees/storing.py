@@ -17,16 +17,23 @@ from ..errors import (
 )
 from ..jobs import Job
 from ..listing import ListDirectory
-from ..model import Stat
+from ..model import Entry, Stat
 from ..names import is_temporary
+from ..spool import NameSet, Spool
 from ..store import Store
 from .many import Tree
 
+REMOVALS_UNDER_WAY = 64
 ORPHAN_AGE_S = 7 * 24 * 3600  # temporary files of nobody knows whom go at this age
 
 
 class StoreTree(Tree):
     """Uploads what a local directory holds. See `TransferEngine.store_tree`."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._waiting_removals = Spool()
+        self._removals = 0
 
     @cached_property
     def _real_root(self) -> str:
@@ -34,169 +41,182 @@ class StoreTree(Tree):
 
     def _list(self, item: str) -> None:
         try:
-            with os.scandir(self._local(item)) as here:
-                entries = [entry for entry in here if not is_temporary(entry.name)]
+            os.scandir(self._local(item)).close()
         except OSError as error:
-            local_error = from_oserror(error, self._local(item))
-            if item == "":
-                self._fatal = local_error
-                self._listed()
-            else:
-                self._listed(local_error)
+            self._not_listed(item, from_oserror(error, self._local(item)))
             return
-        if self._compare or self._delete:
-            found: dict[str, Stat] = {}
+        if not (self._compare or self._delete):
+            self._make(item)
+            return
+        directory = _Directory(item)
 
-            def done(_: Any, error: TransferError | None) -> None:
-                self._children.discard(job)
-                self._got_listing(item, entries, found, error)
+        def done(_: Any, error: TransferError | None) -> None:
+            self._children.discard(job)
+            self._got_all(directory, error)
 
-            # Raw: orphans are to be seen here.
-            job = ListDirectory(self._mover, self._remote(item), found.update, done, raw=True)
-            self._children.add(job)
-        else:
-            self._make(item, entries)
+        # Raw: orphans are to be seen here.
+        take = partial(self._got_entries, directory)
+        job = ListDirectory(self._mover, self._remote(item), take, done, raw=True)
+        self._children.add(job)
 
-    def _got_listing(
-        self,
-        relative: str,
-        entries: list[os.DirEntry[str]],
-        remote: dict[str, Stat],
-        error: TransferError | None,
-    ) -> None:
+    def _got_entries(self, directory: _Directory, entries: list[Entry]) -> None:
+        if self._fatal is not None:
+            raise self._fatal
+        for name, there in entries:
+            path = posixpath.join(directory.path, name)
+            if is_temporary(name):
+                if self._is_orphan(path, there):
+                    directory.others.append((path, "part", None, 0))
+                continue
+            try:
+                kind, size = self._look(path)
+            except OSError:
+                continue  # it is told of when the local directory is read
+            if kind is None:
+                if self._delete and self._filter.is_meant(path, there.kind == "directory"):
+                    directory.others.append((path, "other", None, 0))
+            elif (there.kind == "directory") != (kind == "directory"):
+                # A file stands where a directory is to be, or the reverse.
+                if self._delete:
+                    directory.settled.add(name)
+                    directory.others.append((path, "in the way", kind, size))
+            elif there.kind == "file" and self._agrees(path, there):
+                directory.settled.add(name)
+                if self._dry_run or not self._verify:
+                    self._unchanged += 1
+                else:
+                    self._wait((path, tuple(there), size))
+
+    def _got_all(self, directory: _Directory, error: TransferError | None) -> None:
         if isinstance(error, RemoteFileNotFound):
-            self._make(relative, entries)
+            self._make(directory.path)
         elif error is not None:
-            if relative == "":
-                self._fatal = self._fatal or error
-            self._listed(error if relative else None)
+            self._not_listed(directory.path, error)
         else:
-            self._enter(relative, entries, remote)
+            self._enter(directory.path, directory.settled)
+            while directory.others:  # removed while it is listed, they could hide others
+                self._waiting_removals.append(directory.others.popleft())
+            self._remove_more()
 
-    def _make(self, relative: str, entries: list[os.DirEntry[str]]) -> None:
+    def _not_listed(self, path: str, error: TransferError) -> None:
+        if path == "":
+            self._fatal = self._fatal or error
+        self._listed(error if path else None)
+
+    def _make(self, path: str) -> None:
         if self._dry_run:
-            self._enter(relative, entries, {})
+            self._enter(path, NameSet())
             return
 
         def made(_: Any, error: TransferError | None) -> None:
             if error is not None:
-                if relative == "":
-                    self._fatal = self._fatal or error
-                self._listed(error if relative else None)
+                self._not_listed(path, error)
             else:
-                self._enter(relative, entries, {})
+                self._enter(path, NameSet())
 
-        url = self._remote(relative)
-        self._mover.mkdir(url, made, parents=relative == "", exist_ok=True)
+        self._mover.mkdir(self._remote(path), made, parents=path == "", exist_ok=True)
 
-    def _enter(
-        self, relative: str, entries: list[os.DirEntry[str]], remote: dict[str, Stat]
-    ) -> None:
-        wanted: dict[str, str] = {}
-        for entry in entries:
-            path = posixpath.join(relative, entry.name)
-            kind, size = self._look(path, entry)
-            if kind is None:
-                continue
-            wanted[entry.name] = kind
-            there = remote.get(entry.name)
-            if (
-                there is not None
-                and self._delete
-                and (there.kind == "directory") != (kind == "directory")
-            ):
-                self._replace(path, kind, size)
-            else:
-                self._queue(path, kind, size, there)
-        self._clean(relative, remote, wanted)
+    def _enter(self, directory: str, settled: NameSet) -> None:
+        """Queue what a local directory holds, but for the names that are settled."""
+        try:
+            with os.scandir(self._local(directory)) as here:
+                for entry in here:
+                    if entry.name not in settled and not is_temporary(entry.name):
+                        self._consider(posixpath.join(directory, entry.name))
+        except OSError as error:
+            self._fail(from_oserror(error, self._local(directory)))
         self._listed()
 
-    def _replace(self, path: str, kind: str, size: int) -> None:
-        """A file stands where a directory is to be, or the reverse."""
-        queue = partial(self._queue, path, kind, size, None)
-        if self._dry_run:
-            self._plan("delete", path)
-            queue()
+    def _consider(self, path: str) -> None:
+        try:
+            kind, size = self._look(path, self._skip)
+        except OSError as error:
+            self._fail(from_oserror(error, self._local(path)))
         else:
-            self._remove(path, then=queue)
+            self._queue(path, kind, size)
 
-    def _queue(self, path: str, kind: str, size: int, there: Stat | None) -> None:
+    def _queue(self, path: str, kind: str | None, size: int) -> None:
         if kind == "directory":
             self._waiting_listings.append(path)
-            return
-        if there is not None and (there.kind != "file" or not self._agrees(path, there)):
-            there = None
-        if there is not None and (self._dry_run or not self._verify):
-            self._unchanged += 1
-        elif self._dry_run:
+        elif kind == "file" and self._dry_run:
             self._plan("store", path, size)
-        else:
-            self._wait((path, there, size))
+        elif kind == "file":
+            self._wait((path, None, size))
 
-    def _file_size(self, item: tuple[str, Stat | None, int]) -> int:
+    def _file_size(self, item: tuple[str, tuple[Any, ...] | None, int]) -> int:
         return item[2]
 
-    def _look(self, path: str, entry: os.DirEntry[str]) -> tuple[str | None, int]:
-        """Return what an entry is to be at the server, None for nothing, and its bytes."""
-        nothing = None, 0
+    def _look(
+        self, path: str, skip: Callable[[str, str], None] | None = None
+    ) -> tuple[str | None, int]:
+        """Return what a local entry is to be at the server, None for nothing, and its bytes.
+
+        Raises
+        ------
+        OSError
+            If that cannot be seen.
+        """
+        local = self._local(path)
         try:
-            if entry.is_dir(follow_symlinks=False):
-                return ("directory", 0) if self._filter.wants_directory(path) else nothing
-            if not self._filter.wants_file(path):
-                return nothing
-            if entry.is_symlink():
-                target = os.path.realpath(entry.path)
-                if not target.startswith(self._real_root):
-                    self._skip(entry.path, "is a link that leads out of the tree")
-                    return nothing
-                if not os.path.isfile(target):
-                    self._skip(entry.path, "is a link to a directory of the tree, or to nothing")
-                    return nothing
-                return "file", os.path.getsize(target)
-            info = entry.stat(follow_symlinks=False)
-        except OSError as error:
-            self._fail(from_oserror(error, entry.path))
-            return nothing
+            info = os.lstat(local)
+        except FileNotFoundError:
+            return None, 0
+        if _stat.S_ISDIR(info.st_mode):
+            return "directory" if self._filter.wants_directory(path) else None, 0
+        if not self._filter.wants_file(path):
+            return None, 0
         if _stat.S_ISREG(info.st_mode):
             return "file", info.st_size
-        self._skip(entry.path, "is a special file")
-        return nothing
+        why = "is a special file"
+        if _stat.S_ISLNK(info.st_mode):
+            target = os.path.realpath(local)
+            if not target.startswith(self._real_root):
+                why = "is a link that leads out of the tree"
+            elif os.path.isfile(target):
+                return "file", os.path.getsize(target)
+            else:
+                why = "is a link to a directory of the tree, or to nothing"
+        if skip is not None:
+            skip(local, why)
+        return None, 0
 
-    def _clean(self, relative: str, remote: dict[str, Stat], wanted: dict[str, str]) -> None:
-        for name, stat in remote.items():
-            path = posixpath.join(relative, name)
-            if is_temporary(name):
-                # Not one that stands aside: it may be all that is left of a file.
-                # Nor one that is to be continued: it may have the time of its source already.
-                url = self._remote(path)
-                known = self._mover.journal(url).holds(url.path)
-                old = time.time() - stat.mtime > ORPHAN_AGE_S
-                if old and not known and name.endswith(".part") and not self._dry_run:
-                    self._remove(path)
-            elif (
-                self._delete
-                and name not in wanted
-                and self._filter.is_meant(path, stat.kind == "directory")
-            ):
-                if self._dry_run:
-                    self._plan("delete", path)
-                else:
-                    self._deleted += 1
-                    self._remove(path)
+    # --- what is to go ------------------------------------------------------------------------
 
-    def _remove(self, path: str, then: Callable[[], None] | None = None) -> None:
+    def _is_orphan(self, path: str, stat: Stat) -> bool:
+        # Not one that stands aside: it may be all that is left of a file.
+        # Nor one that is to be continued: it may have the time of its source already.
+        url = self._remote(path)
+        old = time.time() - stat.mtime > ORPHAN_AGE_S
+        return old and path.endswith(".part") and not self._mover.journal(url).holds(url.path)
+
+    def _remove_more(self) -> None:
+        if self._fatal is not None:
+            self._waiting_removals.clear()
+        while self._waiting_removals and self._removals < REMOVALS_UNDER_WAY:
+            path, why, kind, size = self._waiting_removals.popleft()
+            if not self._dry_run:
+                self._remove(path, why, kind, size)
+            elif why != "part":
+                self._plan("delete", path)
+                self._queue(path, kind, size)
+
+    def _remove(self, path: str, why: str, kind: str | None, size: int) -> None:
         def removed(_: Any, error: TransferError | None) -> None:
-            if then is not None and error is None:
-                then()
+            self._removals -= 1
+            if error is None:
+                self._queue(path, kind, size)
+            self._remove_more()
             self._listed(error)
 
+        self._removals += 1
         self._listings += 1
+        self._deleted += why != "part"
         self._mover.remove(self._remote(path), removed, recursive=True, missing_ok=True)
 
-    def _begin_file(self, item: tuple[str, Stat | None, int]) -> Job:
+    def _begin_file(self, item: tuple[str, tuple[Any, ...] | None, int]) -> Job:
         path, same, _size = item
         if same is not None:
-            return self._unless_same(path, same, partial(self._store, path))
+            return self._unless_same(path, Stat(*same), partial(self._store, path))
         return self._store(path)
 
     def _store(self, path: str) -> Job:
@@ -214,3 +234,12 @@ class StoreTree(Tree):
             modes=self._modes,
         )
         return job
+
+
+class _Directory:
+    """A remote directory while it is listed."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.settled = NameSet()  # nothing is left to be done about these
+        self.others = Spool()  # what is to go
