@@ -70,6 +70,8 @@ class Broker(SchedulerPlugin):
         try:
             if what == "want":
                 words = self.ledger.want(worker, _hashable(file), **more)
+            elif what == "shares":
+                words = self.ledger.shares(worker, _hashable(file))
             else:
                 words = self.ledger.ended(worker, _hashable(file), **more)
                 self._remember(_hashable(file))

@@ -26,6 +26,7 @@ class File:
 
     holders: set[Node] = field(default_factory=set)
     reader: Worker | None = None  # who reads it from the archive now
+    is_shared: bool = False  # by its reader, which gives what it has already
     pulls: dict[Worker, tuple[Node, Worker]] = field(default_factory=dict)
     waiting: OrderedDict[Worker, bool] = field(default_factory=OrderedDict)  # in background?
 
@@ -74,6 +75,8 @@ class Ledger:
         entry.holders.discard(node)  # it has evicted the file
         if lost is not None:
             self._release(entry, worker)
+            if lost == entry.reader:  # it shows no life, or has failed
+                self._release(entry, lost)
             entry.holders.discard(self._nodes.get(lost, ""))
         if entry.reader == worker:
             return [(worker, ("fetch", file, None))]
@@ -84,6 +87,14 @@ class Ledger:
         if worker in entry.waiting:
             words.append((worker, ("wait", file, None)))
         return words
+
+    def shares(self, worker: Worker, file: Hashable) -> list[Word]:
+        """A worker that reads a file from the archive can give others what it has of it."""
+        entry = self._files.get(file)
+        if entry is None or entry.reader != worker:
+            return []
+        entry.is_shared = True
+        return self._go_on(file)
 
     def ended(self, worker: Worker, file: Hashable, *, is_here: bool) -> list[Word]:
         """A worker has the file in its cache, or does not bring it any more."""
@@ -170,7 +181,7 @@ class Ledger:
                 self._pulling[self._nodes[source]] += 1
                 words.append((worker, ("pull", file, source)))
         self._stuck.pop(file, None)
-        if entry.waiting and (entry.holders or entry.pulls):
+        if entry.waiting and (entry.holders or entry.pulls or entry.is_shared):
             self._stuck[file] = None
         reads = bool(entry.waiting) and not (entry.holders or entry.pulls or entry.reader)
         in_background = all(entry.waiting.values())
@@ -183,10 +194,15 @@ class Ledger:
         return words
 
     def _source_for(self, entry: File) -> Worker | None:
-        """Return the worker of the least busy node that holds the file, None when all are busy."""
+        """Return a worker of the least busy node that holds the file, None when all are busy.
+
+        Where no node has all of it, that is the one which reads it, if it gives what it has.
+        """
         free = [node for node in entry.holders if self._pulling[node] < PULLS_PER_NODE]
         if not free:
-            return None
+            reader = entry.reader if entry.is_shared else None
+            is_free = reader is not None and self._pulling[self._nodes[reader]] < PULLS_PER_NODE
+            return reader if is_free else None
         best = min(free, key=lambda node: (self._pulling[node], node))
         return next((one for one, node in self._nodes.items() if node == best), None)
 
@@ -208,7 +224,7 @@ class Ledger:
 
     def _release(self, entry: File, worker: Worker) -> None:
         if entry.reader == worker:
-            entry.reader = None
+            entry.reader, entry.is_shared = None, False
             self._reading -= 1
         if worker in entry.pulls:
             node, _ = entry.pulls.pop(worker)

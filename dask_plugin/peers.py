@@ -1,9 +1,8 @@
 """PeerSource: a worker's files come from the archive or from another node, as the broker says.
 
 It is the `Source` of the worker's Stager. An `Order` is one file on its way. What concerns orders
-and peers runs on the worker's event loop, which never blocks: disk and engine have threads of
-their own. A pull moves bounded chunks over Dask's own comms; the source's checksum of each is
-compared with what arrived. Whenever the broker is silent, or a pull fails, the archive serves.
+runs on the worker's event loop, which never blocks: the engine has threads of its own. Whenever
+the broker is silent, or a pull fails, the archive serves.
 """
 
 from __future__ import annotations
@@ -12,75 +11,28 @@ import asyncio
 import logging
 import os
 import threading
-import zlib
 from collections import OrderedDict
 from collections.abc import Hashable
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import Future
+from functools import partial
 from time import monotonic
 from typing import Any
 
 from pyremotedata_core import RemoteURL, Stat, TransferError
-from pyremotedata_core.errors import from_oserror
+from pyremotedata_core.jobs import SEGMENT_BYTES
 from pyremotedata_core.stager import Stager
 from pyremotedata_core.stager.daemons import Daemons
 
 from .broker import ASK, TELL
+from .chunks import Chunks, File, PullFailed, heed
+from .order import Order
 
 _log = logging.getLogger(__name__)
 
-READ = "pyremotedata_read"  # a worker's question to another
-# A pull holds two chunks: one is written while the next one comes.
-CHUNK_BYTES = 4 * 2**20
-# Of all pulls from this worker together.
-READERS = 4
 ANSWER_S = 10.0
 RENEW_S = 30.0
 LOOK_S = 2.0
 _REMEMBERED = 4096
-
-
-class PullFailed(TransferError):
-    """Another worker has not given the file; the next holder, or the archive, will."""
-
-
-class Order(Future[Stat]):
-    """A file on its way to this node; ``cancel`` makes it end soon, with an error."""
-
-    def __init__(
-        self, source: PeerSource, url: RemoteURL, path: str, stat: Stat, background: bool
-    ) -> None:
-        super().__init__()
-        self._source = source
-        self.url = url
-        self.path = path
-        self.stat = stat
-        self.background = background
-        self.asked = 0.0  # when the broker was asked, 0 when there is nothing to wait for
-        self.answered = False
-        self.is_moving = False  # somebody brings it; whatever the broker says comes too late
-        self.is_over = False
-        self.fetching: Future[Stat] | None = None
-        self.pulling: asyncio.Task[None] | None = None
-
-    @property
-    def file(self) -> Hashable:
-        """What names the content in the whole cluster."""
-        return (str(self.url), self.stat.size, self.stat.mtime)
-
-    def cancel(self) -> bool:
-        """Have it stopped. It ends when nothing is written any more."""
-        self._source.stop(self)
-        return False
-
-    def finish(self, stat: Stat | None, error: BaseException | None) -> None:
-        """End it, once."""
-        if self.done():
-            return
-        if error is not None:
-            self.set_exception(error)
-        else:
-            self.set_result(stat or self.stat)
 
 
 class PeerSource:
@@ -101,12 +53,12 @@ class PeerSource:
         self._loop = worker.loop.asyncio_loop
         self._orders: dict[Hashable, Order] = {}  # by file; on the loop only
         self._threads = Daemons("pyremotedata-order", 2)
-        self._disk = ThreadPoolExecutor(READERS, "pyremotedata-peer")
+        self._chunks = Chunks(worker, stager)
         self._look: Any = None
+        self._tasks: set[asyncio.Task[None]] = set()  # the loop itself holds them weakly
         self._origins: OrderedDict[str, str] = OrderedDict()
         self._mutex = threading.Lock()
         worker.stream_handlers[TELL] = self._told
-        worker.handlers[READ] = self.read
 
     def joined(self, nodes: int) -> None:
         """Begin, in a cluster of so many nodes; with one the archive serves, without a question."""
@@ -118,7 +70,7 @@ class PeerSource:
         """Take no more orders; those that are on their way end. On the event loop."""
         if self._stager.source is self:
             self._stager.source = None
-        self._worker.handlers.pop(READ, None)
+        self._chunks.close()
         # Words may be on their way, and one that nobody hears would end the worker's stream.
         self._worker.stream_handlers[TELL] = _ignore
         self._nodes, self._is_closed = 1, True
@@ -147,8 +99,7 @@ class PeerSource:
 
     def ended(self, url: RemoteURL, stat: Stat, *, is_here: bool) -> None:
         """Tell the broker that the node has a file, or does not bring it any more."""
-        file = (str(url), stat.size, stat.mtime)
-        self._call(self._send, {"what": "ended", "file": file, "is_here": is_here})
+        self._call(self._ended, (str(url), stat.size, stat.mtime), is_here)
 
     def origin_of(self, url: str) -> str:
         """Return where a file came from that this worker brought: "archive" or "peer"."""
@@ -231,6 +182,9 @@ class PeerSource:
 
     def _read_archive(self, order: Order) -> None:
         order.asked, order.is_moving = 0.0, True
+        if order.stat.size > SEGMENT_BYTES:
+            share = partial(self._send, {"what": "shares", "file": order.file})
+            self._chunks.begin(order.file, order.path, share)
         self._threads.submit(self._begin_fetch, order)
 
     def _promote(self, order: Order) -> None:
@@ -249,6 +203,10 @@ class PeerSource:
             self._finish(order, None, _stopped(order))
         # else `_begin_fetch` is about to look
 
+    def _ended(self, file: File, is_here: bool) -> None:
+        self._chunks.ended(file)
+        self._send({"what": "ended", "file": file, "is_here": is_here})
+
     def _finish(self, order: Order, stat: Stat | None, error: BaseException | None) -> None:
         if self._orders.get(order.file) is order:
             del self._orders[order.file]
@@ -264,8 +222,13 @@ class PeerSource:
                 raise _stopped(order)
             self._note_origin(order, "archive")
             background = order.background
+            is_large = order.stat.size > SEGMENT_BYTES
             order.fetching = self._stager.engine.fetch(
-                order.url, order.path, expect=order.stat, background=background
+                order.url,
+                order.path,
+                expect=order.stat,
+                background=background,
+                on_progress=partial(self._progress, order) if is_large else None,
             )
             if background and not order.background:  # promoted meanwhile
                 self._stager.engine.promote(order.fetching)
@@ -275,6 +238,14 @@ class PeerSource:
         order.fetching.add_done_callback(lambda done: self._fetched(order, done))
         if order.is_over:  # stopped meanwhile
             order.fetching.cancel()
+
+    def _progress(self, order: Order, count: int, _: int) -> None:
+        self._call(self._spawn, self._chunks.progress, order.file, count)
+
+    def _spawn(self, function: Any, *args: Any) -> None:
+        task = self._loop.create_task(function(*args))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _fetched(self, order: Order, done: Future[Stat]) -> None:
         if done.cancelled():
@@ -290,7 +261,7 @@ class PeerSource:
     def _connect(self, url: str) -> None:
         """Have the engine log in before the first file is wanted."""
         try:
-            self._stager.stat(url).add_done_callback(_heed)
+            self._stager.stat(url).add_done_callback(heed)
         except Exception as error:  # the first file will say it
             _log.debug("cannot connect early to %s: %s", url, error)
 
@@ -299,7 +270,7 @@ class PeerSource:
     async def _pull(self, order: Order, source: str | None) -> None:
         failure: BaseException | None = None
         try:
-            await self._copy(order, str(source))
+            await self._chunks.pull(order.file, order.path, str(source))
         except asyncio.CancelledError:
             failure = _stopped(order)
         except Exception as error:
@@ -315,59 +286,6 @@ class PeerSource:
         else:
             self._ask(order, lost=source)
 
-    async def _copy(self, order: Order, source: str) -> None:
-        """Pull a file in chunks; each is on the disk before the next but one is asked for."""
-        size = order.stat.size
-        sink = Sink(order.path)
-        coming: asyncio.Task[bytes] | None = None
-        whole = False
-        try:
-            await self._on_disk(sink.open)
-            for start in range(0, size, CHUNK_BYTES):
-                data = await (coming or self._ask_chunk(order, source, start))
-                following = start + CHUNK_BYTES
-                coming = None
-                if following < size:
-                    coming = self._loop.create_task(self._ask_chunk(order, source, following))
-                await self._on_disk(sink.write, data, start)
-            whole = True
-        finally:
-            if coming is not None:
-                coming.cancel()
-                coming.add_done_callback(_heed)
-            await asyncio.shield(self._on_disk(sink.close, whole))
-
-    async def _ask_chunk(self, order: Order, source: str, start: int) -> bytes:
-        length = min(CHUNK_BYTES, order.stat.size - start)
-        read = getattr(self._worker.rpc(source), READ)
-        asked = read(file=order.file, start=start, length=length)
-        try:
-            answer = await asyncio.wait_for(asked, self._stager.settings.timeout_s)
-        except (OSError, TimeoutError) as error:
-            raise PullFailed(f"{source} is gone, or silent: {error}", str(order.url)) from None
-        if not isinstance(answer, dict) or "checksum" not in answer:
-            raise PullFailed(f"{source} does not have it", str(order.url))
-        data = answer["data"]
-        if len(data) != length or await self._on_disk(zlib.crc32, data) != answer["checksum"]:
-            raise PullFailed(f"{source} has sent other bytes than it read", str(order.url))
-        return data
-
-    async def read(self, file: Any, start: int, length: int) -> dict[str, Any]:
-        """Give another worker a chunk of a file, with its checksum, if it is in the cache."""
-        from distributed.protocol import to_serialize
-
-        url, size, mtime = file
-        if length > CHUNK_BYTES:
-            return {"missing": True}
-        stat = Stat("file", size, mtime)
-        found = await self._on_disk(_read, self._stager, url, stat, start, length)
-        if found is None:
-            return {"missing": True}
-        return {"checksum": found[1], "data": to_serialize(found[0])}
-
-    async def _on_disk(self, call: Any, *args: Any) -> Any:
-        return await self._loop.run_in_executor(self._disk, call, *args)
-
     def _note_origin(self, order: Order, origin: str) -> None:
         with self._mutex:
             self._origins[str(order.url)] = origin
@@ -381,70 +299,3 @@ def _ignore(**_: Any) -> None:
 
 def _stopped(order: Order) -> TransferError:
     return TransferError("is not wanted any more", str(order.url))
-
-
-# --- on threads for the disk --------------------------------------------------------------------
-
-
-class Sink:
-    """The file that a pull writes. Once closed nothing is written any more. Thread-safe."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._fd = -1
-        self._is_closed = False
-        self._lock = threading.Lock()
-
-    def open(self) -> None:
-        """Make the file."""
-        with self._lock:
-            if self._is_closed:
-                return
-            try:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-                self._fd = os.open(self._path, flags, 0o600)
-            except OSError as error:
-                raise from_oserror(error, self._path) from None
-
-    def write(self, data: bytes, start: int) -> None:
-        """Write a chunk."""
-        view = memoryview(data)
-        with self._lock:
-            try:
-                while view and not self._is_closed:
-                    written = os.pwrite(self._fd, view, start)
-                    view, start = view[written:], start + written
-            except OSError as error:
-                raise from_oserror(error, self._path) from None
-
-    def close(self, keep: bool) -> None:
-        """Close the file, and remove it unless it is to be kept."""
-        with self._lock:
-            self._is_closed = True
-            fd, self._fd = self._fd, -1
-            if fd >= 0:
-                os.close(fd)
-                if not keep:
-                    with suppress(OSError):
-                        os.unlink(self._path)
-
-
-def _heed(task: asyncio.Task[bytes] | Future[Stat]) -> None:
-    """Take note of a failure that no longer matters."""
-    if not task.cancelled():
-        task.exception()
-
-
-def _read(
-    stager: Stager, url: str, stat: Stat, start: int, length: int
-) -> tuple[bytes, int] | None:
-    """Read a chunk of a staged file, and its checksum; None if it is not here, or cannot be."""
-    try:
-        lease = stager.find(url, stat)
-        if lease is None:
-            return None
-        with lease, open(lease.path, "rb", buffering=0) as file:
-            data = os.pread(file.fileno(), length, start)
-    except (OSError, TransferError):
-        return None
-    return data, zlib.crc32(data)

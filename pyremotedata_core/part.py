@@ -264,6 +264,45 @@ def sweep(directory: str) -> int:
     return removed
 
 
+def read_arrived(final: str, stat: Stat, start: int, length: int) -> bytes | None:
+    """Return a piece of a large file that is on its way to its final name; None if not there.
+
+    For whoever is not its writer: another thread, or another process of the same user.
+
+    Parameters
+    ----------
+    final : str
+        Its final name, in a directory in which few files are on their way.
+    stat : Stat
+        What its source is.
+    start, length : int
+        The piece, in bytes; within the file.
+
+    Raises
+    ------
+    OSError
+    """
+    directory, name = os.path.split(final)
+    for temporary in os.listdir(directory or "."):
+        if not (is_temporary(temporary) and temporary.endswith(".part")):
+            continue
+        path = os.path.join(directory, temporary)
+        try:
+            with open(record_name(path), "rb") as file:
+                header, *lines = file.read().split(b"\n")
+            told = json.loads(header)
+            if (told["name"], told["size"], told["mtime"]) != (name, stat.size, stat.mtime):
+                continue
+            segment = told["segment_bytes"]
+            needed = range(start // segment, -(-(start + length) // segment))
+            if {b"%d" % number for number in needed} <= set(lines[:-1]):
+                with open(path, "rb", buffering=0) as part:
+                    return os.pread(part.fileno(), length, start)
+        except (FileNotFoundError, ValueError, KeyError):
+            continue  # it has just been published, or given up, or begins
+    return None
+
+
 @cache
 def boot() -> str:
     """Return what is different after every start of this machine, empty where nothing tells."""

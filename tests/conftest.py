@@ -16,6 +16,7 @@ from pyremotedata_core import TransferEngine
 from workflows.embedded_sshd import descendants
 
 from .command import here, make, run, there, url  # noqa: F401 - fixtures
+from .dask_nodes import archive, relay, start_nodes  # noqa: F401 - fixtures
 from .ftp import FtpServer
 from .miglike import MigLike
 from .relay import Relay
@@ -205,8 +206,8 @@ def relay_factory() -> Iterator[Callable[..., Relay]]:
         return relay.start()
 
     yield make
-    for relay in relays:
-        relay.stop()
+    for one in relays:
+        one.stop()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -28,6 +28,40 @@ def test_the_first_reads_and_the_others_pull_when_it_has_the_file():
     ]
 
 
+def test_others_pull_from_a_reader_that_gives_what_it_has():
+    ledger = cluster(3)
+    for worker in ("w0", "w1"):
+        ledger.want(worker, "f", background=False)
+    assert ledger.shares("w1", "f") == []  # it does not read it
+    assert ledger.shares("w0", "f") == [("w1", ("pull", "f", "w0"))]
+    assert ledger.want("w2", "f", background=False) == [("w2", ("pull", "f", "w0"))]
+    assert ledger.ended("w0", "f", is_here=True) == []
+    assert ledger.ended("w1", "f", is_here=True) == []
+
+
+def test_who_cannot_pull_from_the_reader_reads_in_its_place():
+    ledger = cluster(3)
+    for worker in ("w0", "w1", "w2"):
+        ledger.want(worker, "f", background=False)
+    ledger.shares("w0", "f")
+    assert ledger.want("w1", "f", background=False, lost="w0") == [("w1", ("wait", "f", None))]
+    assert ledger.want("w2", "f", background=False, lost="w0") == [
+        ("w1", ("fetch", "f", None)),
+        ("w2", ("wait", "f", None)),
+    ]
+    assert ledger.report()["reading"] == 1
+
+
+def test_no_more_pull_from_a_reader_than_a_node_serves():
+    ledger = cluster(PULLS_PER_NODE + 2)
+    for number in range(PULLS_PER_NODE + 2):
+        ledger.want(f"w{number}", "f", background=False)
+    assert len(ledger.shares("w0", "f")) == PULLS_PER_NODE
+    assert ledger.ended("w1", "f", is_here=True) == [
+        (f"w{PULLS_PER_NODE + 1}", ("pull", "f", "w1"))
+    ]
+
+
 def test_when_the_reader_fails_the_next_one_reads():
     ledger = cluster(2)
     ledger.want("w0", "f", background=False)
@@ -156,11 +190,16 @@ def test_whatever_happens_nobody_is_forgotten_and_no_file_has_two_readers(seed):
             lost = f"w{dice.randrange(8)}" if doing.get((worker, file)) == "pull" else None
             if lost:
                 del doing[worker, file]
+                if doing.get((lost, file)) == "fetch":  # it goes on, but nobody counts on it
+                    del doing[lost, file]
+                    wanted.discard((lost, file))
             wanted.add((worker, file))
             hear(ledger.want(worker, file, background=dice.random() < 0.5, lost=lost))
         elif happens < 0.9 and wanted:
             end(dice.choice(sorted(wanted)), dice.random() < 0.7)
-        elif happens < 0.93:
+        elif happens < 0.92:
+            hear(ledger.shares(worker, file))
+        elif happens < 0.95:
             gone.add(worker)
             for one in [one for one in wanted if one[0] == worker]:
                 wanted.discard(one)

@@ -3,99 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
-from dask_plugin import RemoteFile, StagingPlugin, glob, stage_out, stats
+from dask_plugin import StagingPlugin, glob, stage_out, stats
 
-distributed = pytest.importorskip("distributed")
+from .dask_nodes import PATIENCE_S, content, on_each, through, wait_until, workers_of
 
-PATIENCE_S = 60.0
-_READ = re.compile(r'close "(.*)" bytes read (\d+)')
-
-
-class Archive:
-    """A server that counts the bytes it hands out."""
-
-    def __init__(self, server, log: Path) -> None:
-        self.server = server
-        self._log = log
-
-    def make(self, name: str, size: int) -> tuple[RemoteFile, bytes]:
-        data = os.urandom(size)
-        stat = self.server.make(name, data).stat()
-        return RemoteFile(self.server.url(name), stat.st_size, int(stat.st_mtime)), data
-
-    def sessions(self) -> int:
-        return self._log.read_text().count("session opened")
-
-    def bytes_read(self, name: str) -> int:
-        found = _READ.findall(self._log.read_text())
-        return sum(int(size) for path, size in found if path.endswith(f"/{name}"))
-
-
-@pytest.fixture
-def archive(sshd_factory, tmp_path) -> Archive:
-    log = tmp_path / "sftp.log"
-    return Archive(sshd_factory(external=True, sftp_arguments=f"-e -l INFO 2>>{log}"), log)
-
-
-@pytest.fixture
-def start_nodes(tmp_path, archive):
-    """Start worker processes, each with a cache of its own, as if on nodes of their own."""
-    started = []
-
-    def start(count: int, *, per_node: int = 1, plugin: bool = True, **options):
-        workers = {
-            number: {
-                "cls": distributed.Nanny,
-                "options": {
-                    "nthreads": 1,
-                    "env": {"PYREMOTEDATA_CACHE_DIR": str(tmp_path / f"node{number // per_node}")},
-                },
-            }
-            for number in range(count)
-        }
-        scheduler = {"cls": distributed.Scheduler, "options": {"dashboard_address": ":0"}}
-        started.append(distributed.SpecCluster(workers=workers, scheduler=scheduler))
-        client = distributed.Client(started[-1])
-        started.append(client)
-        client.wait_for_workers(count, timeout=PATIENCE_S)
-        if plugin:
-            config = str(archive.server.ssh_config)
-            client.register_plugin(StagingPlugin(ssh_config=config, **options))
-        return client
-
-    yield start
-    for one in reversed(started):
-        one.close()
-
-
-def content(file) -> bytes:
-    return Path(file).read_bytes()
-
-
-def on_each(client, function, *args) -> list:
-    """Run a task on every worker at once."""
-    return [
-        client.submit(function, *args, workers=[worker], pure=False)
-        for worker in workers_of(client)
-    ]
-
-
-def workers_of(client) -> list[str]:
-    return sorted(client.nthreads())  # the client's own `scheduler_info` may be empty at times
-
-
-def wait_until(true, what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not true():
-        assert time.monotonic() < deadline, f"waited in vain until {what}"
-        time.sleep(0.02)
+pytest.importorskip("distributed")
 
 
 def test_all_nodes_get_a_file_that_the_archive_sends_once(archive, start_nodes):
@@ -237,13 +154,9 @@ def test_bytes_that_change_on_the_way_are_not_taken(archive, start_nodes):
     assert stats(client, workers=[puller]).total["files"] == 1
 
 
-def test_a_reader_that_dies_is_replaced(archive, relay_factory, start_nodes):
+def test_a_reader_that_dies_is_replaced(archive, relay, start_nodes):
     file, data = archive.make("large", 5_000_000)
-    relay = relay_factory(archive.server.port)
-    host, key = archive.server.known_hosts.read_text().splitlines()[0].split(" ", 1)
-    with open(archive.server.known_hosts, "a") as known:
-        known.write(f"{host.rpartition(':')[0]}:{relay.port} {key}\n")
-    file = RemoteFile(relay.url(file.url), file.size, file.mtime)
+    file = through(relay, file)
     client = start_nodes(2)
     reader, other = workers_of(client)
     relay.stall(after_bytes=1_000_000)
@@ -384,64 +297,3 @@ def test_an_output_is_pulled_from_the_node_that_made_it(archive, start_nodes):
     assert (archive.server.root / "out").read_bytes() == b"made" * 1000
     total = stats(client).total
     assert (total["files"], total["peer_files"]) == (0, 1)
-
-
-# --- locality -----------------------------------------------------------------------------------
-
-
-def where(file) -> str:
-    content(file)
-    return distributed.get_worker().address
-
-
-def test_tasks_prefer_the_node_that_holds_their_file(archive, start_nodes):
-    client = start_nodes(3, locality=True)
-    workers = workers_of(client)
-    placed = {}
-    for number in range(9):
-        file, _ = archive.make(f"f{number}", 1000)
-        placed[RemoteFile(file.url)] = home = workers[number % 3]
-        assert client.submit(where, file, workers=[home]).result() == home
-    for file, home in placed.items():
-        assert client.submit(where, file, pure=False).result() == home
-    assert stats(client).total["files"] == 9
-    assert stats(client).total["peer_files"] == 0
-
-
-def test_tasks_run_elsewhere_when_the_preferred_node_is_gone(archive, start_nodes):
-    client = start_nodes(2, locality=True)
-    home, other = workers_of(client)
-    file, _ = archive.make("a", 1000)
-    assert client.submit(where, file, workers=[home]).result() == home
-    client.retire_workers([home])
-    assert client.submit(where, file, pure=False).result() == other
-
-
-def test_tasks_run_elsewhere_when_the_preferred_node_is_busy(archive, start_nodes, tmp_path):
-    client = start_nodes(2, locality=True)
-    home, other = workers_of(client)
-    file, _ = archive.make("a", 1000)
-    assert client.submit(where, file, workers=[home]).result() == home
-    gate = tmp_path / "gate"
-
-    def use(file, number):
-        place = where(file)
-        (gate.parent / f"started-{number}").touch()
-        deadline = time.monotonic() + PATIENCE_S
-        while not gate.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        return place
-
-    tasks = client.map(use, [file] * 8, range(8))
-    wait_until(lambda: len(list(tmp_path.glob("started-*"))) == 2, "both workers have begun one")
-    gate.touch()
-    assert set(client.gather(tasks)) == {home, other}
-
-
-def test_a_place_that_the_user_has_chosen_is_kept(archive, start_nodes):
-    client = start_nodes(2, locality=True)
-    home, other = workers_of(client)
-    file, _ = archive.make("a", 1000)
-    assert client.submit(where, file, workers=[home]).result() == home
-    assert client.submit(where, file, workers=[other], pure=False).result() == other

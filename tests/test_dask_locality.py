@@ -1,0 +1,71 @@
+"""Locality: tasks prefer nodes that hold their files, and are never kept waiting for them."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from dask_plugin import RemoteFile, stats
+
+from .dask_nodes import PATIENCE_S, content, wait_until, workers_of
+
+distributed = pytest.importorskip("distributed")
+
+
+def where(file) -> str:
+    content(file)
+    return distributed.get_worker().address
+
+
+def test_tasks_prefer_the_node_that_holds_their_file(archive, start_nodes):
+    client = start_nodes(3, locality=True)
+    workers = workers_of(client)
+    placed = {}
+    for number in range(9):
+        file, _ = archive.make(f"f{number}", 1000)
+        placed[RemoteFile(file.url)] = home = workers[number % 3]
+        assert client.submit(where, file, workers=[home]).result() == home
+    for file, home in placed.items():
+        assert client.submit(where, file, pure=False).result() == home
+    assert stats(client).total["files"] == 9
+    assert stats(client).total["peer_files"] == 0
+
+
+def test_tasks_run_elsewhere_when_the_preferred_node_is_gone(archive, start_nodes):
+    client = start_nodes(2, locality=True)
+    home, other = workers_of(client)
+    file, _ = archive.make("a", 1000)
+    assert client.submit(where, file, workers=[home]).result() == home
+    client.retire_workers([home])
+    assert client.submit(where, file, pure=False).result() == other
+
+
+def test_tasks_run_elsewhere_when_the_preferred_node_is_busy(archive, start_nodes, tmp_path):
+    client = start_nodes(2, locality=True)
+    home, other = workers_of(client)
+    file, _ = archive.make("a", 1000)
+    assert client.submit(where, file, workers=[home]).result() == home
+    gate = tmp_path / "gate"
+
+    def use(file, number):
+        place = where(file)
+        (gate.parent / f"started-{number}").touch()
+        deadline = time.monotonic() + PATIENCE_S
+        while not gate.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        return place
+
+    tasks = client.map(use, [file] * 8, range(8))
+    wait_until(lambda: len(list(tmp_path.glob("started-*"))) == 2, "both workers have begun one")
+    gate.touch()
+    assert set(client.gather(tasks)) == {home, other}
+
+
+def test_a_place_that_the_user_has_chosen_is_kept(archive, start_nodes):
+    client = start_nodes(2, locality=True)
+    home, other = workers_of(client)
+    file, _ = archive.make("a", 1000)
+    assert client.submit(where, file, workers=[home]).result() == home
+    assert client.submit(where, file, workers=[other], pure=False).result() == other

@@ -1,0 +1,25 @@
+"""What others can read of a large file that is on its way."""
+
+from __future__ import annotations
+
+from pyremotedata_core import Stat
+from pyremotedata_core.part import Part, read_arrived
+
+SEGMENT = 10
+STAT = Stat("file", 25, 1_600_000_000)
+
+
+def test_whole_segments_of_a_part_can_be_read_until_it_is_published(tmp_path):
+    final = str(tmp_path / "large")
+    part = Part(final)
+    part.resume("sftp://archive/large", STAT, SEGMENT)
+    part.write(memoryview(b"a" * 25), 0)
+    part.note(2)
+    assert read_arrived(final, STAT, 20, 5) == b"a" * 5
+    assert read_arrived(final, STAT, 15, 10) is None, "a segment of it is not there"
+    part.note(1)
+    assert read_arrived(final, STAT, 15, 10) == b"a" * 10
+    assert read_arrived(final, STAT._replace(mtime=1), 15, 10) is None
+    assert read_arrived(str(tmp_path / "other"), STAT, 15, 10) is None
+    part.publish(STAT, fsync=False)
+    assert read_arrived(final, STAT, 15, 10) is None
