@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from .errors import UnsafeName
 
+MAX_NAME = 1024  # characters; no file system takes as many, and listings are kept in memory
 _TEMPORARY = re.compile(r"\.pyremotedata-([0-9a-f]{8})-([0-9a-f]+)\.(part|old|done)")
 
 
@@ -64,10 +65,13 @@ def check_component(name: str, url: str = "") -> str:
     Raises
     ------
     UnsafeName
-        If it is empty, ``.``, ``..``, or holds ``/`` or NUL: it would leave its directory.
+        If it is empty, ``.``, ``..``, or holds ``/`` or NUL: it would leave its directory. And if
+        it is longer than any file system has it.
     """
     if name in ("", ".", "..") or "/" in name or "\0" in name:
         raise UnsafeName(f"the server lists a name that leaves its directory: {name!r}", url)
+    if len(name) > MAX_NAME:
+        raise UnsafeName(f"the server lists a name of {len(name)} characters: {name[:40]!r}…", url)
     return name
 
 

@@ -19,11 +19,17 @@ from typing import BinaryIO
 
 INIT, VERSION, OPEN, CLOSE, READ, WRITE, LSTAT, FSTAT = 1, 2, 3, 4, 5, 6, 7, 8
 OPENDIR, READDIR, REMOVE, MKDIR, REALPATH, STAT, RENAME = 11, 12, 13, 14, 16, 17, 18
-STATUS, HANDLE, DATA, NAME, ATTRS, EXTENDED = 101, 102, 103, 104, 105, 200
+STATUS, HANDLE, DATA, NAME, ATTRS, EXTENDED, EXTENDED_REPLY = 101, 102, 103, 104, 105, 200, 201
 OK, EOF, NO_SUCH_FILE, DENIED, FAILURE = 0, 1, 2, 3, 4
 
 FILE = bytes(range(256)) * 400  # what every file of a liar holds
 DIRECTORY_MODE, FILE_MODE = 0o040755, 0o100644
+# What "limits WHAT" answers to limits@openssh.com.
+LIMITS = {
+    "limits cut": b"\xff" * 5,
+    "limits tiny": struct.pack(">QQQQ", 0, 1, 1, 1),
+    "limits huge": b"\xff" * 32,
+}
 
 
 def main(arguments: list[str]) -> None:
@@ -74,7 +80,9 @@ class Liar:
         for kind, body in packets(sys.stdin.buffer):
             if kind == INIT:
                 version = 2 if self.what == "old" else 3
-                self.send(packet(VERSION, struct.pack(">I", version)))
+                offered = b"limits@openssh.com", b"1"
+                pairs = b"".join(map(string, offered)) if self.what in LIMITS else b""
+                self.send(packet(VERSION, struct.pack(">I", version) + pairs))
             else:
                 request_id, body = struct.unpack(">I", body[:4])[0], body[4:]
                 self.misbehave(kind, request_id, body)
@@ -121,8 +129,12 @@ class Liar:
         if kind in (OPEN, OPENDIR):
             self.listed = False
             handle = b"handle %d" % len(self.batches)
+            if self.what == "long handle":
+                handle = handle.ljust(200_000)
             self.batches[handle] = 0
             return HANDLE, string(handle)
+        if kind == EXTENDED and self.what in LIMITS:
+            return EXTENDED_REPLY, LIMITS[self.what]
         if kind == READDIR:
             return self.listing(take_string(body))
         if kind == READ:
@@ -134,6 +146,7 @@ class Liar:
         if kind != FSTAT and not path.endswith(b".bin"):
             return ATTRS, attributes(0, DIRECTORY_MODE)
         size = 2**63 + 5 if self.what == "giant" or b"giant" in path else len(FILE)
+        size = 2**26 if self.what == "long handle" else size
         return ATTRS, attributes(size, FILE_MODE)
 
     def listing(self, handle: bytes) -> tuple[int, bytes]:
@@ -141,6 +154,9 @@ class Liar:
             return self.part_of_many(handle, int(self.what.split()[1]))
         if self.what == "the same":
             return self.names_reply([b"a.bin", b"b.bin"])
+        if self.what == "long names":
+            self.batches[handle] += 1
+            return self.names_reply([b"%d" % self.batches[handle] + b"x" * 120_000])
         if self.what == "slow":
             time.sleep(0.1)
             self.batches[handle] += 1
@@ -190,7 +206,8 @@ class Liar:
         return (DATA, string(data)) if data else self.status(EOF)
 
     def status(self, code: int) -> tuple[int, bytes]:
-        return STATUS, struct.pack(">I", code) + string(b"so it is") + string(b"en")
+        text = b"" if self.what == "no text" else string(b"so it is") + string(b"en")
+        return STATUS, struct.pack(">I", code) + text
 
     def send(self, data: bytes) -> None:
         sys.stdout.buffer.write(data)

@@ -313,6 +313,8 @@ class LftpSession:
                 os.utime(hole.name, (mtime, mtime))
             except OSError as error:
                 raise from_oserror(error, hole.name) from None
+            except OverflowError:
+                raise ServerRefused(f"a file cannot have {stat.size} bytes", url) from None
             reply = site.run("put -c {} -o {}", hole.name, path)
         if reply.log.sent:
             raise RemoteChanged(

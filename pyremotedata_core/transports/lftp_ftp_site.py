@@ -33,6 +33,7 @@ from .lftp_ftp_text import (
     from_failure,
     parse_answers,
     parse_facts,
+    parse_size,
     parse_time,
     show_time,
 )
@@ -228,12 +229,13 @@ class FtpSite(LftpSite):
         raise error
 
     def _by_looking(self, path: str) -> Stat:
-        size = self.ask(f"SIZE {path}")
-        if size.code == 213 and size.text.strip().isdigit():
+        answer = self.ask(f"SIZE {path}")
+        size = parse_size(answer.text.strip()) if answer.code == 213 else None
+        if size is not None:
             mtime = self._time(path)
             if mtime is None:
-                return self._listed(path) or Stat("file", int(size.text), 0)
-            return Stat("file", int(size.text), mtime)
+                return self._listed(path) or Stat("file", size, 0)
+            return Stat("file", size, mtime)
         reply = self.run("cd {}", path)
         if reply.ok:
             return Stat("directory", 0, 0)

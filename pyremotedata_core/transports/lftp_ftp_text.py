@@ -26,6 +26,7 @@ from .lftp_text import FULL, Failure, Log, cause, utc_seconds
 
 _REPLY = re.compile(r"(\d{3})([ -])(.*)")
 _STAMP = re.compile(r"(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)")
+_SIZE = re.compile(r"[0-9]{1,18}")  # more than any server has
 _KINDS: dict[str, Kind] = {"file": "file", "dir": "directory", "cdir": "directory"}
 _KINDS |= {"pdir": "directory", "os.unix=slink": "link", "os.unix=symlink": "link"}
 
@@ -70,6 +71,11 @@ def parse_time(text: str) -> int | None:
     return utc_seconds(tuple(map(int, match.groups()))) if match else None
 
 
+def parse_size(text: str) -> int | None:
+    """Read a number of bytes; None where it is none, or absurd."""
+    return int(text) if _SIZE.fullmatch(text) else None
+
+
 def show_time(mtime: int) -> str:
     """Return a time as MFMT wants it."""
     return time.strftime("%Y%m%d%H%M%S", time.gmtime(mtime))
@@ -85,14 +91,14 @@ def parse_facts(answer: Answer) -> Stat | None:
         form = found.get("type", "")
         kind = _KINDS.get(form.partition(":")[0], "other")
         mtime = parse_time(found.get("modify", ""))
-        size = found.get("size", found.get("sizd", "0"))
-        if not size.isdigit() or (kind == "file" and ("size" not in found or mtime is None)):
+        size = parse_size(found.get("size", found.get("sizd", "0")))
+        if size is None or (kind == "file" and ("size" not in found or mtime is None)):
             return None
         try:
             mode = int(found["unix.mode"], 8) & 0o7777
         except (KeyError, ValueError):
             mode = None
-        return Stat(kind, int(size), mtime or 0, mode)
+        return Stat(kind, size, mtime or 0, mode)
     return None
 
 
@@ -101,8 +107,8 @@ def parse_facts(answer: Answer) -> Stat | None:
 _HOME = re.compile(r'<--- 257 "((?:[^"]|"")*)"')
 _ASKED = re.compile(r"---> (\w+)")
 _REFUSED = re.compile(r"<--- ([45]\d\d)[ -](.*)")
-_AT = re.compile(r"\s*`.*' at (\d+) ")
-_GOT = re.compile(r"\s*`.*', got (\d+) of ")
+_AT = re.compile(r"\s*`.*' at (\d{1,20}) ")
+_GOT = re.compile(r"\s*`.*', got (\d{1,20}) of ")
 _FAILURE = re.compile(r"(cd|cls|get1?|pget|put|mv|rm|rmdir|mkdir|quote|open): (.*)")
 _MOVES = ("RETR", "STOR", "APPE")
 _JOB = re.compile(r"\s*\[\d+\] |\t")

@@ -28,7 +28,7 @@ from ..names import check_component
 # Single fields rather than -l: the name is the last of them, and nothing follows it.
 LIST = "cls -1 -a --perms --size --block-size=1 --date --time-style=%s"
 
-_ENTRY = re.compile(rb"([-dl])([-rwxsStT]{9}) +(-?\d+) (-?\d+) (.*)", re.DOTALL)
+_ENTRY = re.compile(rb"([-dl])([-rwxsStT]{9}) +(-?\d{1,20}) (-?\d{1,20}) (.*)", re.DOTALL)
 _KINDS: dict[bytes, Kind] = {b"-": "file", b"d": "directory", b"l": "link"}
 
 
@@ -144,15 +144,17 @@ class Failure:
     code: int | None
 
 
-_STATUS = re.compile(rb"---- status code=(\d+)\(")
+# A server's words stand in the log, too, and may look like lines of it: so numbers end somewhere.
+_STATUS = re.compile(rb"---- status code=(\d{1,20})\(")
 _INFO = re.compile(
-    rb"---- file info: size=(-?\d+), date=\w{3} (\w{3}) +(\d+) (\d+):(\d+):(\d+) (-?\d+)"
+    rb"---- file info: size=(-?\d{1,20}), date=\w{3} (\w{3}) +(\d\d?) (\d\d?):(\d\d?):(\d\d?)"
+    rb" (-?\d{1,20})"
 )
-_DATA = re.compile(rb"---- data packet: pos=\d+, size=(\d+)")
-_WRITE = re.compile(rb"---> sending a packet, length=(\d+), type=6\(")
-_HANDLE = re.compile(rb"---- got file handle \w* \((\d+)\)")
-_NAMES = re.compile(rb"---- file name count=(\d+)")
-_TYPE = re.compile(rb"\*\*\*\* got file type (\d+)")
+_DATA = re.compile(rb"---- data packet: pos=\d+, size=(\d{1,20})")
+_WRITE = re.compile(rb"---> sending a packet, length=(\d{1,20}), type=6\(")
+_HANDLE = re.compile(rb"---- got file handle \w* \((\d{1,20})\)")
+_NAMES = re.compile(rb"---- file name count=(\d{1,20})")
+_TYPE = re.compile(rb"\*\*\*\* got file type (\d{1,20})")
 _HOME = b"---- home set to "
 _ON_WIRE = b"---- path on wire is "
 _DISCONNECTED = b"---- Disconnecting"
@@ -240,7 +242,7 @@ class Log:
     def _rare_line(self, line: bytes) -> None:
         if match := _INFO.match(line):
             size, month, day, hour, minute, second, year = match.groups()
-            parts = (int(year), _MONTHS[month], *map(int, (day, hour, minute, second)))
+            parts = (int(year), _MONTHS.get(month, 0), *map(int, (day, hour, minute, second)))
             seconds = utc_seconds(parts)
             if int(size) >= 0 and seconds is not None:  # else it does not say, or says nonsense
                 self.infos.append((int(size), wire_time(seconds)))

@@ -363,10 +363,11 @@ class SftpSession:
             return
         packet, read, write, handles = wire.read_limits(body)
         room = max(packet - 1024, SAFE_CHUNK_BYTES) if packet else CHUNK_BYTES
+        # Who claims less than every server must take would have us ask a million times over.
         if read:
-            self.read_bytes = min(read, room, CHUNK_BYTES)
+            self.read_bytes = max(min(read, room, CHUNK_BYTES), SAFE_CHUNK_BYTES)
         if write:
-            self.write_bytes = min(write, room, CHUNK_BYTES)
+            self.write_bytes = max(min(write, room, CHUNK_BYTES), SAFE_CHUNK_BYTES)
         if handles:
             self.max_operations = max(1, min(MAX_OPERATIONS, handles // 2))
 

@@ -68,7 +68,7 @@ class _One:
         if kind != wire.HANDLE:
             self._bundle.end(self._file, error_of(session, self._file.path, (kind, body)))
             return
-        handle = wire.string(wire.read_string(body, 0)[0])
+        handle = wire.read_handle(body)
         size, offset = self._file.stat.size, 0
         if self._bundle.operation.cancelled:
             self._error, size = cancelled(), 0

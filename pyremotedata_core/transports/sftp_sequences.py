@@ -270,7 +270,7 @@ def _create(
     answer = yield wire.OPEN, path_of(temporary) + wire.u32(flags) + wire.NO_ATTRS
     if answer[0] != wire.HANDLE:
         raise cannot_create(error_of(session, path, answer))
-    closed = yield wire.CLOSE, wire.string(wire.read_string(answer[1], 0)[0])
+    closed = yield wire.CLOSE, wire.read_handle(answer[1])
     expect_ok(session, path, closed)
 
 

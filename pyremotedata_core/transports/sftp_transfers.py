@@ -67,7 +67,7 @@ class Listing:
                 error = ServerRefused(f"not a directory? {error.message}", error.url)
             self._session.finish(self._operation, None, error)
             return
-        self._handle = wire.string(wire.read_string(body, 0)[0])
+        self._handle = wire.read_handle(body)
         for _ in range(4):
             self._ask()
 
@@ -162,7 +162,7 @@ class Download:
             error = error_of(self._session, self._path, (kind, body))
             self._session.finish(self._operation, None, error)
             return
-        self._handle = wire.string(wire.read_string(body, 0)[0])
+        self._handle = wire.read_handle(body)
         self._session.want_reads(self)
 
     def issue(self) -> bool:
@@ -334,7 +334,7 @@ class Upload:
             error = cannot_create(error_of(session, path, (kind, body)))
             session.finish(self._operation, None, error)
             return
-        self._handle = wire.string(wire.read_string(body, 0)[0])
+        self._handle = wire.read_handle(body)
         session.want_writes(self)
 
     def issue(self) -> bool:

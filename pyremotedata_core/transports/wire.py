@@ -29,6 +29,7 @@ _usual = struct.Struct(">IQIIIII")
 head = struct.Struct(">IBI")  # length, type, request id
 
 NO_ATTRS = _u32.pack(0)
+MAX_HANDLE = 256  # bytes, says the protocol; every request repeats them
 
 
 class Garbage(ValueError):
@@ -79,6 +80,14 @@ def read_u32(body: memoryview, at: int = 0) -> int:
         return _u32.unpack_from(body, at)[0]
     except struct.error:
         raise Garbage("a number is cut short") from None
+
+
+def read_handle(body: memoryview) -> bytes:
+    """Unpack the body of a HANDLE reply; return the handle packed, as requests name it."""
+    handle, _ = read_string(body, 0)
+    if len(handle) > MAX_HANDLE:
+        raise Garbage(f"a handle of {len(handle)} bytes")
+    return string(handle)
 
 
 def read_status(body: memoryview) -> tuple[int, str]:
