@@ -142,10 +142,7 @@ class FileJob(Job):
 
     def _expect(self, size: int) -> None:
         """Tell the pool what is to come; 0 when nothing is."""
-        try:
-            pool = self._mover.pool(self._url)
-        except TransferError:
-            return  # no transport serves it: the first operation ends with that
+        pool = self._mover.pool(self._url)
         pool.expected_bytes += size - self._expected
         pool.expected_files += bool(size) - bool(self._expected)
         self._expected = size
@@ -205,7 +202,8 @@ class FileJob(Job):
 
     def _count(self, count: int) -> None:
         self._moved += count
-        self._expect(max(1, self._expected - count) if count > 0 else self._expected)
+        if self._expected and count > 0:
+            self._expect(max(1, self._expected - count))
         if self._on_bytes:
             self._on_bytes(count)
 

@@ -117,7 +117,8 @@ class Pool:
         self._closed = False
         self._dispatch_asked = False
         # What the mover knows is to come, for the decision about more sessions.
-        self.expected_bytes = 0
+        self.waiting_bytes = 0  # of files that have not been begun
+        self.expected_bytes = 0  # of those that move in segments
         self.expected_files = 0
         self._done_bytes = 0
         self._done_files = 0
@@ -314,12 +315,15 @@ class Pool:
         leader = self._find_leader()
         if leader is None or not leader.rtt_s:
             return
-        known_bytes = max(self.expected_bytes, self._queued_bytes)
-        wanted = windows_worth_having(known_bytes, leader.rtt_s)
+        wanted = windows_worth_having(self._known_bytes(), leader.rtt_s)
         for _ in range(min(wanted, self._limit) - len(self._sessions)):
             if not leader.can_share or not self._open(leader):
                 self._can_share = leader.can_share
                 return
+
+    def _known_bytes(self) -> int:
+        # The segments in the queue are among those that are expected.
+        return self.waiting_bytes + max(self.expected_bytes, self._queued_bytes)
 
     def _find_leader(self) -> PoolSession | None:
         return next((s for s in self._sessions if s.opened and s not in self._leader), None)
@@ -500,7 +504,7 @@ class Pool:
         if room <= 0 or not rate:
             return
         queued = sum(len(queue) for queue in self._queues)
-        left_bytes = max(self.expected_bytes, self._queued_bytes)
+        left_bytes = self._known_bytes()
         left_s = max(
             left_bytes / rate_bytes if rate_bytes else 0.0,
             max(self.expected_files, queued) / rate_files if rate_files else 0.0,

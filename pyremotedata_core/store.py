@@ -84,9 +84,8 @@ class Store(FileJob):
         self._resumed = had is not None
         if had is not None:
             self._move_all(had)
-            return
-        self._expect(max(1, self._size))
-        if in_parts:
+        elif in_parts:
+            self._expect(self._size)
             args = (self._temporary, self._url.path, self._overwrite)
             self._submit("create", args, self._created)
         else:

@@ -178,23 +178,23 @@ class SftpSession:
 
         The body of the answer is a view that is only valid during the call.
         """
+        self._send(wire.head.pack(len(body) + 5, kind, self._number(reply, data)) + body)
+
+    def request_write(self, body: bytes, payload: bytes, reply: Reply, data: Any) -> None:
+        """Send a WRITE whose payload is not copied."""
+        length = len(body) + len(payload) + 5
+        self._send(wire.head.pack(length, wire.WRITE, self._number(reply, data)) + body)
+        self._out.append(payload)
+        self._out_bytes += len(payload)
+
+    def _number(self, reply: Reply, data: Any) -> int:
         request_id = self._next_id
         self._next_id = (request_id + 1) & 0xFFFFFFFF
         if not self._pending:
             self.last_heard = time.monotonic()  # silence counts from the first question on
             self._lone_id = request_id
         self._pending[request_id] = (reply, data)
-        self._send(wire.head.pack(len(body) + 5, kind, request_id) + body)
-
-    def request_write(self, body: bytes, payload: bytes, reply: Reply, data: Any) -> None:
-        """Send a WRITE whose payload is not copied."""
-        self.request(wire.WRITE, body, reply, data)
-        # The head counts the payload in: patch the packet just queued.
-        packet = self._out.pop()
-        length = len(body) + 5 + len(payload)
-        self._out.append(struct.pack(">I", length) + packet[4:])
-        self._out.append(payload)
-        self._out_bytes += len(payload)
+        return request_id
 
     def want_reads(self, transfer: Transfer) -> None:
         """Let a download send its requests as the window allows."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import posixpath
 from collections.abc import Callable, Generator
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from ..errors import (
@@ -80,6 +80,7 @@ def url_of(session: SftpSession, path: str) -> str:
     return session.url + encode_path(path)
 
 
+@lru_cache(1024)  # a file's path is sent several times within a short while
 def path_of(path: str) -> bytes:
     """Pack a path as the server is to see it."""
     return wire.string(wire_path(path))
@@ -308,7 +309,6 @@ def publish(
     With ``again`` an attempt before may have done any part of it, and its answer was lost.
     ``dated`` are the answers to `dating`, if it has been asked already.
     """
-    url = url_of(session, path)
     wanted = Stat("file", source.size, source.mtime)
     direct = temporary == path
     try:
@@ -331,7 +331,9 @@ def publish(
             raise error_of(session, path, times_set)
         stat = attrs_of(session, path, checked)
         if stat.size != source.size:
-            raise ServerRefused(f"the server kept {stat.size} of {source.size} bytes", url)
+            raise ServerRefused(
+                f"the server kept {stat.size} of {source.size} bytes", url_of(session, path)
+            )
         try:
             now = os.fstat(source.fd)
         except OSError as error:
@@ -347,7 +349,7 @@ def publish(
                 if again and there.same_content(wanted):
                     yield wire.REMOVE, path_of(temporary)
                     return there
-                raise ServerRefused("exists already", url)
+                raise ServerRefused("exists already", url_of(session, path))
         try:
             yield from _rename(session, temporary, path, aside_name(temporary))
         except RemotePermissionDenied as error:

@@ -6,6 +6,7 @@ import os
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 from ..errors import (
@@ -23,6 +24,7 @@ from ..filters import Filter, TreeOptions
 from ..jobs import Job
 from ..model import Stat, TreeResult
 from ..mover import Mover
+from ..pool import Pool
 from ..spool import Spool
 from ..transports.base import Done
 from ..url import RemoteURL
@@ -127,14 +129,16 @@ class Many(Job):
     def _wait(self, item: Any) -> None:
         """Queue a file; the pool hears what is to come."""
         self._waiting_files.append(item)
-        pool = self._mover.pool(self._url)
-        pool.expected_files += 1
-        pool.expected_bytes += self._file_size(item)
+        self._pool.expected_files += 1
+        self._pool.waiting_bytes += self._file_size(item)
+
+    @cached_property
+    def _pool(self) -> Pool:
+        return self._mover.pool(self._url)
 
     def _forget_waiting(self, item: Any) -> None:
-        pool = self._mover.pool(self._url)
-        pool.expected_files -= 1
-        pool.expected_bytes -= self._file_size(item)
+        self._pool.expected_files -= 1
+        self._pool.waiting_bytes -= self._file_size(item)
 
     def _file_done(self, job: Job, size: int, error: TransferError | None) -> None:
         self._children.discard(job)
