@@ -5,6 +5,7 @@ What both carriers meet at a login is in `test_faults_login`, the rest in the co
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -33,33 +34,111 @@ def works(server, **settings) -> bool:
 def test_an_agent_opens(sshd_factory, tmp_path, monkeypatch):
     server = sshd_factory()
     socket = tmp_path / "agent"
+    with agent(socket, server.key):
+        other = new_key(tmp_path / "other")
+        lines = [
+            ("    IdentityAgent none\n", f"    IdentityAgent {socket}\n"),
+            ("    IdentitiesOnly yes\n", ""),
+            (str(server.key), "none"),
+        ]
+        assert works(server, ssh_config=changed(server, tmp_path / "named", *lines))
+        monkeypatch.setenv("SSH_AUTH_SOCK", str(socket))
+        lines[0] = ("    IdentityAgent none\n", "")
+        assert works(server, ssh_config=changed(server, tmp_path / "config", *lines))
+        # With IdentitiesOnly, keys of the agent that are not named are not offered.
+        lines = [("    IdentityAgent none\n", ""), (str(server.key), str(other))]
+        config = changed(server, tmp_path / "only", *lines)
+        settings = server.settings(carrier="paramiko", ssh_config=config)
+        assert "check user name, key" in str(attempt(server.url(), settings))
+
+
+@contextlib.contextmanager
+def agent(socket: Path, *keys: Path):
+    """An ssh-agent that holds these keys, and the certificates beside them."""
     command = [program("ssh-agent"), "-D", "-a", str(socket)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as agent:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
             deadline = time.monotonic() + WAIT_S
             while not socket.exists():
-                assert agent.poll() is None
+                assert process.poll() is None
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
-            add = [program("ssh-add"), "-q", str(server.key)]
+            add = [program("ssh-add"), "-q", *map(str, keys)]
             subprocess.run(add, check=True, env={**os.environ, "SSH_AUTH_SOCK": str(socket)})
-            other = new_key(tmp_path / "other")
-            lines = [
-                ("    IdentityAgent none\n", f"    IdentityAgent {socket}\n"),
-                ("    IdentitiesOnly yes\n", ""),
-                (str(server.key), "none"),
-            ]
-            assert works(server, ssh_config=changed(server, tmp_path / "named", *lines))
-            monkeypatch.setenv("SSH_AUTH_SOCK", str(socket))
-            lines[0] = ("    IdentityAgent none\n", "")
-            assert works(server, ssh_config=changed(server, tmp_path / "config", *lines))
-            # With IdentitiesOnly, keys of the agent that are not named are not offered.
-            lines = [("    IdentityAgent none\n", ""), (str(server.key), str(other))]
-            config = changed(server, tmp_path / "only", *lines)
-            settings = server.settings(carrier="paramiko", ssh_config=config)
-            assert "check user name, key" in str(attempt(server.url(), settings))
+            yield
         finally:
-            agent.terminate()
+            process.terminate()
+
+
+def keygen(*arguments: str | Path) -> None:
+    subprocess.run([program("ssh-keygen"), "-q", *map(str, arguments)], check=True)
+
+
+def test_a_certificate_opens(sshd_factory, tmp_path):
+    """Beside the key, named by CertificateFile, or in the agent."""
+    authority = new_key(tmp_path / "authority")
+    lines = [f"TrustedUserCAKeys {authority}.pub", "AuthorizedKeysFile none"]
+    server = sshd_factory(lines=lines)
+    for kind in ("ed25519", "ecdsa", "rsa"):
+        key = tmp_path / kind
+        keygen("-t", kind, "-N", "", "-f", key)
+
+        def config(name, *more, key=key):
+            return changed(server, tmp_path / name, (str(server.key), str(key)), *more)
+
+        plain = server.settings(carrier="paramiko", ssh_config=config("plain"))
+        assert "check user name, key" in str(attempt(server.url(), plain))
+        keygen("-s", authority, "-I", "me", "-n", server.user, f"{key}.pub")
+        assert works(server, ssh_config=config("beside"))
+        beside, elsewhere = tmp_path / f"{kind}-cert.pub", tmp_path / "elsewhere"
+        held = ("    IdentityAgent none\n", f"    IdentityAgent {tmp_path / 'held'}\n")
+        with agent(tmp_path / "held", key):
+            private = key.rename(tmp_path / "away")
+            beside.rename(elsewhere)
+            assert works(server, ssh_config=config("agent", held))
+        named = ("Host *\n", f"Host *\n CertificateFile {elsewhere}\n")
+        with agent(tmp_path / "held", private):  # the key without its certificate
+            assert works(server, ssh_config=config("both", held, named))
+        private.rename(key)
+        assert works(server, ssh_config=config("named", named))
+
+
+@pytest.mark.parametrize(
+    ("option", "only", "without"),
+    [
+        ("Ciphers", "aes256-ctr", "-aes256*"),
+        ("MACs", "hmac-sha2-512", "hmac-sha2-256"),
+        ("KexAlgorithms", "ecdh-sha2-nistp256", "-*nistp256"),
+        ("HostKeyAlgorithms", "ssh-ed25519", "ecdsa-sha2-nistp256"),
+    ],
+)
+def test_algorithms_are_those_of_ssh_config(sshd_factory, tmp_path, option, only, without):
+    ciphers = "" if option == "Ciphers" else "Ciphers aes256-ctr"  # others need no MAC
+    server = sshd_factory(lines=[ciphers, f"{option} {only}"])
+
+    def config(value):
+        return changed(server, tmp_path / "config", ("Host *\n", f"Host *\n {option} {value}\n"))
+
+    for value in (only, f"{only},unheard-of", f"^{only}", f"+{only}"):
+        assert works(server, ssh_config=config(value))
+    settings = server.settings(carrier="paramiko", ssh_config=config(without))
+    assert "no protocol or algorithm in common" in str(attempt(server.url(), settings))
+    settings = server.settings(carrier="paramiko", ssh_config=config("unheard-of"))
+    said = str(attempt(server.url(), settings))
+    assert f"{option.lower()} (unheard-of)" in said
+    assert "paramiko knows" in said
+
+
+def test_a_login_that_may_need_gssapi_says_who_can_do_it(sshd_factory, tmp_path):
+    server = sshd_factory()
+    other = new_key(tmp_path / "other")
+    lines = [
+        (str(server.key), str(other)),
+        ("Host *\n", "Host *\n GSSAPIAuthentication yes\n"),
+    ]
+    config = changed(server, tmp_path / "config", *lines)
+    error = attempt(server.url(), server.settings(carrier="paramiko", ssh_config=config))
+    assert "GSSAPIAuthentication needs the program ssh" in str(error)
 
 
 def test_a_proxy_command_is_run_and_ends_with_the_engine(sshd_factory, tmp_path):

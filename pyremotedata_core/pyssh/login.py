@@ -7,14 +7,13 @@ read alike with either carrier.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import paramiko
@@ -31,6 +30,7 @@ from ..errors import (
 )
 from ..url import RemoteURL
 from . import hostkeys
+from .keys import keys_to_offer
 from .site import Site, find_site
 
 WINDOW_BYTES = 16 << 20
@@ -42,7 +42,12 @@ PERSON_S = 300.0
 _JUMPS = 8
 _STEPS = 5  # ways to log in that a server may want one after the other
 _FASTEST = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
-_KEY_TYPES = (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey)
+_SECURITY = {
+    "ciphers": "ciphers",
+    "macs": "digests",
+    "kexalgorithms": "kex",
+    "hostkeyalgorithms": "key_types",
+}
 
 
 @dataclass(frozen=True)
@@ -111,8 +116,8 @@ def _enter(login: Login, site: Site, depth: int, url: RemoteURL) -> paramiko.Tra
         names.append(hostkeys.name_of(site.host, 22))
     files = (*site.known_hosts, *site.global_known_hosts)
     known = [hostkeys.find_entries(name, files) for name in names]
-    _prefer(transport, [entry.kind for entry in known[0] if not entry.marker])
     try:
+        _prefer(transport, site, [entry.kind for entry in known[0] if not entry.marker])
         transport.start_client(timeout=limit_s)
         _check_host_key(site, transport.get_remote_server_key(), names[0], known, url.server)
         _authenticate(transport, login, site)
@@ -198,17 +203,48 @@ def _jump(login: Login, site: Site, depth: int) -> Any:
         raise type(_explain(error, jump))(text) from None
 
 
-def _prefer(transport: paramiko.Transport, known: list[str]) -> None:
-    """Ask for the host keys that are known, as ssh does, and for the fastest ciphers."""
+def _prefer(transport: paramiko.Transport, site: Site, known: list[str]) -> None:
+    """Ask for what ssh_config says; else for the host keys that are known, and fast ciphers."""
     security = transport.get_security_options()
+    for option, field in _SECURITY.items():
+        if option in site.algorithms:
+            chosen = _choose(site.algorithms[option], security, field)
+            if not chosen:
+                raise ConfigurationError(
+                    f"paramiko knows nothing of what ssh_config has for {option}"
+                    f" ({site.algorithms[option]}); its own: {', '.join(getattr(security, field))}"
+                )
+            setattr(security, field, chosen)
     types = ["rsa-sha2" if kind == "ssh-rsa" else kind for kind in known]
 
     def is_new(algorithm: str) -> bool:
         return not any(algorithm.startswith(kind) for kind in types)
 
-    security.key_types = tuple(sorted(security.key_types, key=is_new))
-    fast = tuple(name for name in _FASTEST if name in security.ciphers)
-    security.ciphers = fast + tuple(name for name in security.ciphers if name not in fast)
+    if "hostkeyalgorithms" not in site.algorithms:
+        security.key_types = tuple(sorted(security.key_types, key=is_new))
+    if "ciphers" not in site.algorithms:
+        fast = tuple(name for name in _FASTEST if name in security.ciphers)
+        security.ciphers = fast + tuple(name for name in security.ciphers if name not in fast)
+
+
+def _choose(
+    written: str, security: paramiko.transport.SecurityOptions, field: str
+) -> tuple[str, ...]:
+    """Return the algorithms of an option of ssh_config: a list, or a change (+, -, ^) of ours."""
+    own = getattr(security, field)
+    names = written.lstrip("+-^").split(",")
+    if written.startswith("-"):
+        return tuple(one for one in own if not any(fnmatchcase(one, name) for name in names))
+    known = []
+    for name in names:
+        for form in (name, f"{name}@libssh.org"):  # as curve25519-sha256 was called at first
+            with contextlib.suppress(ValueError):
+                setattr(security, field, (form,))
+                known.append(form)
+                break
+    setattr(security, field, own)
+    others = [name for name in own if name not in known]
+    return tuple({"+": [*own, *known], "^": [*known, *others]}.get(written[:1], known))
 
 
 # --- the server's key ---------------------------------------------------------------------------
@@ -262,15 +298,18 @@ def _authenticate(transport: paramiko.Transport, login: Login, site: Site) -> No
             return
         allowed = further  # this was one of several steps
     text = f"{site.user}@{site.host}: Permission denied ({','.join(allowed)})."
+    if site.gssapi:
+        text += " GSSAPIAuthentication needs the program ssh; paramiko cannot do it."
     raise from_ssh_stderr(text, "")
 
 
 def _offer_keys(transport: paramiko.Transport, login: Login, site: Site) -> list[str] | None:
     offered = set()
-    for key in _keys(login, site):
-        if key.asbytes() in offered:
+    for key in keys_to_offer(site, login.answer):
+        shown = key.public_blob.key_blob if key.public_blob else key.asbytes()
+        if shown in offered:
             continue
-        offered.add(key.asbytes())
+        offered.add(shown)
         further = _try(transport, partial(transport.auth_publickey, site.user, key))
         if further is not None:
             return further
@@ -308,60 +347,6 @@ def _try(transport: paramiko.Transport, attempt: Callable[[], list[str]]) -> lis
                 " not tried again"
             ) from None
         return None
-
-
-def _keys(login: Login, site: Site) -> Iterator[paramiko.PKey]:
-    """Yield the keys to offer: those of the agent first, as they cost no passphrase."""
-    if site.agent:
-        wanted = {_public_blob(path) for path in site.keys}
-        os.environ["SSH_AUTH_SOCK"] = site.agent
-        held: list[paramiko.PKey] = []
-        with contextlib.suppress(paramiko.SSHException):
-            held = list(paramiko.Agent().get_keys())
-        held.sort(key=lambda key: key.asbytes() not in wanted)
-        yield from [key for key in held if not site.identities_only or key.asbytes() in wanted]
-    for path in site.keys:
-        if (key := _load(login, path)) is not None:
-            yield key
-
-
-def _public_blob(path: str) -> bytes:
-    public = path if path.endswith(".pub") else f"{path}.pub"
-    try:
-        return paramiko.pkey.PublicBlob.from_file(public).key_blob
-    except (OSError, ValueError, IndexError):
-        return b""
-
-
-def _load(login: Login, path: str) -> paramiko.PKey | None:
-    """Return a private key; None if there is none, or no passphrase for it."""
-    if not Path(path).is_file():
-        return None
-    passphrase = None
-    try:
-        encrypted = _is_encrypted(path)
-        if encrypted:
-            passphrase = login.answer(f"Enter passphrase for key '{path}': ")
-            if passphrase is None:
-                return None
-    except OSError:
-        return None
-    for cls in _KEY_TYPES:
-        with contextlib.suppress(paramiko.SSHException, ValueError, OSError):
-            return cls.from_private_key_file(path, passphrase)
-    return None
-
-
-def _is_encrypted(path: str) -> bool:
-    for cls in _KEY_TYPES:
-        try:
-            cls.from_private_key_file(path)
-        except paramiko.PasswordRequiredException:
-            return True
-        except (paramiko.SSHException, ValueError):
-            continue
-        return False
-    return False
 
 
 def _explain(error: Exception, site: Site) -> TransferError:

@@ -16,6 +16,7 @@ import paramiko
 
 from ..errors import ConfigurationError
 
+ALGORITHMS = ("ciphers", "macs", "kexalgorithms", "hostkeyalgorithms")
 METHODS = ("publickey", "keyboard-interactive", "password")
 _KEYS = ("id_rsa", "id_ecdsa", "id_ed25519")
 _DEPTH = 16  # of Include
@@ -33,6 +34,13 @@ class Site:
     user : str
     keys : tuple of str
         Paths of private keys.
+    certificates : tuple of str
+        Paths of certificates of users' keys; those that lie beside keys are among them.
+    algorithms : dict
+        What is written about algorithms, by option: ``ciphers``, ``macs``, ``kexalgorithms``,
+        ``hostkeyalgorithms``.
+    gssapi : bool
+        Whether logins by GSSAPI are asked for; there are none without ssh.
     identities_only : bool
         Offer no other keys of the agent.
     agent : str
@@ -58,6 +66,9 @@ class Site:
     port: int
     user: str
     keys: tuple[str, ...]
+    certificates: tuple[str, ...]
+    algorithms: dict[str, str]
+    gssapi: bool
     identities_only: bool
     agent: str
     proxy_command: str
@@ -102,6 +113,7 @@ def find_site(
         files = [key]
     elif "identityfile" not in options:
         files = [f"~/.ssh/{key_name}" for key_name in _KEYS]
+    keys = tuple(os.path.expanduser(path.strip('"')) for path in files)
     agent = options.get("identityagent", "SSH_AUTH_SOCK")
     if agent in ("SSH_AUTH_SOCK", "$SSH_AUTH_SOCK"):
         agent = os.environ.get("SSH_AUTH_SOCK", "")
@@ -111,7 +123,13 @@ def find_site(
         host=options["hostname"],
         port=int(options.get("port", 22)),
         user=options.get("user") or pwd.getpwuid(os.getuid()).pw_name,
-        keys=tuple(os.path.expanduser(path.strip('"')) for path in files),
+        keys=keys,
+        certificates=(
+            *(f"{key.removesuffix('.pub')}-cert.pub" for key in keys),
+            *words("certificatefile", ""),
+        ),
+        algorithms={option: options[option] for option in ALGORITHMS if option in options},
+        gssapi=_yes(options, "gssapiauthentication", False),
         identities_only=bool(key) or _yes(options, "identitiesonly", False),
         agent="" if agent.lower() == "none" else os.path.expanduser(agent.strip('"')),
         proxy_command=options.get("proxycommand", ""),
