@@ -11,7 +11,7 @@ from typing import NamedTuple
 from dask.base import tokenize
 from distributed import Client
 
-from benchmarks.transfer import Place
+from benchmarks.peers import Place
 from dask_plugin import RemoteFile
 from dask_plugin.walk import handles_in
 from pyremotedata_core import ConnectionSettings, RemoteURL, TransferEngine

@@ -47,7 +47,8 @@ from benchmarks.dask_limits import (
     median_limits,
     submit_s,
 )
-from benchmarks.transfer import MIB, Place, place_at
+from benchmarks.peers import Place
+from benchmarks.transfer import MIB, place_at
 from workflows.embedded_sshd import EmbeddedSshd
 
 OURS = "pyremotedata"

@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from benchmarks.charts import draw_bars
 from benchmarks.peers import (
@@ -229,7 +230,7 @@ class Outcome:
             f" Python {platform.python_version()}, {rounds} alternating rounds after a warm-up"
         )
         self.tables: list[str] = []
-        self.results: list[dict] = []
+        self.results: list[dict[str, Any]] = []
 
     def add(self, case: str, round_trip_ms: float, data: Path, cells: list[Cell]) -> None:
         """Print a table: median, spread, rate, memory, and how the first tool compares."""

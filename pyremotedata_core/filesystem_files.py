@@ -18,7 +18,7 @@ from fsspec.core import OpenFile
 
 from .errors import TransferError, from_oserror
 from .model import Stat
-from .remote import wait_for
+from .placing import wait_for
 from .stream import BLOCK_BYTES, RemoteReader
 
 if TYPE_CHECKING:

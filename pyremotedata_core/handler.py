@@ -27,7 +27,8 @@ from .errors import (
     TransferError,
 )
 from .model import Stat
-from .remote import Remote, raise_failures, wait_for
+from .placing import wait_for
+from .remote import Remote, raise_failures
 from .url import RemoteURL, normalise
 
 _log = logging.getLogger(__name__)

@@ -26,10 +26,11 @@ from typing import Any
 from .config import SECRETS, ConnectionSettings, Secret
 from .errors import TransferError
 from .filters import TreeOptions
+from .jobs import Job
 from .listing import Feed
 from .loop import Loop, Timer
 from .model import Stat
-from .mover import Job, Mover
+from .mover import Mover
 from .ssh import use_owner
 from .url import RemoteURL
 

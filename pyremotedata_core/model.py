@@ -99,5 +99,5 @@ class TreeResult(NamedTuple):
     unchanged: int
     deleted: int
     skipped: list[tuple[str, str]]
-    failed: list[dict]
+    failed: list[dict[str, str]]
     planned: tuple[tuple[str, str], ...] = ()

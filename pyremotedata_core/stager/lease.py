@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ class Pins:
     """
 
     def __init__(self) -> None:
-        self._held: dict[str, list[Any]] = {}  # key: [pin, count]
+        self._held: dict[str, _Held] = {}
         self._later: deque[str] = deque()
         self.begin()
 
@@ -91,20 +92,20 @@ class Pins:
     def add(self, key: str, pin: Pin) -> Pin:
         """Take in a pin and count it once; return the pin to use."""
         with self._lock:
-            held = self._held.setdefault(key, [pin, 0])
-            held[1] += 1
-        if held[0] is not pin:
+            held = self._held.setdefault(key, _Held(pin))
+            held.count += 1
+        if held.pin is not pin:
             pin.release()
-        return held[0]
+        return held.pin
 
     def borrow(self, key: str) -> Pin | None:
         """Count once more a pin that is held, if its file is there; return it."""
         with self._lock:
             held = self._held.get(key)
-            if held is None or not held[0].path.exists():
+            if held is None or not held.pin.path.exists():
                 return None
-            held[1] += 1
-            return held[0]
+            held.count += 1
+            return held.pin
 
     def give_back(self, key: str) -> None:
         """Count once less; the last one releases the pin."""
@@ -128,7 +129,13 @@ class Pins:
 
     def _give_back(self, key: str) -> None:
         held = self._held[key]
-        held[1] -= 1
-        if held[1] == 0:
+        held.count -= 1
+        if held.count == 0:
             del self._held[key]
-            held[0].release()
+            held.pin.release()
+
+
+@dataclass
+class _Held:
+    pin: Pin
+    count: int = 0

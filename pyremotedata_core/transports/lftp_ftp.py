@@ -27,17 +27,7 @@ from .lftp_text import Log
 
 
 class FtpSession(LftpSession):
-    """One lftp process with one login at an FTP server; a `BlockingSession`.
-
-    One thread calls its methods, except `kill` and `alive`.
-
-    Parameters
-    ----------
-    url : RemoteURL
-        Of the server; its path does not matter.
-    settings : ConnectionSettings
-        Already those of the server.
-    """
+    """An `LftpSession` at an FTP server."""
 
     _site: FtpSite
 
