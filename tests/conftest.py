@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from pyremotedata_core import TransferEngine
+from pyremotedata_core.config import ENV, VARIABLES
 from workflows.embedded_sshd import descendants
 
 from .command import here, make, run, there, url  # noqa: F401 - fixtures
@@ -23,8 +28,14 @@ from .relay import Relay
 from .servers import ChrootSshd, ScriptedSshd, Sshd, processes_with
 from .sites import SITES, SOMETIMES, SOMETIMES_ALWAYS, Site, temporaries
 
-_OWN_CHILDREN_OF_PYTHON = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
+T = TypeVar("T")
 LEAK_TIMEOUT_S = 5.0
+PLACES = {
+    "XDG_CONFIG_HOME": "config",
+    "XDG_CACHE_HOME": "cache",
+    "XDG_STATE_HOME": "state",
+    "LFTP_HOME": "lftp",
+}
 # Whatever is started inherits it, and so can be found when it has lost its parent.
 RUN_MARK = f"TEST_RUN={secrets.token_hex(8)}"
 os.environ.update([RUN_MARK.split("=")])
@@ -42,6 +53,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.full)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _forked_workers() -> Iterator[None]:
+    """Have Dask fork its workers from one process: a spawned one imports for most of a second.
+
+    Of their tests' environment they get what our settings and places are read from.
+    """
+    if dask := sys.modules.get("dask"):
+        suffixes = (*VARIABLES, "CONFIG", "AUTO")
+        names = [*(ENV + suffix for suffix in suffixes), *PLACES]
+        method = {"distributed.worker.multiprocessing-method": "forkserver"}
+        with dask.config.set(method | {"distributed.nanny.environ": dict.fromkeys(names, "")}):
+            yield
+    else:
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory):
     """Keep the settings of the user who runs the tests out of them."""
@@ -51,12 +78,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.T
     for name in ("SSH_ASKPASS", "SSH_AUTH_SOCK", "DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     home = tmp_path_factory.mktemp("home")
-    for name, below in (
-        ("XDG_CONFIG_HOME", "config"),
-        ("XDG_CACHE_HOME", "cache"),
-        ("XDG_STATE_HOME", "state"),
-        ("LFTP_HOME", "lftp"),
-    ):
+    for name, below in PLACES.items():
         monkeypatch.setenv(name, str(home / below))
     monkeypatch.setenv("PYREMOTEDATA_CACHE_DIR", str(home / "staged"))
     monkeypatch.setenv("PYREMOTEDATA_AUTO", "yes")
@@ -83,16 +105,7 @@ def remote_directory(sshd: Sshd, request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def sshd_factory() -> Iterator[Callable[..., Sshd]]:
     """Start further servers, with options of `Sshd`; they end with the test."""
-    servers: list[Sshd] = []
-
-    def make(**options) -> Sshd:
-        server = Sshd(**options)
-        servers.append(server)
-        return server.start()
-
-    yield make
-    for server in servers:
-        server.stop()
+    yield from _started(Sshd)
 
 
 @pytest.fixture(scope="session")
@@ -112,16 +125,7 @@ def chroot_factory() -> Iterator[Callable[..., ChrootSshd]]:
     """Make further chrooted accounts, each with a server of its own; root only."""
     if os.getuid() != 0:
         pytest.skip("a chrooted account can only be made by root")
-    servers: list[ChrootSshd] = []
-
-    def make(**options) -> ChrootSshd:
-        server = ChrootSshd(**options)
-        servers.append(server)
-        return server.start()
-
-    yield make
-    for server in servers:
-        server.stop()
+    yield from _started(ChrootSshd)
 
 
 @pytest.fixture(scope="session")
@@ -162,16 +166,7 @@ def ftplist() -> Iterator[FtpServer]:
 @pytest.fixture
 def ftp_factory() -> Iterator[Callable[..., FtpServer]]:
     """Start further FTP servers, with options of `FtpServer`; they end with the test."""
-    servers: list[FtpServer] = []
-
-    def make(**options) -> FtpServer:
-        server = FtpServer(**options)
-        servers.append(server)
-        return server.start()
-
-    yield make
-    for server in servers:
-        server.stop()
+    yield from _started(FtpServer)
 
 
 @pytest.fixture(scope="module", params=SITES)
@@ -198,16 +193,19 @@ def site(_site: Site, request: pytest.FixtureRequest, tmp_path: Path) -> Iterato
 @pytest.fixture
 def relay_factory() -> Iterator[Callable[..., Relay]]:
     """Start relays to a port: ``relay_factory(server.port, one_way_ms=10)``."""
-    relays: list[Relay] = []
+    yield from _started(Relay)
 
-    def make(target_port: int, **options) -> Relay:
-        relay = Relay(target_port, **options)
-        relays.append(relay)
-        return relay.start()
 
-    yield make
-    for one in relays:
-        one.stop()
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB; skipped where we are not root."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)]
+    if os.getuid() or subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("only root can mount a small file system")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -230,6 +228,18 @@ def _engines_of_one_module() -> Iterator[None]:
     _close_shared_engines()
 
 
+def _started(kind: type[T]) -> Iterator[Callable[..., T]]:
+    """Hand out a function that makes and starts servers; stop them in the end."""
+    with contextlib.ExitStack() as ends:
+
+        def make(*args, **options) -> T:
+            server = kind(*args, **options)
+            ends.callback(server.stop)
+            return server.start()
+
+        yield make
+
+
 def _place_for(request: pytest.FixtureRequest) -> str:
     stem = "".join(c if c.isascii() and c.isalnum() else "_" for c in request.node.name)[:40]
     return f"{stem}-{time.monotonic_ns()}"
@@ -238,12 +248,13 @@ def _place_for(request: pytest.FixtureRequest) -> str:
 def _children() -> dict[int, str]:
     """Return what this run has started, also what has lost its parent: command by pid."""
     found = {}
-    for pid in {*descendants(os.getpid()), *processes_with(RUN_MARK)} - {os.getpid()}:
+    own = {os.getpid(), forkserver._forkserver._forkserver_pid}
+    for pid in {*descendants(os.getpid()), *processes_with(RUN_MARK)} - own:
         try:
             command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
         except OSError:
             continue
-        if command and not any(name in command for name in _OWN_CHILDREN_OF_PYTHON):
+        if command and "multiprocessing.resource_tracker" not in command:
             found[pid] = command.strip()
     return found
 

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from pyremotedata_core import ConnectionSettings, Secret
@@ -107,12 +106,7 @@ class FtpServer:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def settings(self, **more: Any) -> ConnectionSettings:

@@ -17,6 +17,7 @@ from pyremotedata_core import RemoteChanged, RemoteFileNotFound
 from pyremotedata_core.filesystem import RemoteFileSystem
 from pyremotedata_core.stream import BLOCK_BYTES
 
+from .forks import in_a_fork
 from .test_readme import archive, block, run  # noqa: F401
 
 CANARY = "canary-5a1f"
@@ -49,23 +50,6 @@ def table(rows: int, first: int = 0) -> bytes:
 
 
 # --- processes ----------------------------------------------------------------------------------
-
-
-def in_a_fork(work) -> str:
-    """Run in a forked child; return "" or what went wrong."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-        except BaseException as error:
-            os.write(writing, repr(error).encode()[:4000])
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as file:
-        said = file.read().decode()
-    os.waitpid(pid, 0)
-    return said
 
 
 def test_a_forked_child_reads_and_writes_with_the_same_objects(fs, place):

@@ -26,6 +26,7 @@ from pyremotedata_core import (
 )
 from workflows.embedded_sshd import descendants
 
+from .forks import in_a_fork
 from .sites import WAIT_S, temporaries, tree
 
 LARGE = 24 * 2**20
@@ -283,23 +284,6 @@ def test_ctrl_c_is_the_callers_business(engine, sshd):
 
 
 # --- forks ----------------------------------------------------------------------------------
-
-
-def in_a_fork(work: Callable[[], object]) -> str:
-    """Run in a forked child; return "" or what went wrong."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-        except BaseException as error:
-            os.write(writing, repr(error).encode()[:4000])
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as file:
-        said = file.read().decode()
-    os.waitpid(pid, 0)
-    return said
 
 
 def test_a_forked_child_has_an_engine_of_its_own(engine, sshd, remote_directory, tmp_path):

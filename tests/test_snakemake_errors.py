@@ -296,20 +296,6 @@ def wait_until(condition, timeout_s=30.0):
         time.sleep(0.02)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 2 MiB."""
-    if os.getuid() != 0:
-        pytest.skip("only root can mount a small file system")
-    place = tmp_path / "disk"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
-    if subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("mounting is not allowed here")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
-
-
 def test_a_full_disk_of_the_server(workflow, small_disk):
     full = workflow.remote_path("full")
     full.symlink_to(small_disk)
@@ -317,7 +303,7 @@ def test_a_full_disk_of_the_server(workflow, small_disk):
         """
         rule big:
             output: storage("@URL@/full/out.bin")
-            shell: "head -c 4000000 /dev/zero > {output}"
+            shell: "head -c 10000000 /dev/zero > {output}"
         """
     )
     workflow.run().failed("Failed to store output in sftp://", "/full/out.bin: ", "disk")
@@ -325,7 +311,7 @@ def test_a_full_disk_of_the_server(workflow, small_disk):
 
 
 def test_a_full_disk_here(workflow, small_disk):
-    workflow.make_remote("in.txt", os.urandom(4_000_000))
+    workflow.make_remote("in.txt", os.urandom(10_000_000))
     workflow.write(COPY, INPUT=workflow.server.url(f"{workflow.remote}/in.txt"))
     prefix = ("--local-storage-prefix", str(small_disk / "copies"))
     workflow.run(*prefix).failed("Cannot store", "in.txt", "--wait-for-free-local-storage")
