@@ -10,7 +10,6 @@ import logging
 import os
 import posixpath
 import re
-import shutil
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -26,6 +25,7 @@ from .errors import (
     ServerRefused,
     TransferError,
 )
+from .local import remove_local
 from .model import Stat
 from .placing import wait_for
 from .remote import Remote, raise_failures
@@ -422,14 +422,6 @@ class IOHandler:
                 wait_for(self._remote.engine.store(file.name, self._directory.join(INDEX)))
             except RemotePermissionDenied as error:
                 _log.warning("The index of files cannot be kept on the server: %s", error)
-
-
-def remove_local(path: Path) -> None:
-    """Remove a local file or tree; a link is removed, not followed; a missing one is no error."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _one_for_each(destination: Paths | None, count: int) -> list[str]:

@@ -9,7 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from .handler import IOHandler, remove_local
+from .handler import IOHandler
+from .local import remove_local
 from .stream import stream_files
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import shutil
 
 from .errors import LocalStorageFull, TransferError, from_oserror
 from .names import local_parent
@@ -36,6 +38,25 @@ def _not_a_directory(path: str) -> TransferError | None:
     return TransferError(
         f"{path}: is {kind}, but one is needed there; move it away, or choose another destination"
     )
+
+
+def remove_local(path: str | os.PathLike[str]) -> None:
+    """Remove a file, or a directory with all that is in it; a missing one is no error.
+
+    A link is removed, not followed.
+
+    Raises
+    ------
+    TransferError
+    """
+    try:
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+    except OSError as error:
+        raise from_oserror(error, path) from None
 
 
 def check_target(final: str, size: int) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
 from functools import partial
 from typing import Any
 
@@ -18,7 +16,7 @@ from ..fetch import Fetch
 from ..filters import TreeOptions
 from ..jobs import Job
 from ..listing import ListDirectory
-from ..local import make_directory
+from ..local import make_directory, remove_local
 from ..model import Entry, Stat
 from ..mover import Mover
 from ..names import is_temporary
@@ -154,7 +152,7 @@ class FetchTree(Tree):
         if self._dry_run:
             self._plan("delete", path)
         else:
-            _remove_local(local)
+            remove_local(local)
             self._deleted += 1
 
     def _consider(self, path: str, stat: Stat) -> None:
@@ -308,14 +306,3 @@ class _Directory:
     def below(self, name: str) -> str:
         """Return the path of an entry."""
         return f"{self.path}/{name}" if self.path else name
-
-
-def _remove_local(path: str) -> None:
-    try:
-        if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path)
-        else:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-    except OSError as error:
-        raise from_oserror(error, path) from None

@@ -1,22 +1,13 @@
-"""Local copies: what they tell of the remote file, and how they go."""
+"""Local copies: what they tell of the remote file."""
 
 from __future__ import annotations
 
 import contextlib
-import shutil
 from pathlib import Path
 
 from pyremotedata_core.model import Stat
 
 from .trees import TIMESTAMP
-
-
-def remove_local(path: Path) -> None:
-    """Remove a local file or directory, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def stat_of_copy(path: Path) -> Stat | None:

@@ -26,12 +26,13 @@ from snakemake_interface_storage_plugins.storage_object import (
 )
 
 from pyremotedata_core.errors import RemoteFileNotFound, TransferError
+from pyremotedata_core.local import remove_local
 from pyremotedata_core.model import Stat
 from pyremotedata_core.url import RemoteURL
 
 from . import changes, sidecar
 from . import query as queries
-from .copies import remove_local, stat_of_copy
+from .copies import stat_of_copy
 from .failures import explain
 from .tally import rate_text, size_text
 from .trees import TIMESTAMP, fetch_directory, tree_bytes, walk
@@ -49,7 +50,7 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
     def __post_init__(self) -> None:
         if "{" not in self.query:  # as in a wildcard
             with contextlib.suppress(TransferError):  # told when it is validated
-                self.provider.lookup.expected.note(self.url)
+                self.provider.expect(self.url)
 
     @property
     def url(self) -> RemoteURL:
