@@ -89,16 +89,30 @@ class TransferEngine:
         """Whether `close` was called."""
         return self._closed
 
+    def start(self) -> None:
+        """Start the helper process, which takes a moment; nothing is connected to.
+
+        For programs that know early that they will want something. Without it the first request
+        does it.
+        """
+        self._linked()
+
     # --- questions and small changes -------------------------------------------------------
 
     def stat(self, url: AnyURL, *, follow: bool = True) -> Future[Stat]:
         """Ask what a file is; a missing one costs one request and is `RemoteFileNotFound`."""
         return self._request("stat", (_plain(url), follow), _to_stat)
 
-    def scandir(self, url: AnyURL) -> Future[list[Entry]]:
+    def scandir(self, url: AnyURL, *, explain: bool = True) -> Future[list[Entry]]:
         """List a directory. Links are not followed; our own temporary files are not listed.
 
         More than a million entries are `ServerRefused`: a list of them takes half a GiB.
+
+        Parameters
+        ----------
+        url : str or RemoteURL
+        explain : bool
+            Where there is no such directory, ask whether it is a file, which is another error.
         """
         entries: list[Entry] = []
 
@@ -108,7 +122,7 @@ class TransferEngine:
                 raise ServerRefused(f"holds more than {MAX_LISTED} entries; use iterdir", str(url))
             more(len(rows))
 
-        return self._request("iterdir", (_plain(url),), lambda _: entries, on_batch=take)
+        return self._request("iterdir", (_plain(url), explain), lambda _: entries, on_batch=take)
 
     def iterdir(self, url: AnyURL) -> Entries:
         """Return an iterator of the entries of a directory, in bounded memory.
@@ -123,7 +137,7 @@ class TransferEngine:
             It yields each `Entry` as the server lists them, and raises what `scandir` would.
             Closing it (``with``, or `close`) ends the listing.
         """
-        return Entries(partial(self._request, "iterdir", (_plain(url),), _same))
+        return Entries(partial(self._request, "iterdir", (_plain(url), True), _same))
 
     def realpath(self, url: AnyURL) -> Future[str]:
         """Ask for the server's canonical form of a path."""
@@ -357,16 +371,19 @@ class TransferEngine:
         on_batch: OnBatch | None = None,
     ) -> Future[Any]:
         for _ in range(2):
-            with self._lock:
-                if self._closed:
-                    raise ConnectionLost("the engine is closed", retryable=False)
-                if self._link is None or self._link.ended:
-                    self._link = Link(self.settings, self._in_process, self._ask, self._keep)
-                link = self._link
+            link = self._linked()
             future = link.request(method, args, convert, on_progress, on_batch, background)
             if future is not None:
                 return future
         raise ConnectionLost("the helper process ends as soon as it starts")
+
+    def _linked(self) -> Link:
+        with self._lock:
+            if self._closed:
+                raise ConnectionLost("the engine is closed", retryable=False)
+            if self._link is None or self._link.ended:
+                self._link = Link(self.settings, self._in_process, self._ask, self._keep)
+            return self._link
 
     def _after_fork(self) -> None:
         self._lock = threading.Lock()

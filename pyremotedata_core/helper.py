@@ -166,7 +166,8 @@ class Server:
         elif method == "iterdir":
             assert self._mover is not None
             send, done = partial(self._batch, request_id), partial(self._done, request_id)
-            self._jobs[request_id] = Feed(self._mover, _url(*args), send, done)
+            url, explain = args
+            self._jobs[request_id] = Feed(self._mover, _url(url), send, done, explain=explain)
         else:
             assert self._mover is not None
             done = partial(self._done, request_id)

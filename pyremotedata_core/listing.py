@@ -34,7 +34,9 @@ class ListDirectory(Job):
     done : callable
         Called once, in the end, with (None, error).
     raw : bool
-        Our own temporary files are listed, too, and a missing directory is not looked into.
+        Our own temporary files are listed, too.
+    explain : bool
+        Where there is no such directory, ask whether it is a file, which is another error.
 
     Attributes
     ----------
@@ -43,11 +45,19 @@ class ListDirectory(Job):
     """
 
     def __init__(
-        self, mover: Mover, url: RemoteURL, take: Take, done: Done, *, raw: bool = False
+        self,
+        mover: Mover,
+        url: RemoteURL,
+        take: Take,
+        done: Done,
+        *,
+        raw: bool = False,
+        explain: bool = True,
     ) -> None:
         super().__init__(mover, url, done)
         self._take = take
         self._raw = raw
+        self._explains = explain and not raw
         # A server may name one twice, and a listing begins anew after a lost connection.
         self.seen = NameSet()
         self._submit("scandir", (url.path, self._took), self._listed)
@@ -61,7 +71,7 @@ class ListDirectory(Job):
             self._take(fresh)
 
     def _listed(self, _: Any, error: TransferError | None) -> None:
-        if isinstance(error, RemoteFileNotFound) and not self._raw and not self.cancelled:
+        if isinstance(error, RemoteFileNotFound) and self._explains and not self.cancelled:
             self._submit("stat", (self._url.path, True), partial(self._explain, error))
         else:
             self._end(None, error)
@@ -86,10 +96,18 @@ class Feed:
         Called with each batch of rows: (name, kind, size, mtime, mode).
     done : callable
         Called once, after the last batch, with (None, error).
+    explain : bool
+        As for `ListDirectory`.
     """
 
     def __init__(
-        self, mover: Mover, url: RemoteURL, send: Callable[[list[Row]], None], done: Done
+        self,
+        mover: Mover,
+        url: RemoteURL,
+        send: Callable[[list[Row]], None],
+        done: Done,
+        *,
+        explain: bool = True,
     ) -> None:
         self._send = send
         self._done: Done | None = done
@@ -97,7 +115,7 @@ class Feed:
         self._waiting = Spool()
         self._ended = False
         self._error: TransferError | None = None
-        self._job = ListDirectory(mover, url, self._took, self._listed)
+        self._job = ListDirectory(mover, url, self._took, self._listed, explain=explain)
 
     def more(self, count: int) -> None:
         """The reader has taken so many entries."""

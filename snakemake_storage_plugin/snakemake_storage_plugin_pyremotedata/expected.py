@@ -37,6 +37,11 @@ class Expected:
         with self._lock:
             return len(self._names.get(directory, ()))
 
+    def count_below(self, above: RemoteURL) -> int:
+        """Return how many directories right below ``above`` hold names that were not taken."""
+        with self._lock:
+            return len(self._below.get(above, ()))
+
     def take(self, above: RemoteURL, at_most: int) -> list[tuple[RemoteURL, list[str]]]:
         """Return directories right below ``above`` and their names, each directory only once."""
         with self._lock:

@@ -46,6 +46,11 @@ class Host:
         return cls()
 
     @property
+    def is_main_process(self) -> bool:
+        """Whether this process schedules the jobs."""
+        return bool(getattr(self._workflow, "is_main_process", False))
+
+    @property
     def is_remote_job(self) -> bool:
         """Whether this process runs a job for the main process, perhaps on another node."""
         return bool(getattr(self._workflow, "remote_exec", False))
@@ -74,7 +79,7 @@ class Host:
         first one all are finished. None for logs, which are stored for failed jobs, too.
         """
         try:
-            if not self._workflow.is_main_process:
+            if not self.is_main_process:
                 return []
             job = self._job(storage_object)
             return [

@@ -59,18 +59,25 @@ class Lookup:
         known = self.memory.recall(url)
         if known is not None:
             return known.stat
-        directory = url.parent
+        asked_at = time.monotonic()
+        directory, above = url.parent, url.parent.parent
         self._look_ahead(directory)
         if self.memory.should_list(url, self.expected.count(directory)):
-            if await wait(_follow(self._ask_shared("scandir", directory))):
-                known = self.memory.recall(url)
+            listing = self._ask_shared("scandir", directory)
+            looking = self._look_above(above)
+            if await wait(_follow(listing)):
+                known = self.memory.recall(url, asked_at)
+            if looking is not None and known is not None and known.stat is None:
+                await wait(_follow(looking))
         elif ("stat", url) in self._running:
             await wait(_follow(self._ask_shared("stat", url)))
-            known = self.memory.recall(url)
+            known = self.memory.recall(url, asked_at)
         stat = known.stat if known is not None else await self.ask(url, wait)
         # Outputs often have directories of their own, none of which exists before the first run.
-        if stat is None and self.memory.should_list_above(directory):
-            await wait(_follow(self._ask_shared("scandir", directory.parent)))
+        top = self.memory.recall(above)
+        exists = top is None or top.stat is not None
+        if stat is None and exists and self.memory.should_list_above(directory):
+            await wait(_follow(self._ask_shared("scandir", above)))
         return stat
 
     async def ask(self, url: RemoteURL, wait: Wait) -> Stat | None:
@@ -82,6 +89,13 @@ class Lookup:
             stat = None
         self.memory.remember(url, stat, asked_at)
         return stat
+
+    def _look_above(self, above: RemoteURL) -> Future[bool] | None:
+        """Ask at the same time whether there is anything, where more directories are expected."""
+        known = self.memory.recall(above) is not None or self.memory.has_asked(above)
+        if known or not self._looks_ahead or self.expected.count_below(above) < 2:
+            return None
+        return self._ask_shared("stat", above)
 
     def _look_ahead(self, directory: RemoteURL) -> None:
         """Ask about the neighbours of a directory, if some of them had what was asked for."""
@@ -103,7 +117,11 @@ class Lookup:
             if shared is not None:
                 return shared
             asked_at = time.monotonic()
-            asked: Future[Any] = getattr(self._engine(), question)(url)
+            asked: Future[Any]
+            if question == "scandir":
+                asked = self._engine().scandir(url, explain=False)
+            else:
+                asked = self._engine().stat(url)
             shared = self._running[question, url] = Future()
         learn = self._learn_listing if question == "scandir" else self._learn_stat
 

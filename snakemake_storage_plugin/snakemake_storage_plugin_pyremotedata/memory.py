@@ -74,9 +74,16 @@ class Memory:
         self._small_below: dict[RemoteURL, int] = {}
         self._found_below: dict[RemoteURL, set[RemoteURL]] = {}
 
-    def recall(self, url: RemoteURL) -> Known | None:
-        """Return what may be believed of a file now, None when it must be asked for."""
-        now = time.monotonic()
+    def recall(self, url: RemoteURL, now: float | None = None) -> Known | None:
+        """Return what may be believed of a file, None when it must be asked for.
+
+        Parameters
+        ----------
+        now : float, optional
+            The monotonic time at which it is to be believed, if that is not the present: who has
+            just asked may believe the answer, however long a login made it take.
+        """
+        now = time.monotonic() if now is None else now
         with self._lock:
             known = self._recall(url, now)
             # Nothing is below what is missing.
@@ -86,6 +93,11 @@ class Memory:
                     return above if above.stat is None else None
                 url = parent
             return known
+
+    def was_missing(self, directory_url: RemoteURL) -> bool:
+        """Return whether a directory was missing when it was last heard of, long ago or not."""
+        known = self.recall(directory_url, -math.inf)
+        return known is not None and known.stat is None
 
     def listing(self, directory_url: RemoteURL) -> dict[str, Stat] | None:
         """Return the names that a listing taken just now has found, None if there is none.

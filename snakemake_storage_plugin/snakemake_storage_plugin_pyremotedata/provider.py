@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import sys
 import threading
 from pathlib import Path
@@ -41,6 +42,7 @@ from .tally import Tally
 if TYPE_CHECKING:
     from pyremotedata_core.engine import TransferEngine
     from pyremotedata_core.stager import Stager
+    from pyremotedata_core.url import RemoteURL
 
 
 class StorageProvider(StorageProviderBase):
@@ -88,6 +90,7 @@ class StorageProvider(StorageProviderBase):
         )
         self._lock = threading.Lock()
         self._engine: TransferEngine | None = None
+        self._started = False
         self._stager: Stager | None = None
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> StorageProvider:
@@ -110,6 +113,18 @@ class StorageProvider(StorageProviderBase):
                     # Snakemake cleans nothing up then, which is when we tell otherwise.
                     atexit.register(self._tell_at_exit)
             return self._engine
+
+    def expect(self, url: RemoteURL) -> None:
+        """Note a file of the workflow, which may be asked about soon.
+
+        With the first one the engine's helper is started, so that it is there when the Snakefile
+        has been read; it connects to nothing before the first question. Raises nothing.
+        """
+        self.lookup.expected.note(url)
+        if not self._started and self.host.is_main_process:
+            self._started = True
+            with contextlib.suppress(Exception):  # told when something is asked
+                self.engine().start()
 
     def stager(self) -> Stager:
         """Return this process's stager of the node's cache for the provider's settings.

@@ -57,6 +57,7 @@ class Storing:
         self._host = host
         self._notes = Notes(place, engine, lookup.ask)
         self._done: dict[RemoteURL, Signature] = {}
+        self._making: set[RemoteURL] = set()
 
     def was_stored(self, url: RemoteURL, path: Path) -> bool:
         """Return, once, whether `store` has stored just this and it is unchanged since."""
@@ -98,9 +99,24 @@ class Storing:
         return done
 
     async def _store_file(self, url: RemoteURL, path: Path, wait: Wait) -> tuple[Stored, Stat]:
+        self._make_missing(url.parent)
         got = await wait(self._engine().store(path, url))
         self._lookup.memory.remember(url, got, time.monotonic())
         return Stored(1, got.size), got
+
+    def _make_missing(self, directory: RemoteURL) -> None:
+        """Have directories made that were missing when they were asked about.
+
+        Nobody waits for it: the upload that follows asks for the same if it comes too late, and
+        knows what is wrong if it cannot be done.
+        """
+        missing: list[RemoteURL] = []
+        while directory not in self._making and self._lookup.memory.was_missing(directory):
+            missing.append(directory)
+            self._making.add(directory)
+            directory = directory.parent
+        for each in reversed(missing):
+            self._engine().mkdir(each, parents=False)
 
     async def _store_directory(
         self, url: RemoteURL, path: Path, wait: Wait
@@ -109,6 +125,7 @@ class Storing:
         try:
             # The time stamp goes first: it tells a directory of ours, so that an upload that was
             # broken off can be removed.
+            self._make_missing(url)
             await wait(engine.store(path / TIMESTAMP, url.join(TIMESTAMP)))
             result = await wait(engine.store_tree(path, url))
         finally:
