@@ -39,6 +39,24 @@ def test_what_exists_is_believed_for_a_minute_and_what_is_missing_for_a_second()
     assert memory.recall(url("/d/never-asked")) is None
 
 
+def test_who_asked_believes_the_answer_however_long_it_took():
+    memory = Memory()
+    memory.remember(url("/d/a"), None, now(NEGATIVE_S + 5))
+    assert memory.recall(url("/d/a")) is None
+    assert memory.recall(url("/d/a"), now(NEGATIVE_S + 5)).stat is None
+
+
+def test_a_directory_was_missing_until_something_in_it_is_seen():
+    memory = Memory()
+    memory.remember(url("/d/e"), None, now(NEGATIVE_S + 5))
+    assert memory.was_missing(url("/d/e"))
+    assert memory.was_missing(url("/d/e/f"))
+    assert not memory.was_missing(url("/d"))
+    memory.remember(url("/d/e/f/g"), FILE, now())
+    assert not memory.was_missing(url("/d/e"))
+    assert not memory.was_missing(url("/d/e/f"))
+
+
 def test_an_answer_that_was_asked_for_earlier_does_not_replace_a_later_one():
     memory = Memory()
     memory.remember(url("/d/a"), FILE, now())

@@ -155,6 +155,29 @@ def test_a_failed_job_takes_its_own_outputs_away_and_no_input(copied):
     assert {*INPUTS, "out/a.txt", "out/other.txt", "out/tree/y"} <= set(remote_files(copied))
 
 
+GRID = """
+    rule all:
+        input: storage(expand("@URL@/out/{n}/{k}", n=range(3), k=range(4)))
+    rule four:
+        output: storage(expand("@URL@/out/{{n}}/{k}", k=range(4)))
+        shell: "for f in {output}; do echo {wildcards.n} > $f; done"
+"""
+
+
+def test_no_upload_is_begun_in_a_directory_that_is_not_there(sshd_factory, tmp_path):
+    server = sshd_factory(log_requests=True)
+    server.make_directory("data")
+    workflow = Workflow(tmp_path / "work", server, "data")
+    workflow.write(GRID)
+    workflow.run("--jobs", "1").succeeded()
+    for n in range(3):
+        for k in range(4):
+            assert workflow.remote_path(f"out/{n}/{k}").read_text() == f"{n}\n"
+    # An upload that finds no directory has to be begun once more.
+    assert server.requests("open") <= 12 + 4, server.request_kinds()
+    assert server.requests("mkdir") <= 6, server.request_kinds()
+
+
 EIGHT = """
     rule many:
         output: storage(expand("@URL@/out/{n}", n=range(8)))
