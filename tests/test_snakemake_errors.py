@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -207,10 +208,8 @@ def test_a_failed_input_stops_the_others_and_leaves_nothing_half_done(chroot_ssh
     assert not temporaries(workflow.directory)
 
 
-def test_a_run_killed_while_retrieving_leaves_nothing_half_done_and_can_be_repeated(
-    workflow, relay_factory, tmp_path
-):
-    data = os.urandom(4_000_000)
+def stalled(workflow, relay_factory, tmp_path, data):
+    """Write a workflow whose inputs stop coming halfway."""
     workflow.make_remote("tree/a", data)
     workflow.make_remote("tree/sub/b", data)
     workflow.make_remote("file", data)
@@ -229,6 +228,14 @@ def test_a_run_killed_while_retrieving_leaves_nothing_half_done_and_can_be_repea
         R=relay.url(workflow.server.url(workflow.remote)),
     )
     relay.stall(after_bytes=6_000_000)
+    return relay
+
+
+def test_a_run_killed_while_retrieving_leaves_nothing_half_done_and_can_be_repeated(
+    workflow, relay_factory, tmp_path
+):
+    data = os.urandom(4_000_000)
+    relay = stalled(workflow, relay_factory, tmp_path, data)
     with workflow.start() as process:
         wait_until(lambda: relay.status()["faults"])
         assert clients(tmp_path)
@@ -245,6 +252,27 @@ def test_a_run_killed_while_retrieving_leaves_nothing_half_done_and_can_be_repea
     workflow.run().succeeded()
     assert workflow.path("joined").read_bytes() == data * 3
     assert not temporaries(workflow.directory)
+
+
+def test_a_run_interrupted_while_retrieving_ends_and_leaves_nothing(
+    workflow, relay_factory, tmp_path
+):
+    data = os.urandom(4_000_000)
+    relay = stalled(workflow, relay_factory, tmp_path, data)
+    with workflow.start() as process:
+        wait_until(lambda: relay.status()["faults"])
+        os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+        text, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, text
+    wait_until(lambda: not clients(tmp_path))
+    storage = workflow.directory / ".snakemake/storage"
+    assert not temporaries(storage)
+    assert not [path for path in storage.rglob("*") if path.is_file() and path.name != "file"]
+    assert all(path.read_bytes() == data for path in storage.rglob("file"))
+    relay.reset()
+    relay.resume()
+    workflow.run().succeeded()
+    assert workflow.path("joined").read_bytes() == data * 3
 
 
 def test_a_run_killed_while_storing_leaves_nothing_half_done_and_can_be_repeated(
