@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("snakemake")
 
-from .snakemake_workflow import Workflow, removes_remote_outputs
+from .snakemake_workflow import Workflow, relayed_ssh_config, removes_remote_outputs
 
 
 @pytest.fixture
@@ -186,15 +186,19 @@ EIGHT = """
 """
 
 
-def test_the_outputs_of_a_job_are_stored_at_the_same_time_and_once(sshd_factory, tmp_path):
+def test_the_outputs_of_a_job_are_stored_at_the_same_time_and_once(
+    sshd_factory, relay_factory, tmp_path
+):
     server = sshd_factory(log_requests=True)
     server.make_directory("data")
+    relay = relay_factory(server.port, one_way_ms=10)  # enough for all to be under way
     workflow = Workflow(tmp_path / "work", server, "data")
-    workflow.write(EIGHT)
+    workflow.env["PYREMOTEDATA_SSH_CONFIG"] = str(relayed_ssh_config(server, tmp_path))
+    workflow.write(EIGHT.replace("@URL@", relay.url(server.url("data"))))
     workflow.run("--keep-storage-local-copies").succeeded()
     for n in range(8):
-        local = workflow.local_copy(f"out/{n}").read_bytes()
-        assert workflow.remote_path(f"out/{n}").read_bytes() == local
+        (local,) = workflow.directory.glob(f".snakemake/storage/*/*/**/out/{n}")
+        assert workflow.remote_path(f"out/{n}").read_bytes() == local.read_bytes()
     assert workflow.remote_path("log").read_bytes() == b"done\n"
     assert server.requests("posix-rename") == 9
     first_renamed = re.search("posix-rename old", server.sftp_log.read_text()).start()
