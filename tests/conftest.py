@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import TypeVar
@@ -21,12 +22,14 @@ from pyremotedata_core.config import ENV, VARIABLES
 from workflows.embedded_sshd import descendants
 
 from .command import here, make, run, there, url  # noqa: F401 - fixtures
-from .dask_nodes import archive, relay, start_nodes  # noqa: F401 - fixtures
 from .ftp import FtpServer
 from .miglike import MigLike
 from .relay import Relay
 from .servers import ChrootSshd, ScriptedSshd, Sshd, processes_with
 from .sites import SITES, SOMETIMES, SOMETIMES_ALWAYS, Site, temporaries
+
+if find_spec("distributed"):
+    from .dask_nodes import archive, relay, start_nodes  # noqa: F401 - fixtures
 
 T = TypeVar("T")
 LEAK_TIMEOUT_S = 5.0
