@@ -770,9 +770,9 @@ def test_the_place_is_private(stager, sshd, remote_directory, place):
 
 def test_nodes_that_share_a_file_system_have_caches_of_their_own(place, monkeypatch):
     monkeypatch.setattr("pyremotedata_core.stager.place._filesystem", lambda _: "nfs4")
-    monkeypatch.setattr("platform.node", lambda: "node1")
+    monkeypatch.setattr("pyremotedata_core.stager.place.host_tag", lambda: "node1")
     one = cache_root(str(place))
-    monkeypatch.setattr("platform.node", lambda: "node2")
+    monkeypatch.setattr("pyremotedata_core.stager.place.host_tag", lambda: "node2")
     assert cache_root(str(place)) != one
     assert one.parent == place
 

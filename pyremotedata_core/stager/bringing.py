@@ -22,7 +22,8 @@ from ..model import Stat
 from ..url import RemoteURL
 from .daemons import Daemons
 from .lease import Lease, Pins
-from .nodecache import NoRoom, Pin, TransferLock
+from .locks import Pin, TransferLock
+from .nodecache import NoRoom
 from .source import Source, check_delivered
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..model import Stat
 from ..url import RemoteURL
-from .nodecache import Pin
+from .locks import Pin
 
 
 class Lease:

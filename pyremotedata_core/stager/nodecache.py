@@ -21,13 +21,13 @@ import json
 import os
 import secrets
 import shutil
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigurationError, LocalStorageFull
+from .locks import Pin, TransferLock, close_exclusive, open_exclusive
 from .place import CHANGE_PLACE
 
 _DIRECTORIES = ("files", "pins", "locks", "incoming", "trash")
@@ -38,50 +38,6 @@ _MANY_ENTRIES = 500
 
 class NoRoom(LocalStorageFull):
     """The budget, or the disk, is taken by files that are in use now."""
-
-
-class Pin:
-    """A shared lock that keeps one entry from being evicted, held by this process.
-
-    Closing the descriptor is what releases it (never ``LOCK_UN``): a forked child that inherits
-    the descriptor shares the lock, and keeps it until it closes its own copy.
-    """
-
-    __slots__ = ("_fd", "path")
-
-    def __init__(self, fd: int, path: Path) -> None:
-        self._fd = fd
-        self.path = path
-
-    def release(self) -> None:
-        """Let the entry go; a second call does nothing."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            with suppress(OSError):
-                os.utime(fd)
-            os.close(fd)
-
-
-class TransferLock:
-    """The exclusive right to bring one entry, held by this process."""
-
-    __slots__ = ("_fd", "_path")
-
-    def __init__(self, fd: int, path: Path) -> None:
-        self._fd = fd
-        self._path = path
-
-    def beat(self) -> None:
-        """Show those who wait that the holder lives."""
-        with suppress(OSError):
-            os.utime(self._fd)
-
-    def release(self) -> None:
-        """Give the right back; a second call does nothing."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            self._path.unlink(missing_ok=True)
-            _close_exclusive(fd)
 
 
 class NodeCache:
@@ -320,23 +276,23 @@ class NodeCache:
         try:
             fcntl.flock(fd, how)
             if os.fstat(fd).st_nlink == 0:  # its holder has finished meanwhile
-                _close_exclusive(fd)
+                close_exclusive(fd)
                 return self._lock(key, how) if how & fcntl.LOCK_NB else None
         except BlockingIOError:
-            _close_exclusive(fd)
+            close_exclusive(fd)
             return None
         except BaseException:
-            _close_exclusive(fd)
+            close_exclusive(fd)
             raise
         os.utime(fd)
         return TransferLock(fd, path)
 
     def _open_exclusive(self, path: Path) -> int:
         try:
-            return _open_exclusive(path)
+            return open_exclusive(path)
         except FileNotFoundError:  # somebody has deleted the cache: begin again
             self._make_directories()
-            return _open_exclusive(path)
+            return open_exclusive(path)
 
     def _create_pin(self, key: str, name: str, record: dict[str, Any]) -> tuple[Pin, bool]:
         path = self.root / "pins" / key
@@ -443,7 +399,7 @@ class NodeCache:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield _Usage(fd)
         finally:
-            _close_exclusive(fd)
+            close_exclusive(fd)
 
 
 class _Usage:
@@ -475,36 +431,3 @@ def key_bytes(key: str) -> int:
 def _free_bytes(path: Path) -> int:
     found = os.statvfs(path)
     return found.f_bavail * found.f_frsize
-
-
-# --- exclusive descriptors and fork: a child must not keep its parent's exclusive locks ---------
-
-_exclusive: set[int] = set()
-_opening = threading.Lock()
-
-
-def _open_exclusive(path: Path) -> int:
-    with _opening:
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = os.open(path, flags, 0o600)
-        _exclusive.add(fd)
-    return fd
-
-
-def _close_exclusive(fd: int) -> None:
-    with _opening:
-        _exclusive.discard(fd)
-        os.close(fd)
-
-
-def _forget_in_child() -> None:
-    for fd in _exclusive:
-        with suppress(OSError):
-            os.close(fd)
-    _exclusive.clear()
-    _opening.release()
-
-
-os.register_at_fork(
-    before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_forget_in_child
-)

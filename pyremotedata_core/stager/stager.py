@@ -22,7 +22,8 @@ from .copying import copy_file
 from .daemons import Daemons
 from .draft import Draft
 from .lease import Lease, Pins
-from .nodecache import NodeCache, Pin, cache_key
+from .locks import Pin
+from .nodecache import NodeCache, cache_key
 from .place import cache_root
 from .source import Source
 

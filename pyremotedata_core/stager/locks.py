@@ -1,0 +1,84 @@
+"""What a process holds of a node's cache: locks that the kernel frees when it dies."""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+_exclusive: set[int] = set()
+_opening = threading.Lock()
+
+
+class Pin:
+    """A shared lock that keeps one entry from being evicted, held by this process.
+
+    Closing the descriptor is what releases it (never ``LOCK_UN``): a forked child that inherits
+    the descriptor shares the lock, and keeps it until it closes its own copy.
+    """
+
+    __slots__ = ("_fd", "path")
+
+    def __init__(self, fd: int, path: Path) -> None:
+        self._fd = fd
+        self.path = path
+
+    def release(self) -> None:
+        """Let the entry go; a second call does nothing."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            with suppress(OSError):
+                os.utime(fd)
+            os.close(fd)
+
+
+class TransferLock:
+    """The exclusive right to bring one entry, held by this process."""
+
+    __slots__ = ("_fd", "_path")
+
+    def __init__(self, fd: int, path: Path) -> None:
+        self._fd = fd
+        self._path = path
+
+    def beat(self) -> None:
+        """Show those who wait that the holder lives."""
+        with suppress(OSError):
+            os.utime(self._fd)
+
+    def release(self) -> None:
+        """Give the right back; a second call does nothing."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            self._path.unlink(missing_ok=True)
+            close_exclusive(fd)
+
+
+def open_exclusive(path: Path) -> int:
+    """Open a file that is to be locked exclusively: no forked child keeps it open."""
+    with _opening:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(path, flags, 0o600)
+        _exclusive.add(fd)
+    return fd
+
+
+def close_exclusive(fd: int) -> None:
+    """Close what `open_exclusive` has opened, which ends the lock."""
+    with _opening:
+        _exclusive.discard(fd)
+        os.close(fd)
+
+
+def _forget_in_child() -> None:
+    for fd in _exclusive:
+        with suppress(OSError):
+            os.close(fd)
+    _exclusive.clear()
+    _opening.release()
+
+
+os.register_at_fork(
+    before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_forget_in_child
+)
