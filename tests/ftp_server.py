@@ -6,6 +6,7 @@ other, each a dictionary of faults; it answers every one with a line.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -61,6 +62,16 @@ class Faults:
         self.modify_ioloop_events(0)
 
 
+class Endless:
+    """A listing that does not end."""
+
+    _numbers = itertools.count()
+
+    def more(self) -> bytes:
+        facts = b"type=file;size=5;modify=20200101000000; %012d\r\n"
+        return b"".join(facts % number for number in itertools.islice(self._numbers, 1000))
+
+
 class Transfer(Faults, DTPHandler):
     pass
 
@@ -108,6 +119,16 @@ def _handler(options: dict[str, Any]) -> type[FTPHandler]:
                 self.respond("550 Cannot create a file when that file already exists.")
                 return None
             return super().ftp_RNTO(path)
+
+        def ftp_LIST(self, path: str) -> Any:  # noqa: N802
+            return self._list_for_ever(path) if FAULTS.get("endless") else super().ftp_LIST(path)
+
+        def ftp_MLSD(self, path: str) -> Any:  # noqa: N802
+            return self._list_for_ever(path) if FAULTS.get("endless") else super().ftp_MLSD(path)
+
+        def _list_for_ever(self, path: str) -> Any:
+            self.push_dtp_data(Endless(), isproducer=True, cmd="MLSD")
+            return path
 
         def ftp_STOR(self, *args: Any, **more: Any) -> Any:  # noqa: N802
             if FAULTS.get("full"):

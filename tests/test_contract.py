@@ -516,6 +516,13 @@ def test_where_one_may_not_write_is_permission_denied(site: Site, barred, tmp_pa
     assert tree(site.path()) == {"sub": None, "sub/b": b"1"}
 
 
+def test_a_local_file_of_any_name_goes_into_a_directory_that_is_not_there_yet(site: Site, tmp_path):
+    local = tmp_path / "\udcff b'\"*"
+    local.write_bytes(b"content")
+    site.store(local, "new/sub/x")
+    assert tree(site.path()) == {"new": None, "new/sub": None, "new/sub/x": b"content"}
+
+
 # --- large ----------------------------------------------------------------------------------
 
 

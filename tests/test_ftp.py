@@ -297,3 +297,15 @@ def test_an_upload_that_never_ends_well_leaves_the_old_file(ftp_factory, tmp_pat
     with reach(server, timeout_s=4.0) as remote, remote.engine, pytest.raises(TransferError):
         remote.put(tmp_path / "a", "a")
     assert (server.root / "a").read_bytes() == b"old"
+
+
+def test_a_listing_without_end_ends(ftp_factory, monkeypatch):
+    monkeypatch.setattr("pyremotedata_core.transports.lftp_ftp_site.LISTING_BYTES", 10 << 20)
+    server = ftp_factory()
+    server.make("a", b"content")
+    server.faults(endless=True)
+    with TransferEngine(server.settings(), in_process=True) as engine:
+        with pytest.raises(ServerRefused, match="has no end: more than 10485760 bytes"):
+            engine.scandir(server.url()).result(WAIT_S)
+        server.faults(endless=False)
+        assert [entry.name for entry in engine.scandir(server.url()).result(WAIT_S)] == ["a"]

@@ -26,6 +26,7 @@ from ..errors import (
     UnsafeName,
 )
 from ..model import Entry, Stat
+from .base import check_listing
 from .lftp_ftp_text import (
     Answer,
     FtpLog,
@@ -39,8 +40,9 @@ from .lftp_ftp_text import (
 )
 from .lftp_process import Reply
 from .lftp_site import LftpSite
-from .lftp_text import LIST, escape_glob, parse_listing
+from .lftp_text import LIST, Log, escape_glob, parse_listing
 
+LISTING_BYTES = 128 << 20  # of one directory, over a million entries: lftp holds them in memory
 ASKED_TOGETHER = 200  # times of files that one command asks for
 _NOT_OFFERED = (500, 501, 502, 504)
 _MANY = 1 << 30
@@ -128,7 +130,7 @@ class FtpSite(LftpSite):
 
     def scandir(self, path: str) -> list[Entry]:
         """List a directory."""
-        reply = self.run(f"{_BY_MLSD} && cd {{}} && {LIST}", path)
+        reply = self._list_by(_BY_MLSD, path)
         if not reply.ok:
             raise self._why_no_list(path, self.error(reply, path))
         entries = self._parse(reply, path)
@@ -254,10 +256,22 @@ class FtpSite(LftpSite):
         Who removes a tree must not go through them.
         """
         with contextlib.suppress(UnsafeName):
-            reply = self.run(f"{_BY_LIST} && cd {{}} && {LIST}", path)
+            reply = self._list_by(_BY_LIST, path)
             entries = self._parse(reply, path)
             return {entry.name: entry for entry in entries if entry.stat.kind == "link"}
         return {}
+
+    def _list_by(self, way: str, path: str) -> Reply:
+        began, timeout_s = time.monotonic(), self._settings.timeout_s
+
+        def watch(log: Log) -> None:
+            check_listing(0, time.monotonic() - began, timeout_s, self.url(path))
+            if log.received > LISTING_BYTES:
+                raise ServerRefused(
+                    f"the listing has no end: more than {LISTING_BYTES} bytes", self.url(path)
+                )
+
+        return self.run(f"{way} && cd {{}} && {LIST}", path, watch=watch, asking=True)
 
     def _parse(self, reply: Reply, path: str) -> list[Entry]:
         found = parse_listing(reply.output, _MANY, self.url(path))

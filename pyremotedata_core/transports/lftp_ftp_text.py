@@ -109,6 +109,7 @@ _ASKED = re.compile(r"---> (\w+)")
 _REFUSED = re.compile(r"<--- ([45]\d\d)[ -](.*)")
 _AT = re.compile(r"\s*`.*' at (\d{1,20}) ")
 _GOT = re.compile(r"\s*`.*', got (\d{1,20}) of ")
+_LISTED = re.compile(r"\s*`.*' Getting directory contents \((\d{1,20})\)")
 _FAILURE = re.compile(r"(cd|cls|get1?|pget|put|mv|rm|rmdir|mkdir|quote|open): (.*)")
 _MOVES = ("RETR", "STOR", "APPE")
 _JOB = re.compile(r"\s*\[\d+\] |\t")
@@ -134,6 +135,8 @@ class FtpLog(Log):
         elif match := _AT.match(text):
             if not self._by_pget:  # then it is where one of its connections is
                 self._moved(int(match[1]))
+        elif match := _LISTED.match(text):
+            self._moved(int(match[1]))
         elif text and not _JOB.match(text):
             self.signs += 1
             self._event(text)

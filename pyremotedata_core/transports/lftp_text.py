@@ -226,7 +226,7 @@ class Log:
         self.signs += 1
         if not line.startswith(_LOG):
             if line:
-                self._error(line.decode("utf-8", "replace"))
+                self._error(line.decode("utf-8", "surrogateescape"))
         elif match := _DATA.match(line):
             self.received += int(match[1])
             self.largest = max(self.largest, int(match[1]))
