@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dask_plugin import RemoteFile, StagingPlugin, glob, stats
-from pyremotedata_core import ConnectionLost, LocalStorageFull, RemoteChanged
+from pyremotedata_core import ConnectionLost, RemoteChanged
 
 distributed = pytest.importorskip("distributed")
 
@@ -115,16 +115,6 @@ def test_a_file_that_has_changed_since_it_was_listed_is_the_tasks_error(sshd, st
         capture_output=True,
     )
     assert done.stdout.decode().strip() == "RemoteChanged", done.stderr
-
-
-def test_a_file_larger_than_the_budget_is_the_tasks_error(sshd, remote_directory, start):
-    sshd.make(f"{remote_directory}/large", bytes(20_000))
-    sshd.make(f"{remote_directory}/small", bytes(2_000))
-    client = start(sshd, cache_bytes=10_000)
-    large, small = (RemoteFile(sshd.url(f"{remote_directory}/{n}")) for n in ("large", "small"))
-    tasks = client.map(content, [large, small])
-    assert isinstance(tasks[0].exception(), LocalStorageFull)
-    assert tasks[1].result() == bytes(2_000)
 
 
 @pytest.mark.full

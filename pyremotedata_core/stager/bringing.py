@@ -327,6 +327,8 @@ class Bringing:
             from_cache = True
 
     def _fail(self, staging: Staging, error: BaseException) -> None:
+        if isinstance(error, TransferError) and not error.url:  # of the cache, which knows no URL
+            error.url = str(staging.url)
         for request in self._end(staging):
             self._deny(request, error)
 

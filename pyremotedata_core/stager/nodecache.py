@@ -341,7 +341,10 @@ class NodeCache:
                 f"files in use fill the cache's budget of {self.budget_bytes} bytes;"
                 " raise PYREMOTEDATA_CACHE_BYTES (cache_bytes), or use fewer files at a time"
             )
-        raise NoRoom(f"the disk that holds {self.root} is full; free some space or {CHANGE_PLACE}")
+        raise NoRoom(
+            f"the disk that holds {self.root} is full ({_free_bytes(self.root)} bytes free);"
+            f" free some space or {CHANGE_PLACE}"
+        )
 
     def _entries(self) -> Iterator[tuple[int, int, str]]:
         """Yield (last use, bytes, key) of every entry, finished or not."""
