@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigurationError, NoRemoteConfigured
-from .url import RemoteURL, normalise
+from .url import RemoteURL, normalise, redact
 
 ENV = "PYREMOTEDATA_"
 
@@ -46,6 +46,7 @@ TRANSPORTS = ("auto", "sftp", "lftp")
 FTPS_MODES = ("auto", "explicit", "implicit")
 CARRIERS = ("auto", "openssh", "paramiko")
 SECRETS = ("password", "key_passphrase", "one_time_code")
+SHOWN_CHARACTERS = 200  # of a value that is not valid
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
@@ -247,19 +248,29 @@ def remove_config() -> bool:
 
 
 def parse_bytes(text: str | int | float) -> int:
-    """Read a number of bytes: ``1000``, ``10M``, ``1.5 GiB`` (powers of 1024)."""
-    if isinstance(text, int | float):
-        return int(text)
-    body = text.strip().lower().removesuffix("ib").removesuffix("b").strip()
-    unit = body[-1:] if body[-1:] in "kmgt" else ""
-    return int(float(body[: len(body) - len(unit)]) * _UNITS[unit])
+    """Read a number of bytes: ``1000``, ``10M``, ``1.5 GiB`` (powers of 1024).
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    unit = ""
+    if isinstance(text, str):
+        text = text.strip().lower().removesuffix("ib").removesuffix("b").strip()
+        unit = text[-1:] if text[-1:] in _UNITS else ""
+        text = text[: len(text) - len(unit)]
+    try:
+        return int(float(text) * _UNITS[unit]) if isinstance(text, str | float) else int(text)
+    except (TypeError, OverflowError):
+        raise ValueError(f"not a number of bytes: {text!r}") from None
 
 
 def _read_file() -> tuple[Path, dict[str, Any]]:
     path = config_path()
     try:
-        with path.open() as file:
-            text = file.read()
+        with path.open("rb") as file:
+            content = file.read()
             shared = os.fstat(file.fileno()).st_mode & 0o077
     except FileNotFoundError:
         if os.environ.get(ENV + "CONFIG"):
@@ -270,9 +281,10 @@ def _read_file() -> tuple[Path, dict[str, Any]]:
     import yaml
 
     try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        # The parser's own text may quote the file, which may hold a secret.
+        values = yaml.safe_load(content.decode()) or {}
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # The parser's own text may quote the file, which may hold a secret. It lets through what
+        # Python says of bytes that are no text, days that there are not, and endless numbers.
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise ConfigurationError(f"{path}{where}: not valid YAML") from None
@@ -287,8 +299,16 @@ def _convert(key: str, value: Any, where: str) -> Any:
     try:
         return _CONVERTERS.get(key, _text)(value)
     except (ValueError, TypeError, KeyError, OverflowError):
-        shown = "" if key in SECRETS else f": {value!r}"
+        shown = "" if key in SECRETS else f": {_shown(value)}"
         raise ConfigurationError(f"{where} is not valid{shown}") from None
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = redact(repr(value))
+    except ValueError:  # an integer that is too long to be written
+        return "a number without end"
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
 
 
 def _text(value: Any) -> str:
@@ -362,7 +382,10 @@ def _publish(value: Any) -> str:
 
 
 def _host(value: Any) -> str:
-    return RemoteURL.parse(f"sftp://{value}/").host
+    url = RemoteURL.parse(f"sftp://{value}/")
+    if url.user or url.port or url.path != "/":
+        raise ValueError  # each has a setting of its own
+    return url.host
 
 
 def _directory(value: Any) -> str:

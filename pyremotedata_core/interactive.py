@@ -89,7 +89,7 @@ def write_config(values: dict[str, Any]) -> Path:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=".config-")
     try:
-        with os.fdopen(fd, "w") as file:
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
             file.write(_document(values))
             file.flush()
             os.fsync(file.fileno())
@@ -113,7 +113,8 @@ def _document(values: dict[str, Any]) -> str:
             lines.append(f"# {field.name}:")
         else:
             shown = value.reveal() if isinstance(value, Secret) else value
-            lines.append(yaml.safe_dump({field.name: shown}, allow_unicode=True).strip())
+            plain = str(shown).isprintable()  # what is not, would not be read as it was written
+            lines.append(yaml.safe_dump({field.name: shown}, allow_unicode=plain).strip())
     return "\n".join(lines) + "\n"
 
 
@@ -135,7 +136,7 @@ def _ask_all(known: ConnectionSettings, before: dict[str, Any]) -> dict[str, Any
 
 
 def _number(text: Any) -> Any:
-    return int(text) if str(text).isdigit() else text
+    return int(text) if str(text).isdecimal() else text
 
 
 def _prompt(text: str) -> str:

@@ -22,6 +22,7 @@ _FORM = re.compile(
     r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/]*)(?P<path>/.*)?", re.S
 )
 _HOST = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*|\[[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?\]")
+_PORT = re.compile(r"[0-9]{1,5}")
 _USER = re.compile(r"[^\s\x00-\x1f\x7f'\"`$\\;&<>|(){}-][^\s\x00-\x1f\x7f'\"`$\\;&<>|(){}]*")
 _SAFE = "/~!$&'()*+,;=:@-._"
 
@@ -29,6 +30,11 @@ _SAFE = "/~!$&'()*+,;=:@-._"
 def encode_path(path: str) -> str:
     """Percent-encode a path for a URL."""
     return quote(path.encode("utf-8", "surrogateescape"), safe=_SAFE)
+
+
+def redact(text: str) -> str:
+    """Return text without what may be a password before an ``@``."""
+    return re.sub(r":[^:/@\s]*@", ":***@", text)
 
 
 def looks_like_url(text: str) -> bool:
@@ -82,7 +88,7 @@ class RemoteURL:
         form = _FORM.fullmatch(text)
         if form is None:
             raise ConfigurationError(
-                f"not a remote URL: {text!r}; write sftp://[user@]host[:port]/path"
+                f"not a remote URL: {redact(repr(text))}; write sftp://[user@]host[:port]/path"
             )
         scheme = form["scheme"].lower().removeprefix(PREFIX)
         if scheme not in SCHEMES:
@@ -207,7 +213,7 @@ def _split_port(hostport: str) -> tuple[str, int | None]:
         )
     port = None
     if colon:
-        if not port_text.isascii() or not port_text.isdigit() or not 0 < int(port_text) < 65536:
+        if not _PORT.fullmatch(port_text) or not 0 < int(port_text) < 65536:
             raise ConfigurationError(f"not a port number: {port_text!r}")
         port = int(port_text)
     return host.strip("[]"), port

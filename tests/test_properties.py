@@ -96,6 +96,8 @@ def test_any_bytes_of_a_server_are_an_answer_or_garbage(data):
             [
                 b"---- status code=4(",
                 b"---- file info: size=9, date=Fri Jan 1 00:00:00 2010",
+                b"---- file info: size=1, date=Fri Foo 1 00:00:00 2010",
+                b"---- data packet: pos=0, size=" + b"9" * 5000,
                 b"---- file info: size=-1, date=Fri Feb 31 25:61:61 99999999999",
                 b"---- data packet: pos=0, size=5",
                 b"---- got file handle ab (9999999999)",
