@@ -5,6 +5,10 @@
 each in one long-lived process. ``--scale 0.01`` does a hundredth. Large files are sparse at the
 server, and what has arrived is checked and removed, so some gigabytes of disk suffice. Every
 second the process tree is sampled. Compared are the means of the first and the last quarter.
+
+``--out docs/performance/endurance`` writes ``endurance.md``, ``.json`` and ``.svg`` there. Some
+file systems are slow to give out again what has just been removed: ``--local /dev/shm`` leaves
+them out.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import shutil
 import statistics
 import subprocess
@@ -22,7 +27,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -40,6 +45,7 @@ SAMPLE_S = 1.0
 # The last quarter may exceed the first by so much and still be called flat.
 ALLOWED = {"RSS MiB": 20.0, "threads": 2.0, "descriptors": 4.0}
 ENOUGH_SAMPLES = 20
+KEPT_POINTS = 200  # of a line that is drawn
 Points = list[tuple[float, float]]
 
 
@@ -146,10 +152,12 @@ def make_files(root: Path, scale: float) -> list[str]:
     return names
 
 
-def measure(way: str, url: str, names: Path, server: EmbeddedSshd) -> list[Sample]:
+def measure(
+    way: str, url: str, names: Path, server: EmbeddedSshd, place: Path | None
+) -> list[Sample]:
     """Run one way in a process of its own; return what was seen of it."""
     reached = [0, 0]
-    with tempfile.TemporaryDirectory(prefix="endurance-") as local:
+    with tempfile.TemporaryDirectory(prefix="endurance-", dir=place) as local:
         command = [sys.executable, "-m", "benchmarks.endurance", "--way", way]
         process = subprocess.Popen(
             [*command, url, str(names), local],
@@ -232,41 +240,87 @@ def compare(values: dict[str, Points]) -> Iterator[tuple[str, float, float, str]
         yield name, first, last, verdict
 
 
+def thinned(points: Points) -> Points:
+    """Return a line with fewer points, each the mean of some."""
+    step = len(points) // KEPT_POINTS + 1
+    groups = [points[start : start + step] for start in range(0, len(points), step)]
+    return [
+        (round(statistics.mean(minutes), 3), round(statistics.mean(values), 2))
+        for minutes, values in (zip(*group, strict=True) for group in groups)
+    ]
+
+
+class Outcome:
+    """All that was measured: printed as it comes, and written."""
+
+    def __init__(self, scale: float) -> None:
+        self.about = (
+            f"{platform.machine()}, {os.cpu_count()} cores shared by client and server,"
+            f" Python {platform.python_version()};"
+            f" {SMALL_FILES * scale:,.0f} files of {SMALL_BYTES} bytes,"
+            f" {LARGE_BYTES * scale / 1e9:g} GB in files of {LARGE_FILE_BYTES // 10**6} MB;"
+            f" the cache may keep {BUDGET_BYTES // 10**9} GB"
+        )
+        self.rows: list[str] = []
+        self.charts: dict[str, dict[str, Points]] = {}
+        self.bad = 0
+
+    def add(self, way: str, kind: str, samples: list[Sample]) -> None:
+        """Take in one run."""
+        values = figures(samples)
+        values.pop("MB/s" if kind == "small" else "files/s")
+        print(f"\n{way}, {kind} files: {samples[-1].seconds if samples else 0:.0f} s", flush=True)
+        for name, first, last, verdict in compare(values):
+            self.bad += verdict.isupper()
+            print(f"  {name:12} {first:10.1f} -> {last:10.1f}  {verdict}", flush=True)
+            run = f"{way} | {kind} | {samples[-1].seconds / 60:.1f}"
+            self.rows.append(f"| {run} | {name} | {first:.1f} | {last:.1f} | {verdict} |")
+        for name, points in values.items():
+            if points:
+                lines = self.charts.setdefault(f"{name} ({kind} files)", {})
+                lines[way] = thinned(points)
+
+    def write(self, name: Path) -> None:
+        """Write the table, the lines as figures, and drawn if matplotlib is there."""
+        name.parent.mkdir(parents=True, exist_ok=True)
+        text = f"""# Endurance
+
+{self.about}.
+Sampled every second; compared are the means of the first and the last quarter of each run.
+RSS, threads and descriptors are those of the process and all that it has started.
+
+![The same, drawn]({name.name}.svg)
+
+| way | files | minutes | | first quarter | last quarter | verdict |
+|---|---|---|---|---|---|---|
+"""
+        name.with_suffix(".md").write_text(text + "\n".join(self.rows) + "\n")
+        raw = {"about": self.about, "minutes_and_values": self.charts}
+        name.with_suffix(".json").write_text(json.dumps(raw) + "\n")
+        try:
+            draw_lines(name.with_suffix(".svg"), self.charts)
+        except ImportError:
+            print("no plot: matplotlib is not installed", file=sys.stderr)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.endurance", description=__doc__)
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/endurance"))
+    parser.add_argument("--local", type=Path, help="where arrives what is moved")
+    parser.add_argument("--out", type=Path, metavar="NAME", help="writes NAME.md, .json and .svg")
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    charts: dict[str, dict[str, Points]] = {}
-    bad = 0
+    outcome = Outcome(options.scale)
     with EmbeddedSshd() as server:
         names = make_files(server.root, options.scale)
-        kinds = {kind: [n for n in names if n.startswith(kind)] for kind in ("small", "large")}
-        for kind, chosen in kinds.items():
+        for kind in ("small", "large"):
             listed = server.directory / f"{kind}.json"
-            listed.write_text(json.dumps(chosen))
+            listed.write_text(json.dumps([name for name in names if name.startswith(kind)]))
             for way in options.ways:
-                title = f"{way}, {len(chosen)} {kind} files"
-                samples = measure(way, server.url(), listed, server)
-                record = options.out / f"{way}-{kind}.json"
-                record.write_text(json.dumps([asdict(sample) for sample in samples]))
-                print(f"\n{title}: {len(samples) * SAMPLE_S:.0f} s, {record}", flush=True)
-                values = figures(samples)
-                values.pop("MB/s" if kind == "small" else "files/s")
-                for name, first, last, verdict in compare(values):
-                    bad += verdict.isupper()
-                    print(f"  {name:12} {first:10.1f} -> {last:10.1f}  {verdict}", flush=True)
-                for name, points in values.items():
-                    if points:
-                        charts.setdefault(f"{name} ({kind} files)", {})[way] = points
-    try:
-        draw_lines(options.out / "endurance.png", charts)
-        print(f"\n{options.out / 'endurance.png'}")
-    except ImportError:
-        print("\nno plot: matplotlib is not installed")
-    return int(bad > 0)
+                outcome.add(way, kind, measure(way, server.url(), listed, server, options.local))
+                if options.out:
+                    outcome.write(options.out)
+    return int(outcome.bad > 0)
 
 
 def work(way: str, url: str, names: str, local: str) -> None:
