@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from .asker import may_ask
 from .engine import TransferEngine
@@ -35,7 +35,6 @@ _log = logging.getLogger(__name__)
 INDEX = ".folder_index.txt"
 _NOT_INDEXED = {INDEX, "folder_index.txt"}
 Paths = str | list[str] | tuple[str, ...]
-T = TypeVar("T")
 
 
 class IOHandler:

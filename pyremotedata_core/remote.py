@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 from .asker import may_ask
 from .config import ConnectionSettings
@@ -30,7 +30,6 @@ from .url import RemoteURL, looks_like_url
 
 LISTINGS_AT_ONCE = 16
 SORTED_ENTRIES = 10_000
-T = TypeVar("T")
 
 
 class Remote:

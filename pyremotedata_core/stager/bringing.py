@@ -13,18 +13,17 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
-from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LocalStorageFull, TransferError, TransferTimeout, from_oserror
 from ..model import Stat
-from ..url import RemoteURL
 from .daemons import Daemons
 from .lease import Lease, Pins
 from .locks import Pin, TransferLock
 from .nodecache import NoRoom
-from .source import Source, check_delivered
+from .source import check_delivered
+from .staging import Request, Staging
 
 if TYPE_CHECKING:
     from .stager import Stager
@@ -36,63 +35,6 @@ TRANSFERS_AT_ONCE = 128
 URGENT_MORE = 32
 LOOK_S = 1.0
 _CLOSE_S = 2.0
-
-
-class Request:
-    """Somebody's wish for a lease; ``looks_left``: how often a changed file is asked for anew."""
-
-    __slots__ = ("background", "future", "looks_left", "url")
-
-    def __init__(self, url: RemoteURL, background: bool, looks_left: int) -> None:
-        self.url = url
-        self.background = background
-        self.looks_left = looks_left
-        self.future: Future[Lease] = Future()
-
-    def succeed(self, lease: Lease) -> bool:
-        """Hand over the lease; False if nobody wants it any more."""
-        if not self.future.set_running_or_notify_cancel():
-            return False
-        self.future.set_result(lease)
-        return True
-
-    def fail(self, error: BaseException) -> None:
-        """Hand over an error."""
-        if self.future.set_running_or_notify_cancel():
-            self.future.set_exception(error)
-
-
-class Staging:
-    """One entry on its way to the node, and those who asked for it."""
-
-    def __init__(self, key: str, stat: Stat, first: Request) -> None:
-        self.key = key
-        self.stat = stat
-        self.url = first.url
-        self.background = first.background
-        self.requests: list[Request] = []
-        self.phase = "queue"  # lock, room, transfer, ended
-        self.since = monotonic()  # when it entered the phase, or its progress was last seen
-        self.sign = 0  # the last sign of life of the process that it waits for
-        self.parked = True  # no step runs, and none will come by itself
-        self.waits = 0  # how often it has begun to wait for the lock
-        self.made_room = False
-        self.lock: TransferLock | None = None
-        self.pin: Pin | None = None
-        self.incoming: Path | None = None
-        self.transfer: Future[Stat] | None = None
-        self.source: Source | None = None
-        self.is_here = False
-        self.over = threading.Event()
-
-    def enter(self, phase: str) -> None:
-        """Begin a phase, and its deadline."""
-        self.phase = phase
-        self.since = monotonic()
-
-    def record(self) -> dict[str, Any]:
-        """Return what the cache notes of the file."""
-        return {"url": str(self.url), "size": self.stat.size, "mtime": self.stat.mtime}
 
 
 class Bringing:

@@ -17,7 +17,7 @@ from ..config import ConnectionSettings
 from ..errors import RemoteChanged, TransferError, from_oserror
 from ..model import Stat
 from ..url import RemoteURL
-from .bringing import Bringing, Request, error_of
+from .bringing import Bringing, error_of
 from .copying import copy_file
 from .daemons import Daemons
 from .draft import Draft
@@ -26,6 +26,7 @@ from .locks import Pin
 from .nodecache import NodeCache, cache_key
 from .place import cache_root
 from .source import Source
+from .staging import Request
 
 if TYPE_CHECKING:
     from ..engine import TransferEngine
