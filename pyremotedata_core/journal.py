@@ -81,8 +81,8 @@ class Journal:
     """The uploads of this process to one server. Belongs to the loop's thread."""
 
     def __init__(self, server: str) -> None:
-        base = private_directory(state_directory() / "uploads")
-        self._directory = private_directory(base / file_name_for(server))
+        # Made when something is noted, and removed when nothing is left in it, by any process.
+        self._directory = state_directory() / "uploads" / file_name_for(server)
         self._path: Path | None = None
         self._fd = -1
         self._live: dict[str, _Upload] = {}
@@ -154,10 +154,12 @@ class Journal:
                     self._path.unlink()
             os.close(self._fd)
             self._fd = -1
+        with contextlib.suppress(OSError):
+            self._directory.rmdir()
 
     def _adopt(self) -> None:
         """Take over what dead processes left; it stands in this journal from now on."""
-        for path in self._directory.iterdir():
+        for path in self._paths():
             if path == self._path:
                 continue
             with contextlib.suppress(OSError, ValueError):
@@ -177,6 +179,12 @@ class Journal:
                 finally:
                     os.close(fd)
 
+    def _paths(self) -> list[Path]:
+        try:
+            return list(self._directory.iterdir())
+        except FileNotFoundError:
+            return []
+
     def _add(self, temporary: str, upload: _Upload) -> None:
         if self._fd < 0:
             self._open()
@@ -187,8 +195,12 @@ class Journal:
     def _open(self) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
         while True:
-            self._path = self._directory / os.urandom(8).hex()
-            fd = os.open(self._path, flags, 0o600)
+            try:
+                private_directory(self._directory.parent)
+                self._path = private_directory(self._directory) / os.urandom(8).hex()
+                fd = os.open(self._path, flags, 0o600)
+            except FileNotFoundError:
+                continue  # somebody removed the directory, empty, between two calls
             fcntl.flock(fd, fcntl.LOCK_EX)
             if os.fstat(fd).st_nlink:
                 self._fd = fd

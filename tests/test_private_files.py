@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pyremotedata_core import TransferEngine
+from pyremotedata_core.journal import Journal
 from pyremotedata_core.nodestate import state_directory
 
 WAIT_S = 60.0
@@ -37,3 +39,36 @@ def content(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:  # it was a note of a process that has ended
         return b""
+
+
+def test_the_directory_of_a_journal_goes_with_the_last_one_and_takes_none_with_it():
+    server = f"sftp://nowhere-{os.urandom(8).hex()}"
+
+    def work(number: int) -> None:
+        for turn in range(100):
+            journal = Journal(server)
+            temporary = f"/{number}-{turn}.part"
+            journal.begin(temporary, "/final")
+            assert temporary.encode() in journal._path.read_bytes()
+            assert journal.holds(temporary)
+            journal.end(temporary)
+            journal.close()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    assert not Journal(server)._directory.exists()
+
+
+def test_a_journal_that_is_not_empty_outlives_those_beside_it():
+    server = f"sftp://nowhere-{os.urandom(8).hex()}"
+    cut_off, other = Journal(server), Journal(server)
+    cut_off.begin("/a.part", "/a")
+    other.begin("/b.part", "/b")
+    other.end("/b.part")
+    cut_off.close()
+    other.close()
+    heir = Journal(server)
+    assert heir.orphans() == [("/a.part", "/a")]
+    heir.end("/a.part")
+    heir.close()
+    assert not heir._directory.exists()
