@@ -18,7 +18,8 @@ from pyremotedata_core.stager import shared_stager
 
 if TYPE_CHECKING:
     from .remotefile import RemoteFile
-    from .staging import Counts, WorkerStaging
+    from .staging import WorkerStaging
+    from .wishes import Counts
 
 _ON_LOOP = (
     "a coroutine task must not wait for a file on the worker's event loop: decorate it with"

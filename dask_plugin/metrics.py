@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from typing import Any
 
-from .staging import Counts
+from .wishes import Counts
 
 SOURCES = {  # the fields of `Counts` for files and bytes, by what the label says
     "archive": ("files", "archive_bytes"),

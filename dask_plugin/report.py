@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from . import current
-from .staging import Counts
+from .wishes import Counts
 
 
 class Report(dict[str, dict[str, float]]):
-    """Counts per worker, printed as a table; the fields are those of `staging.Counts`."""
+    """Counts per worker, printed as a table; the fields are those of `wishes.Counts`."""
 
     @property
     def total(self) -> dict[str, float]:

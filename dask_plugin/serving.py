@@ -19,8 +19,9 @@ from . import current, metrics
 from .broker import JOIN, Broker
 from .peers import PeerSource
 from .remotefile import RemoteFile
-from .staging import Opened, WorkerStaging
+from .staging import WorkerStaging
 from .walk import handles_in
+from .wishes import Opened
 
 if TYPE_CHECKING:
     from .plugin import StagingPlugin
