@@ -105,13 +105,16 @@ class Storing:
         return Stored(1, got.size), got
 
     def _make_missing(self, directory: RemoteURL) -> None:
-        """Have directories made that were missing when they were asked about.
+        """Have directories made that were missing when they were asked about, or lie in such.
 
         Nobody waits for it: the upload that follows asks for the same if it comes too late, and
         knows what is wrong if it cannot be done.
         """
         missing: list[RemoteURL] = []
-        while directory not in self._making and self._lookup.memory.was_missing(directory):
+        was_missing = self._lookup.memory.was_missing
+        while directory not in self._making and (
+            directory.parent in self._making or was_missing(directory)
+        ):
             missing.append(directory)
             self._making.add(directory)
             directory = directory.parent
