@@ -263,7 +263,7 @@ def test_a_run_interrupted_while_retrieving_ends_and_leaves_nothing(
         wait_until(lambda: relay.status()["faults"])
         os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
         text, _ = process.communicate(timeout=60)
-    assert process.returncode == 1, text
+    assert process.returncode, text
     wait_until(lambda: not clients(tmp_path))
     storage = workflow.directory / ".snakemake/storage"
     assert not temporaries(storage)
