@@ -299,8 +299,10 @@ def _convert(key: str, value: Any, where: str) -> Any:
     try:
         return _CONVERTERS.get(key, _text)(value)
     except (ValueError, TypeError, KeyError, OverflowError):
-        shown = "" if key in SECRETS else f": {_shown(value)}"
-        raise ConfigurationError(f"{where} is not valid{shown}") from None
+        if key in SECRETS:
+            raise ConfigurationError(f"{where} is not valid") from None
+        wanted = f"; it is {_WANTED[key]}" if key in _WANTED else ""
+        raise ConfigurationError(f"{where} is not valid: {_shown(value)}{wanted}") from None
 
 
 def _shown(value: Any) -> str:
@@ -394,6 +396,21 @@ def _directory(value: Any) -> str:
         return "/~"
     return normalise(text if text.startswith("/") else "/~/" + text.removeprefix("~/"))
 
+
+_FLAG, _BYTES = "yes or no", "a number of bytes, as 10M"
+_WANTED = {  # for people
+    "port": "a number from 1 to 65535",
+    "accept_new": _FLAG,
+    "ftps_mode": " or ".join(FTPS_MODES),
+    "transport": " or ".join(TRANSPORTS),
+    "carrier": " or ".join(CARRIERS),
+    "connections": "a whole number, at least 1",
+    "timeout_s": "a number of seconds, more than 0",
+    "bandwidth": _BYTES,
+    "fsync": _FLAG,
+    "publish": "rename or direct",
+    "cache_bytes": _BYTES,
+}
 
 _CONVERTERS = {
     "host": _host,

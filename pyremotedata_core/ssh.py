@@ -97,6 +97,7 @@ def ssh_argv(settings: ConnectionSettings, control: dict[str, str] | None = None
     if settings.ssh_config:
         argv += ["-F", settings.ssh_config]
     if settings.ssh_key:
+        check_key(settings.ssh_key)
         options["IdentitiesOnly"] = "yes"
         argv += ["-i", settings.ssh_key]
     if settings.username:
@@ -109,6 +110,21 @@ def ssh_argv(settings: ConnectionSettings, control: dict[str, str] | None = None
     for key, value in options.items():
         argv += ["-o", f"{key}={value}"]
     return argv
+
+
+def check_key(path: str) -> None:
+    """Check that there is a key of this name, or the public half of one that an agent holds.
+
+    Without it ssh would go on with other keys, as if none had been named.
+
+    Raises
+    ------
+    ConfigurationError
+    """
+    if not (os.path.exists(path) or os.path.exists(f"{path}.pub")):
+        raise ConfigurationError(
+            f"there is no key {path}; ssh_key (PYREMOTEDATA_SSH_KEY, --ssh-key) names it"
+        )
 
 
 def ssh_environment(settings: ConnectionSettings) -> dict[str, str]:

@@ -250,7 +250,10 @@ def test_directories_are_made_and_removed(run, url, there):
         (["get", "sftp://-oProxyCommand=touch x/a", "b"], "not a host name"),
         (["sync", "a", "b"], "must be a URL"),
         (["sync", "sftp://h/a", "sftp://h/b"], "must be a URL"),
-        (["ls", "--timeout", "soon", "sftp://h/"], "timeout"),
+        (["ls", "--timeout", "soon", "sftp://h/"], "a number of seconds"),
+        (["ls", "--timeout", "0", "sftp://h/"], "a number of seconds"),
+        (["ls", "--connections", "0", "sftp://h/"], "at least 1"),
+        (["ls", "--ssh-key", "no-key", "sftp://h/"], "there is no key"),
         (["ls", "--transport", "scp", "sftp://h/"], "transport"),
         (["get", "sftp://h/a%00b", "c"], "NUL"),
     ],
@@ -338,6 +341,7 @@ def test_output_that_cannot_be_written_is_no_traceback(run, url, make):
         )
         assert done.returncode == status
         assert len(done.stderr.splitlines()) == status, done.stderr
+        assert not status or "standard output" in done.stderr
 
 
 # --- doctor ---------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from ..errors import (
     from_ssh_stderr,
     unknown_host_key,
 )
+from ..ssh import check_key
 from ..url import RemoteURL
 from . import hostkeys
 from .keys import keys_to_offer
@@ -92,6 +93,8 @@ def log_in(login: Login) -> paramiko.Transport:
         Whatever stands in the way.
     """
     settings = login.settings
+    if settings.ssh_key:
+        check_key(settings.ssh_key)
     site = login.find(settings.host or "", settings.username, settings.port, settings.ssh_key)
     return _enter(
         login, site, 0, RemoteURL("sftp", site.name, "/", settings.username, settings.port)
