@@ -1,0 +1,118 @@
+"""Clusters with the plugin on one node, and what their tasks read."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from dask_plugin import RemoteFile, StagingPlugin
+
+from .dask_nodes import PATIENCE_S
+
+distributed = pytest.importorskip("distributed")
+
+
+@pytest.fixture(scope="module")
+def two_workers():
+    """A cluster of two worker processes with one thread each, for tests that leave it whole."""
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0"
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def start_cluster():
+    """Start clusters; they end with the test."""
+    started = []
+
+    def start(**options):
+        options = {"processes": True, "dashboard_address": ":0", **options}
+        cluster = distributed.LocalCluster(**options)
+        started.append(cluster)
+        client = distributed.Client(cluster)
+        started.append(client)
+        return client
+
+    yield start
+    for one in reversed(started):
+        one.close()
+
+
+@pytest.fixture
+def place(tmp_path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def register(place):
+    """Register the plugin for a server, with a cache of the test's own."""
+
+    def register(client, server, **options):
+        settings = {"ssh_config": str(server.ssh_config), "cache_dir": str(place)}
+        client.register_plugin(StagingPlugin(**{**settings, **options}))
+        return client
+
+    return register
+
+
+@pytest.fixture
+def client(two_workers, register, sshd):
+    return register(two_workers, sshd)
+
+
+@pytest.fixture
+def make(sshd, remote_directory):
+    """Make a file on the server and return its handle."""
+
+    def make(name: str, data: bytes | None = None) -> RemoteFile:
+        sshd.make(f"{remote_directory}/{name}", name.encode() if data is None else data)
+        return RemoteFile(sshd.url(f"{remote_directory}/{name}"))
+
+    return make
+
+
+def files_in(place: Path) -> set[str]:
+    return {path.name for path in place.glob("*/files/*/*")}
+
+
+def read(file, *_):
+    with open(file) as text:
+        return text.read()
+
+
+def read_after(file, _before):
+    return read(file)
+
+
+def read_all(nested, *, more=()):
+    return read(nested["first"]) + "".join(map(read, nested["rest"])) + "".join(map(read, more))
+
+
+def wait_for(path) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{path} never came")
+        time.sleep(0.02)
+
+
+def len_of(file):
+    return len(Path(file).read_bytes())
+
+
+def relayed(server, relay_factory):
+    relay = relay_factory(server.port)
+    host, key = server.known_hosts.read_text().splitlines()[0].split(" ", 1)
+    with open(server.known_hosts, "a") as known:
+        known.write(f"{host.rpartition(':')[0]}:{relay.port} {key}\n")
+    return relay
+
+
+def handle(server, relay, name: str) -> RemoteFile:
+    return RemoteFile(relay.url(server.url(name)))

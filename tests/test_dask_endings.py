@@ -1,0 +1,314 @@
+"""How tasks and workers end: files go back, errors reach who asked, the dead are replaced."""
+
+# Fixtures are imported, and then arguments have their names.
+# ruff: noqa: F811
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import urllib.request
+from pathlib import Path
+
+import dask
+import pytest
+
+from dask_plugin import RemoteFile, StagingPlugin, stats
+from pyremotedata_core import AuthenticationFailed, RemoteFileNotFound, RemotePermissionDenied
+
+from .dask_cluster import (  # noqa: F401
+    client,
+    files_in,
+    handle,
+    len_of,
+    make,
+    place,
+    read,
+    register,
+    relayed,
+    start_cluster,
+    two_workers,
+    wait_for,
+)
+from .dask_nodes import PATIENCE_S, wait_until
+
+distributed = pytest.importorskip("distributed")
+
+CANARY = "canary-5b0c"
+
+
+# --- the end of a task --------------------------------------------------------------------------
+
+
+def test_files_go_back_when_tasks_end_however_they_end(start_cluster, register, sshd, make, place):
+    client = register(
+        start_cluster(n_workers=1, threads_per_worker=1),
+        sshd,
+        cache_bytes=40_000,
+        ahead_bytes=10_000,
+        timeout_s=10,
+    )
+
+    def use(file, fails):
+        data = Path(file).read_bytes()
+        if fails:
+            raise ValueError(len(data))
+        return len(data)
+
+    for round_ in range(3):
+        handles = [make(f"{round_}{n}", bytes(10_000)) for n in range(5)]
+        tasks = client.map(use, handles, [n % 2 for n in range(5)])
+        distributed.wait(tasks, timeout=PATIENCE_S)
+        assert [task.status for task in tasks] == ["finished", "error"] * 2 + ["finished"]
+        assert len(files_in(place)) <= 4
+
+
+def test_a_cancelled_task_keeps_its_file_while_its_thread_runs(
+    start_cluster, register, sshd, make, tmp_path
+):
+    client = register(
+        start_cluster(n_workers=1, threads_per_worker=2),
+        sshd,
+        cache_bytes=40_000,
+        ahead_bytes=1,
+        timeout_s=10,
+    )
+    opened, go_on, verdict = (tmp_path / name for name in ("opened", "go_on", "verdict"))
+
+    def use(file):
+        path = Path(file)
+        opened.touch()
+        wait_for(go_on)
+        verdict.write_text(str(path.exists()))
+
+    task = client.submit(use, make("kept", bytes(10_000)))
+    wait_for(opened)
+    task.cancel()
+    wait_until(
+        lambda: "cancelled" in states(client).values(), "the worker knows that it was cancelled"
+    )
+    for n in range(6):
+        assert client.submit(len_of, make(f"other{n}", bytes(10_000))).result() == 10_000
+    go_on.touch()
+    wait_for(verdict)
+    wait_until(verdict.read_text, "the verdict is written")
+    assert verdict.read_text() == "True"
+
+
+def states(client) -> dict:
+    (found,) = client.run(
+        lambda dask_worker: {str(k): t.state for k, t in dask_worker.state.tasks.items()}
+    ).values()
+    return found
+
+
+def test_a_file_can_be_held_beyond_its_task(start_cluster, register, sshd, make):
+    client = register(
+        start_cluster(n_workers=1, threads_per_worker=1),
+        sshd,
+        cache_bytes=40_000,
+        ahead_bytes=1,
+        timeout_s=10,
+    )
+
+    def hold(file):
+        import builtins
+
+        builtins.held = file.hold()
+        return str(builtins.held.path)
+
+    path = Path(client.submit(hold, make("held", bytes(10_000))).result())
+    for n in range(6):
+        client.submit(len_of, make(f"{n}", bytes(10_000))).result()
+    assert path.exists()
+    client.run(lambda: __import__("builtins").held.release())
+    for n in range(6, 12):
+        client.submit(len_of, make(f"{n}", bytes(10_000))).result()
+    assert not path.exists()
+
+
+def test_registering_anew_leaves_running_tasks_their_files(
+    start_cluster, register, sshd, make, tmp_path, place
+):
+    client = start_cluster(n_workers=1, threads_per_worker=2)
+    options = {"cache_bytes": 40_000, "ahead_bytes": 1, "timeout_s": 10}
+    register(client, sshd, **options)
+    opened, go_on = tmp_path / "opened", tmp_path / "go_on"
+
+    def use(file):
+        path = Path(file)
+        opened.touch()
+        wait_for(go_on)
+        return path.exists()
+
+    task = client.submit(use, make("kept", bytes(10_000)))
+    wait_for(opened)
+    register(client, sshd, **options)
+    for n in range(6):
+        assert client.submit(len_of, make(f"other{n}", bytes(10_000))).result() == 10_000
+    go_on.touch()
+    assert task.result()
+    client.unregister_worker_plugin(StagingPlugin.name)
+    assert stats(client) == {}
+
+
+# --- errors and deaths --------------------------------------------------------------------------
+
+
+def test_a_missing_file_is_its_tasks_error_and_no_other_tasks(client, make):
+    good = make("good")
+    missing = RemoteFile(good.url + "-missing")
+    tasks = client.map(read, [missing, good])
+    with pytest.raises(RemoteFileNotFound, match="good-missing"):
+        tasks[0].result()
+    assert tasks[1].result() == "good"
+
+
+def test_a_file_without_permission_is_its_tasks_error(two_workers, register, request):
+    # Root reads everything, and so does a server that runs as root.
+    server = request.getfixturevalue("chroot_sshd" if os.getuid() == 0 else "sshd")
+    server.make("closed-task.bin", b"1", mode=0)
+    register(two_workers, server)
+    with pytest.raises(RemotePermissionDenied):
+        two_workers.submit(read, RemoteFile(server.url("closed-task.bin"))).result()
+
+
+def test_a_wrong_key_is_the_tasks_error(two_workers, register, sshd, make, tmp_path):
+    (tmp_path / "key").write_text("no key\n")
+    (tmp_path / "key").chmod(0o600)
+    config = tmp_path / "ssh_config"
+    config.write_text(sshd.ssh_config.read_text().replace(str(sshd.key), str(tmp_path / "key")))
+    register(two_workers, sshd, ssh_config=str(config))
+    with pytest.raises(AuthenticationFailed):
+        two_workers.submit(read, make("a")).result()
+
+
+def test_wrong_settings_are_the_tasks_error_and_do_not_break_the_worker(
+    two_workers, register, sshd, make
+):
+    register(two_workers, sshd, transport="pigeon")
+    with pytest.raises(ValueError, match="transport"):
+        two_workers.submit(read, make("a")).result()
+    assert two_workers.submit(sum, [1, 2]).result() == 3
+    register(two_workers, sshd)
+    assert two_workers.submit(read, make("b")).result() == "b"
+
+
+def test_a_failed_attempt_is_tried_anew(client, sshd, remote_directory, make):
+    late = make("late")
+    path = sshd.root / remote_directory / "late"
+    path.unlink()
+
+    def use(file):
+        try:
+            return read(file)
+        except FileNotFoundError:
+            path.write_text("late")
+            raise
+
+    assert client.submit(use, late, retries=1).result() == "late"
+
+
+def test_a_task_may_try_again_itself(client, sshd, remote_directory, make):
+    late = make("late")
+    path = sshd.root / remote_directory / "late"
+    path.unlink()
+
+    def use(file):
+        try:
+            return read(file)
+        except FileNotFoundError:
+            path.write_text("late")
+        return read(file)
+
+    assert client.submit(use, late).result() == "late"
+
+
+def test_a_worker_killed_while_it_fetches_is_replaced(
+    sshd_factory, relay_factory, start_cluster, register, place
+):
+    server = sshd_factory()
+    data = os.urandom(3_000_000)
+    server.make("a", data)
+    relay = relayed(server, relay_factory)
+    client = register(start_cluster(n_workers=1, threads_per_worker=1), server)
+    relay.stall(after_bytes=500_000)
+    task = client.submit(lambda file: Path(file).read_bytes(), handle(server, relay, "a"))
+    wait_until(lambda: relay.status()["faults"], "the transfer has got as far as the stall")
+    (pid,) = client.run(os.getpid).values()
+    os.kill(pid, signal.SIGKILL)
+    relay.resume()
+    assert task.result() == data
+    wait_until(lambda: not any(place.glob("*/incoming/*")), "nothing is left")
+
+
+def test_the_plugin_can_be_preloaded_without_client_code(
+    start_cluster, sshd, make, monkeypatch, place
+):
+    monkeypatch.setenv("PYREMOTEDATA_SSH_CONFIG", str(sshd.ssh_config))
+    monkeypatch.setenv("PYREMOTEDATA_CACHE_DIR", str(place))
+    monkeypatch.setenv("DASK_DISTRIBUTED__WORKER__PRELOAD", "dask_plugin.preload")
+    with dask.config.set({"distributed.worker.preload": ["dask_plugin.preload"]}):
+        client = start_cluster(n_workers=1, threads_per_worker=1)
+    assert client.submit(read, make("a")).result() == "a"
+    assert stats(client).total["files"] == 1
+    client.register_plugin(StagingPlugin(ssh_config=str(sshd.ssh_config), cache_dir=str(place)))
+    assert stats(client).total["files"] == 0
+    assert client.submit(read, make("b")).result() == "b"
+
+
+def test_workers_that_come_later_are_served(start_cluster, register, sshd, make):
+    client = register(start_cluster(n_workers=1, threads_per_worker=1), sshd)
+    client.cluster.scale(2)
+    client.wait_for_workers(2, timeout=PATIENCE_S)
+    assert len(stats(client)) == 2
+    assert client.gather(client.map(read, [make(name) for name in "abcd"])) == list("abcd")
+
+
+def test_a_restarted_cluster_is_served(start_cluster, register, sshd, make):
+    client = register(start_cluster(n_workers=1, threads_per_worker=1), sshd)
+    assert client.submit(read, make("a")).result() == "a"
+    client.restart()
+    assert client.submit(read, make("b")).result() == "b"
+
+
+def test_a_secret_of_the_workers_stays_there(
+    start_cluster, register, sshd, make, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("PYREMOTEDATA_PASSWORD", CANARY)
+    client = register(start_cluster(n_workers=1, threads_per_worker=1), sshd)
+    file = make("a")
+    assert client.submit(os.environ.get, "PYREMOTEDATA_PASSWORD").result() == CANARY
+    task = client.submit(read, file, key="reader")
+    assert task.result() == "a"
+    client.dump_cluster_state(str(tmp_path / "dump"), format="yaml")
+    (dump,) = tmp_path.glob("dump*")
+    text = dump.read_text()
+    assert "reader" in text
+    seen = [
+        pickle.dumps(file),
+        client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.worker_plugins),
+        client.run_on_scheduler(lambda dask_scheduler: str(dask_scheduler.get_events())),
+        client.get_worker_logs(),
+        client.get_scheduler_logs(),
+        client.run(lambda dask_worker: [repr(vars(p)) for p in dask_worker.plugins.values()]),
+    ]
+    pages = [page_of(client.dashboard_link.replace("/status", name)) for name in PAGES]
+    assert all(pages)
+    assert CANARY not in repr([*seen, pages])
+    without_own_result = text.replace(f"'{CANARY}'", "")
+    assert CANARY not in without_own_result
+
+
+PAGES = (
+    "/info/main/workers.html",
+    "/info/main/logs.html",
+    "/individual-plots.json",
+    "/json/counts.json",
+)
+
+
+def page_of(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=PATIENCE_S) as page:
+        return page.read()
