@@ -117,6 +117,18 @@ def test_the_helper_starts_with_the_first_request_and_ends_with_close(sshd):
     assert state(new[0]) == "", "a zombie"
 
 
+def test_a_helper_that_is_started_early_connects_to_nothing_and_serves_the_first_request(sshd):
+    before = helpers()
+    with TransferEngine(sshd.settings()) as engine:
+        engine.start()
+        (early,) = set(helpers()) - set(before)
+        assert not descendants(early)
+        engine.stat(sshd.url("")).result(WAIT_S)
+        assert set(helpers()) - set(before) == {early}
+        assert any("ssh" in command(pid) for pid in descendants(early))
+    assert wait_until(lambda: not alive([early]))
+
+
 def test_a_closed_engine_says_so(sshd):
     engine = TransferEngine(sshd.settings())
     engine.close()
