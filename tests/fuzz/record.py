@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import struct
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from pyremotedata_core.transports.lftp import LftpSession
 from pyremotedata_core.transports.lftp_ftp import FtpSession
 from pyremotedata_core.transports.lftp_process import LftpProcess, Reply
 from pyremotedata_core.url import RemoteURL
+from tests import hostile_server
 from tests.ftp import FtpServer
 from tests.servers import Sshd, sftp_server
 
@@ -25,6 +28,11 @@ from . import lftp, sftp
 from .script import piece
 
 SAYS_LIMITS = 201
+READ = 2  # of the operations
+SHORT_READS = [
+    *(sys.executable, "-IS", hostile_server.__file__, "relay", sftp_server()),
+    json.dumps({"read_bytes": 10_000, "extensions": False}),
+]
 _PROGRAM = re.compile(rb"---- Running connect program .*\n")
 
 
@@ -33,7 +41,9 @@ def recorded(name: str) -> list[bytes]:
     if name == "lftp":
         return list(_lftp_dialogues())
     with tempfile.TemporaryDirectory(prefix="recorded-") as place:
-        dialogues = [_sftp_dialogue(place, number) for number in range(len(sftp.OPERATIONS))]
+        numbers = range(len(sftp.OPERATIONS))
+        dialogues = [_sftp_dialogue(place, number, [sftp_server()]) for number in numbers]
+        dialogues.append(_sftp_dialogue(place, READ, SHORT_READS))
     if name == "sftp":
         return [dialogue.script for dialogue in dialogues]
     return [bytes([reader]) + body for dialogue in dialogues for reader, body in dialogue.bodies]
@@ -45,10 +55,8 @@ def recorded(name: str) -> list[bytes]:
 class Dialogue(sftp.Theatre):
     """A session that talks to a real server, and a script of what that answers."""
 
-    def __init__(self, root: str) -> None:
-        self.server = subprocess.Popen(
-            [sftp_server()], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+    def __init__(self, root: str, server: list[str]) -> None:
+        self.server = subprocess.Popen(server, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.script = b"\xff"
         self.bodies: list[tuple[int, bytes]] = []
         self._rest = b""
@@ -100,12 +108,12 @@ class Dialogue(sftp.Theatre):
             self.script += bytes([sftp.ANSWER, sftp.TYPES.index(kind), 0]) + piece(body)
 
 
-def _sftp_dialogue(place: str, number: int) -> Dialogue:
+def _sftp_dialogue(place: str, number: int, server: list[str]) -> Dialogue:
     root = Path(tempfile.mkdtemp(dir=place))
     for name, size in {"a": sftp.SIZE, "b": 5, "c": 5, "d": 5}.items():
         (root / name).write_bytes(bytes(size))
         os.utime(root / name, (sftp.KEPT.mtime, sftp.KEPT.mtime))
-    dialogue = Dialogue(str(root))
+    dialogue = Dialogue(str(root), server)
     try:
         dialogue.ask(number)
         dialogue.ask(number)

@@ -213,19 +213,18 @@ class _Kept:
     fd = -1
 
     def __init__(self) -> None:
-        self.pieces: dict[int, int] = {}
+        self.pieces: dict[int, int] = {}  # sizes by where they begin
 
     def write(self, data: memoryview, offset: int) -> None:
-        assert 0 <= offset <= offset + len(data) <= SIZE, "bytes from outside of the file"
-        self.pieces[offset] = max(self.pieces.get(offset, 0), len(data))
+        end = offset + len(data)
+        assert 0 <= offset <= end <= SIZE, "bytes from outside of the file"
+        for there, size in self.pieces.items():
+            assert end <= there or offset >= there + size, "bytes that came before"
+        if data:
+            self.pieces[offset] = len(data)
 
     def whole(self) -> bool:
-        end = 0
-        for offset in sorted(self.pieces):
-            if offset > end:
-                return False
-            end = max(end, offset + self.pieces[offset])
-        return end == SIZE
+        return sum(self.pieces.values()) == SIZE
 
 
 @functools.cache
@@ -259,7 +258,7 @@ class Props(NamedTuple):
 
 
 def _bundle(props: Props) -> tuple[Any, ...]:
-    files = [SmallFile(f"{props.root}/{name}", SMALL, props.sink) for name in "bcd"]
+    files = [SmallFile(f"{props.root}/{name}", SMALL, _Kept()) for name in "bcd"]
     return files, lambda file, _error: files.remove(file)
 
 
