@@ -354,24 +354,31 @@ with TransferEngine() as engine:
 """
 
 
-def test_many_processes_share_the_sessions_of_a_node(sshd_factory, tmp_path, monkeypatch):
-    server = sshd_factory()
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("processes", "sessions"), [(12, 2), pytest.param(40, 4, marks=pytest.mark.full)]
+)
+def test_many_processes_share_the_sessions_of_a_node(
+    sshd_factory, tmp_path, monkeypatch, processes, sessions
+):
+    server = sshd_factory(lines=["MaxStartups 10:100:10"])
     server.make("a", os.urandom(100_000))
     monkeypatch.setenv("PYREMOTEDATA_SSH_CONFIG", str(server.ssh_config))
-    monkeypatch.setenv("PYREMOTEDATA_CONNECTIONS", "2")
+    monkeypatch.setenv("PYREMOTEDATA_CONNECTIONS", str(sessions))
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", WORKER, server.url(), str(tmp_path / str(number))],
             stderr=subprocess.PIPE,
         )
-        for number in range(12)
+        for number in range(processes)
     ]
-    said = [worker.communicate(timeout=100)[1].decode() for worker in workers]
-    assert said == [""] * 12
+    said = [worker.communicate(timeout=200)[1].decode() for worker in workers]
+    assert said == [""] * processes
     data = (server.root / "a").read_bytes()
-    assert list(tree(tmp_path).values()) == [data] * 36
-    assert [content for name, content in tree(server.root).items() if "up" in name] == [data] * 36
-    assert most_sessions(server) <= 2
+    assert list(tree(tmp_path).values()) == [data] * 3 * processes
+    up = [content for name, content in tree(server.root).items() if "up" in name]
+    assert up == [data] * 3 * processes
+    assert most_sessions(server) <= sessions
 
 
 # --- ways of the user's own -----------------------------------------------------------------
