@@ -108,7 +108,6 @@ class SftpSession:
         self.careful = False  # the server answers reads short: close handles only when all is in
         self.opened = False
         self.alive = True
-        self.idle_since = time.monotonic()
         self.last_heard = time.monotonic()
         self.load = 0
         self.load_bytes = 0
@@ -254,8 +253,6 @@ class SftpSession:
         self._operations.discard(operation)
         self.load -= operation.weight
         self.load_bytes -= operation.load_bytes
-        if not self.load:
-            self.idle_since = time.monotonic()
         operation.done(result, error)
 
     # --- input ----------------------------------------------------------------------------
