@@ -28,7 +28,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.charts import draw_lines
@@ -45,6 +44,7 @@ SAMPLE_S = 1.0
 # The last quarter may exceed the first by so much and still be called flat.
 ALLOWED = {"RSS MiB": 20.0, "threads": 2.0, "descriptors": 4.0}
 ENOUGH_SAMPLES = 20
+RATE_SAMPLES = 10  # that a rate is the mean of
 KEPT_POINTS = 200  # of a line that is drawn
 Points = list[tuple[float, float]]
 
@@ -213,7 +213,8 @@ def figures(samples: list[Sample]) -> dict[str, Points]:
         "files/s": [],
         "MB/s": [],
     }
-    for before, after in pairwise(samples):
+    # Large files arrive whole: second by second their rate would be nothing, or leap.
+    for before, after in zip(samples, samples[RATE_SAMPLES:], strict=False):
         took_s, minutes = after.seconds - before.seconds, after.seconds / 60
         values["files/s"].append((minutes, (after.files - before.files) / took_s))
         moved = after.moved_bytes - before.moved_bytes
