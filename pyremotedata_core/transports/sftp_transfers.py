@@ -32,11 +32,18 @@ from .sftp_sequences import (
     url_of,
 )
 
+MOST_READDIRS = 16  # in flight for one listing
+
 
 class Listing:
-    """Lists a directory with several READDIRs in flight; more as it proves to be large."""
+    """Lists a directory with several READDIRs in flight; more as it proves to be large.
+
+    What has come in one turn of the loop is seen before more is asked for: it most often tells
+    that a small directory is at its end.
+    """
 
     __slots__ = (
+        "_answered",
         "_began",
         "_bytes",
         "_count",
@@ -58,6 +65,7 @@ class Listing:
         self._error: TransferError | None = None
         self._ended = False
         self._flight = 0
+        self._answered = 0  # with names, since more was asked for
         session.request(wire.OPENDIR, path_of(self._path), self._opened)
 
     def _opened(self, kind: int, body: memoryview, _data: Any) -> None:
@@ -68,28 +76,36 @@ class Listing:
             self._session.finish(self._operation, None, error)
             return
         self._handle = wire.read_handle(body)
-        for _ in range(4):
-            self._ask()
+        self._ask(4)
 
-    def _ask(self) -> None:
-        self._flight += 1
-        self._session.request(wire.READDIR, self._handle, self._named)
+    def _ask(self, count: int) -> None:
+        self._flight += count
+        for _ in range(count):
+            self._session.request(wire.READDIR, self._handle, self._named)
+
+    def _ask_more(self) -> None:
+        count, self._answered = min(2 * self._answered, MOST_READDIRS - self._flight), 0
+        if not self._session.alive:
+            return
+        if not (self._ended or self._operation.cancelled):
+            self._ask(count)
+        elif not self._flight:
+            self._close()
 
     def _named(self, kind: int, body: memoryview, _data: Any) -> None:
         self._flight -= 1
         if kind == wire.NAME:
             if not self._error and not self._operation.cancelled:
                 self._keep(body)
-            if not self._ended and not self._operation.cancelled:
-                self._ask()
-                if self._flight < 16:
-                    self._ask()
+            if not self._answered:
+                self._session.loop.call_soon(self._ask_more)
+            self._answered += 1
         else:
             self._ended = True
             if kind != wire.STATUS or wire.read_u32(body) != wire.EOF:
                 self._error = self._error or error_of(self._session, self._path, (kind, body))
-        if not self._flight:
-            self._session.request(wire.CLOSE, self._handle, self._closed)
+        if not (self._flight or self._answered):
+            self._close()
 
     def _keep(self, body: memoryview) -> None:
         entries = wire.read_names(body)
@@ -113,7 +129,8 @@ class Listing:
             self._error = error
             self._ended = True
 
-    def _closed(self, _kind: int, _body: memoryview, _data: Any) -> None:
+    def _close(self) -> None:
+        self._session.request(wire.CLOSE, self._handle, _ignore)
         self._session.finish(self._operation, None, self._error)
 
 
