@@ -54,6 +54,6 @@ def more_sessions(
         # The link waits for answers: every session adds its own window.
         return sessions if sessions > 1 else 3
     large = rate_bytes > (1 << 20) * rate_files
-    if large and (last_gain is None or last_gain > 1.15) and left_s > 4 * connect_s:
+    if large and (last_gain is None or last_gain > 1.15) and left_s > 10 * connect_s:
         return 1  # try whether another pair of cipher processes helps
     return 0
