@@ -9,17 +9,15 @@ compared. Quoted are median and spread.
 "local files" is the floor: the same tasks on local files. A task sleeps, or counts in pure Python
 for as many rounds as take that long on the idle machine. Below each table stands what the plugin is
 held to, from the floor and from a transfer of the same files without Dask. ``all`` runs all cases;
-``--json`` and ``--plot`` keep the figures and draw them.
+``--out`` writes tables, the raw figures, and a picture.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import logging
 import os
-import platform
 import re
 import shutil
 import statistics
@@ -35,9 +33,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import dask
 from distributed import Client, Nanny, Scheduler, SpecCluster
 
-from benchmarks.charts import draw_bars
+from benchmarks import outcome
 from benchmarks.dask_limits import (
     BEST_PEER_SHARE,
     HANDLES,
@@ -180,8 +179,7 @@ def main() -> None:
     parser.add_argument("--round-trip-ms", type=float, nargs="+", default=[0.0, 20.0])
     parser.add_argument("--compute", nargs="+", choices=COMPUTES, default=list(COMPUTES))
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
-    parser.add_argument("--json", type=Path, help="write all figures to this file")
-    parser.add_argument("--plot", type=Path, help="draw them to this file; takes matplotlib")
+    parser.add_argument("--out", type=Path, metavar="NAME", help="writes NAME.md, .json and .svg")
     options = parser.parse_args()
     if options.cases == ["all"]:
         options.cases = list(CASES)
@@ -189,7 +187,8 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown case: {', '.join(sorted(unknown))}")
     ways = [way for way in options.ways if way != "sshfs" or shutil.which("sshfs")]
-    results = []
+    results: list[dict[str, Any]] = []
+    tables: list[str] = []
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
         folder = Path(name)
         log = folder / "sftp.log"
@@ -202,41 +201,34 @@ def main() -> None:
                     for case in options.cases:
                         for compute in options.compute:
                             cells, limits = measure(case, compute, place, log, ways, options.rounds)
-                            report(case, compute, round_trip_ms, cells, limits)
+                            tables.append(tell(case, compute, round_trip_ms, cells, limits))
+                            print(f"\n{tables[-1]}", flush=True)
                             results.append(
                                 {
-                                    "case": case,
-                                    "compute": compute,
+                                    "case": f"{case}, {compute}",
                                     "round_trip_ms": round_trip_ms,
-                                    "cells": [asdict(cell) for cell in cells],
+                                    "cells": [{"tool": cell.way, **asdict(cell)} for cell in cells],
                                     "limits": limits._asdict(),
                                 }
                             )
-        costs_s = handle_costs(folder, options.rounds)
-    if options.json:
-        machine = {"machine": platform.processor() or platform.machine(), "cpus": os.cpu_count()}
-        figures = {**machine, "handle_s": costs_s, "results": results}
-        options.json.write_text(json.dumps(figures, indent=1))
-    if options.plot:
-        draw_bars(
-            options.plot,
-            {
-                f"{one['case']}, {one['compute']}, round trip {one['round_trip_ms']:g} ms": {
-                    cell["way"]: cell["seconds"] for cell in one["cells"]
-                }
-                for one in results
-            },
-        )
+        tables.append(tell_handle_costs(folder, options.rounds))
+        print(f"\n{tables[-1]}")
+    if options.out:
+        about = f"{outcome.machine()}, Dask {dask.__version__}"
+        about += f", {options.rounds} alternating rounds after a warm-up"
+        outcome.write(options.out, "Dask tasks with remote inputs", about, tables, results)
 
 
-def handle_costs(folder: Path, rounds: int) -> list[float]:
-    """Measure what a handle costs in a graph, and print it."""
+def tell_handle_costs(folder: Path, rounds: int) -> str:
+    """Measure what a handle costs in a graph, and return it in words."""
     costs_s = [handle_cost_s() for _ in range(rounds)]
-    print(f"\nA handle costs {1e6 * statistics.median(costs_s):.0f} µs", end=" ")
-    print(f"({1e6 * min(costs_s):.0f}-{1e6 * max(costs_s):.0f}).", end=" ", flush=True)
     with cluster(CASES["100x100KB"], folder) as client:
-        print(f"{HANDLES} tasks with a handle each take {submit_s(client):.1f} s.")
-    return costs_s
+        submitting_s = submit_s(client)
+    return (
+        f"A handle costs {1e6 * statistics.median(costs_s):.0f} µs"
+        f" ({1e6 * min(costs_s):.0f}-{1e6 * max(costs_s):.0f});"
+        f" {HANDLES} tasks with a handle each take {submitting_s:.1f} s."
+    )
 
 
 def measure(
@@ -326,34 +318,39 @@ def cluster(case: Case, folder: Path) -> Iterator[Client]:
         yield client
 
 
-def report(
-    name: str, compute: str, round_trip_ms: float, cells: list[Cell], limits: Limits
-) -> None:
-    """Print a table: median, spread, how the first way compares, and what it cost."""
+def tell(name: str, compute: str, round_trip_ms: float, cells: list[Cell], limits: Limits) -> str:
+    """Return a table: median, spread, how the first way compares, and what it cost."""
     case = CASES[name]
     total = case.files * case.file_bytes
     first = cells[0]
-    print(f"\n{name}, {compute} {case.compute_s:g} s, {case.workers} workers,", end=" ")
-    print(f"round trip {round_trip_ms:g} ms")
-    print(f"\n| way | median s | spread s | {first.way} takes | archive | grown MiB | lag ms |")
-    print("|---|---|---|---|---|---|---|")
+    lines = [
+        f"## {name}, {compute} {case.compute_s:g} s, round trip {round_trip_ms:g} ms",
+        "",
+        f"{case.workers} workers",
+        "",
+        f"| way | median s | spread s | {first.way} takes | archive | grown MiB | lag ms |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for cell in cells:
-        print(
+        lines.append(
             f"| {cell.way} | {cell.median:.2f} | {min(cell.seconds):.2f}-{max(cell.seconds):.2f}"
             f" | {first.median / cell.median:.2f}x | {max(cell.archive_bytes) / total:.2f}x"
-            f" | {max(cell.grown_bytes) / MIB:.0f} | {1000 * max(cell.lag_s):.0f} |",
-            flush=True,
+            f" | {max(cell.grown_bytes) / MIB:.0f} | {1000 * max(cell.lag_s):.0f} |"
         )
-    print(f"\nWithout Dask: first file {limits.first_s:.2f} s, all {limits.transfer_s:.2f} s.")
+    lines += [
+        "",
+        f"Without Dask: first file {limits.first_s:.2f} s, all {limits.transfer_s:.2f} s.",
+    ]
     medians = {cell.way: cell.median for cell in cells}
     if OURS in medians and FLOOR in medians:
         bound_s = limits.bound_s(medians[FLOOR])
-        print(f"{OURS} takes {medians[OURS]:.2f} s of {bound_s:.2f} s that it may take", end="; ")
+        lines += ["", f"{OURS} takes {medians[OURS]:.2f} s of {bound_s:.2f} s that it may take."]
     peers = medians.keys() - {OURS, FLOOR}
     if OURS in medians and peers:
         best = min(peers, key=medians.__getitem__)
         share = medians[OURS] / medians[best]
-        print(f"{share:.2f}x of {best}, wanted {BEST_PEER_SHARE}x at 20 ms.", flush=True)
+        lines += ["", f"{share:.2f}x of {best}, wanted {BEST_PEER_SHARE}x at 20 ms."]
+    return "\n".join(lines)
 
 
 def make_files(directory: Path, case: Case) -> None:

@@ -1,6 +1,6 @@
 """Snakemake over remote files, side by side: this plugin, its peer, and local files, in one run.
 
-``python -m benchmarks.snakemake --out DIRECTORY`` starts an sshd of its own, makes the data,
+``python -m benchmarks.snakemake --out NAME`` starts an sshd of its own, makes the data,
 installs the peer (snakemake-storage-plugin-sftp) in a venv below the user's cache directory, and
 lets the tools take turns, on loopback and over 20 ms. Every figure is the wall time of
 ``snakemake`` in a fresh process with default settings: start-up, listing, jobs, times and
@@ -181,7 +181,7 @@ def main() -> None:
     parser.add_argument(
         "--peer-python", type=Path, help="interpreter of a venv that has the peer already"
     )
-    parser.add_argument("--out", type=Path, help="write tables, figures and a picture into this")
+    parser.add_argument("--out", type=Path, metavar="NAME", help="writes NAME.md, .json and .svg")
     options = parser.parse_args()
     unknown = set(options.cases) - set(CASES)
     if unknown:
@@ -191,7 +191,7 @@ def main() -> None:
     if PEER in tools:
         pythons[PEER] = options.peer_python or peer_python()
     results: list[dict[str, Any]] = []
-    tables = ""
+    tables: list[str] = []
     with (
         tempfile.TemporaryDirectory(prefix="benchmark-") as folder,
         Sshd(lines=["MaxStartups 100", "MaxSessions 100"]) as server,
@@ -208,8 +208,8 @@ def main() -> None:
                     bench = Bench(name, place, Path(folder) / "work", pythons, options.cores)
                     seen = [bench.count(tool) for tool in tools if tool != FLOOR]
                 table = tell(name, round_trip_ms, cells, seen)
-                print(table, flush=True)
-                tables += table
+                print(f"\n{table}", flush=True)
+                tables.append(table)
                 results.append(
                     {
                         "case": name,
@@ -221,8 +221,9 @@ def main() -> None:
             shutil.rmtree(server.root / name)
             shutil.rmtree(counting.root / name)
     if options.out:
-        about = {"snakemake": importlib.metadata.version("snakemake"), "rounds": options.rounds}
-        outcome.write(options.out, "snakemake", tables, about, results)
+        about = f"{outcome.machine()}, Snakemake {importlib.metadata.version('snakemake')}"
+        about += f", {options.rounds} alternating rounds after a warm-up"
+        outcome.write(options.out, "Snakemake runs", about, tables, results)
 
 
 class Bench:
@@ -337,9 +338,9 @@ def tell(name: str, round_trip_ms: float, cells: list[Cell], seen: list[dict[str
     floor = next((cell.median for cell in cells if cell.tool == FLOOR), None)
     own = cells[0].median - (floor or 0)
     lines = [
+        f"## {name}, round trip {round_trip_ms:g} ms",
         "",
-        f"{name}, round trip {round_trip_ms:g} ms: {case.files} x {case.file_bytes} bytes in,"
-        f" {case.directories} directories",
+        f"{case.files} x {case.file_bytes} bytes in {case.directories} directories",
         "",
         f"| tool | median s | spread s | {cells[0].tool} is faster by | over local files | in s"
         " | this by |",
@@ -361,7 +362,7 @@ def tell(name: str, round_trip_ms: float, cells: list[Cell], seen: list[dict[str
         lines += ["", f"{one['tool']}: {one['logins']} logins, {total} requests ({kinds})."]
         if one["said"]:
             lines += ["", f"It says: {one['said']}"]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def make_data(root: Path, case: Case) -> None:

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
-import platform
 import shlex
 import shutil
 import statistics
@@ -28,7 +26,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.charts import draw_bars
+from benchmarks import outcome
 from benchmarks.peers import (
     Command,
     Place,
@@ -119,7 +117,7 @@ def main() -> None:
     chosen = list(CASES) if options.cases == ["all"] else options.cases
     if unknown := set(chosen) - set(CASES):
         parser.error(f"unknown case: {', '.join(sorted(unknown))}")
-    outcome = Outcome(options.rounds)
+    measured = Outcome(options.rounds)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder, EmbeddedSshd() as server:
         make_data(server.root, {CASES[case][0] for case in chosen}, options.large_mib)
         for round_trip_ms in options.round_trip_ms:
@@ -127,9 +125,9 @@ def main() -> None:
                 for case in chosen:
                     tools = tools_for(case, place, round_trip_ms, options.tools)
                     cells = measure(case, tools, place, Path(folder), options.rounds)
-                    outcome.add(case, round_trip_ms, place.root / CASES[case][0], cells)
+                    measured.add(case, round_trip_ms, place.root / CASES[case][0], cells)
                     if options.out:
-                        outcome.write(options.out)
+                        measured.write(options.out)
 
 
 def tools_for(
@@ -225,10 +223,7 @@ class Outcome:
     """All that was measured: printed as it comes, and written."""
 
     def __init__(self, rounds: int) -> None:
-        self.about = (
-            f"{platform.machine()}, {os.cpu_count()} cores shared by client and server,"
-            f" Python {platform.python_version()}, {rounds} alternating rounds after a warm-up"
-        )
+        self.about = f"{outcome.machine()}, {rounds} alternating rounds after a warm-up"
         self.tables: list[str] = []
         self.results: list[dict[str, Any]] = []
 
@@ -258,20 +253,10 @@ class Outcome:
         self.results.append({**figures, "cells": [asdict(cell) for cell in cells]})
 
     def write(self, name: Path) -> None:
-        """Write the tables, the raw figures, and a picture if matplotlib is there."""
-        name.parent.mkdir(parents=True, exist_ok=True)
-        head = ["# Transfers", f"{self.about}.", f"![The same, drawn]({name.name}.svg)"]
-        name.with_suffix(".md").write_text("\n\n".join([*head, *self.tables]) + "\n")
-        raw = {"about": self.about, "results": self.results}
-        name.with_suffix(".json").write_text(json.dumps(raw, indent=1) + "\n")
-        charts = {
-            f"{result['case']}, {result['round_trip_ms']:g} ms": {
-                cell["tool"]: cell["seconds"] for cell in result["cells"]
-            }
-            for result in self.results
-        }
-        with contextlib.suppress(ImportError):
-            draw_bars(name.with_suffix(".svg"), charts)
+        """Write the tables, the raw figures, and a picture."""
+        trips = {result["round_trip_ms"] for result in self.results}
+        over = ", ".join(f"{trip:g} ms" for trip in sorted(trips))
+        outcome.write(name, f"Transfers, round trip {over}", self.about, self.tables, self.results)
 
 
 def make_data(root: Path, names: set[str], large_mib: int) -> None:

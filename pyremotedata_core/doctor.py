@@ -127,6 +127,8 @@ def _server(engine: TransferEngine, url: RemoteURL) -> Iterator[Finding]:
             True,
             "by the server's plain rename; where it refuses, the old file is renamed aside first",
         )
+    if info["free_bytes"] is not None:
+        yield Finding("free space", True, f"{info['free_bytes'] / 2**30:.1f} GiB")
     yield Finding(
         "limits",
         True,

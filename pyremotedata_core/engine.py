@@ -158,6 +158,22 @@ class TransferEngine:
             raise ConfigurationError(f"cannot rename to another server: {new.server}", str(old))
         return self._request("rename", (plain_url(old), plain_url(new)), _same)
 
+    def copy(self, old: AnyURL, new: AnyURL, *, overwrite: bool = True) -> Future[Stat | None]:
+        """Have a server copy a regular file of its own, whole or not at all, with its mtime.
+
+        The result is None where the server cannot (it takes the extension ``copy-data``, OpenSSH
+        9.0 and later): fetch it and store it then. The directory must be there.
+        """
+        old, new = RemoteURL.parse(old), RemoteURL.parse(new)
+        if old.server != new.server:
+            raise ConfigurationError(f"cannot copy to another server: {new.server}", str(old))
+        if old.scheme != "sftp" or self.settings.transport_for(old) != "sftp":
+            nothing: Future[Stat | None] = Future()
+            nothing.set_result(None)
+            return nothing
+        args = (plain_url(old), plain_url(new), overwrite)
+        return self._request("copy", args, lambda value: Stat(*value) if value else None)
+
     def mkdir(self, url: AnyURL, *, parents: bool = True, exist_ok: bool = True) -> Future[None]:
         """Make a directory, by default with its parents."""
         return self._request("mkdir", (_plain(url), parents, exist_ok), _same)

@@ -206,6 +206,9 @@ class RemoteFileSystem(LookingFileSystem):
         if await self._isdir(path1):
             await self._makedirs(path2, exist_ok=True)
             return
+        with contextlib.suppress(RemoteFileNotFound):  # the directory, perhaps: it is made below
+            if await self._change("copy", self.url(path1), self.url(path2)) is not None:
+                return
         with _local_place() as local:
             await self._ask("fetch", self.url(path1), local)
             await self._store(local, path2, "overwrite")

@@ -161,9 +161,9 @@ class LookingFileSystem(AsyncFileSystem, metaclass=_KeepsSecrets):
     async def _ask(self, method: str, *args: Any, **options: Any) -> Any:
         return await asyncio.wrap_future(getattr(self.engine, method)(*args, **options))
 
-    async def _change(self, method: str, *args: Any, **options: Any) -> None:
+    async def _change(self, method: str, *args: Any, **options: Any) -> Any:
         try:
-            await self._ask(method, *args, **options)
+            return await self._ask(method, *args, **options)
         finally:
             self.invalidate_cache()
 

@@ -268,6 +268,12 @@ def _rename(mover: Mover, done: Any, _count: Count, old: PlainURL, new: PlainURL
     return mover.rename(_url(old), _url(new), done)
 
 
+def _copy(
+    mover: Mover, done: Any, _count: Count, old: PlainURL, new: PlainURL, overwrite: bool
+) -> Job:
+    return mover.copy(_url(old), _url(new), done, overwrite=overwrite)
+
+
 def _mkdir(
     mover: Mover, done: Any, _count: Count, url: PlainURL, parents: bool, exist_ok: bool
 ) -> Job:
@@ -362,6 +368,7 @@ _METHODS: dict[str, Callable[..., Job]] = {
     "info": _info,
     "touch": _touch,
     "rename": _rename,
+    "copy": _copy,
     "mkdir": _mkdir,
     "rmdir": _rmdir,
     "remove": _remove,

@@ -14,6 +14,7 @@ from typing import Any
 
 from .carriers import open_carrier
 from .config import ConnectionSettings
+from .copying import Copy
 from .errors import (
     RemoteFileNotFound,
     RemotePermissionDenied,
@@ -126,7 +127,7 @@ class Mover:
 
     def info(self, url: RemoteURL, done: Done) -> Job:
         """Ask what the server offers: its extensions, limits and round trip."""
-        return self._ask(url, "info", (), done)
+        return self._ask(url, "info", (url.path,), done)
 
     # --- files -------------------------------------------------------------------------------
 
@@ -137,6 +138,10 @@ class Mover:
     def store(self, path: str, url: RemoteURL, done: Done, **options: Any) -> Job:
         """Upload a regular file; the result is the new file's `Stat`. See `Store`."""
         return Store(self, path, url, done, **options)
+
+    def copy(self, old: RemoteURL, new: RemoteURL, done: Done, *, overwrite: bool) -> Job:
+        """Copy a file within a server; the result is its `Stat`, None if the server cannot."""
+        return Copy(self, old, new, done, overwrite=overwrite)
 
     def read(self, url: RemoteURL, offset: int, length: int, expect: Stat, done: Done) -> Job:
         """Read bytes [offset, offset + length) of a file that is still what ``expect`` says."""

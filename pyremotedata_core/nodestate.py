@@ -11,11 +11,13 @@ import contextlib
 import fcntl
 import os
 import stat
+import time
 from pathlib import Path
 
 from .errors import ConfigurationError
 from .names import file_name_for
 
+SWEEP_S = 24 * 3600.0
 _reserved: dict[str, int] = {}  # slots, for the one who asks next
 
 
@@ -60,8 +62,9 @@ class SessionSlots:
     """The slots of one server on this node. Not thread-safe: it belongs to the loop's thread."""
 
     def __init__(self, server: str, count: int) -> None:
-        name = file_name_for(server)
-        self._base = str(private_directory(state_directory() / "slots") / name)
+        directory = private_directory(state_directory() / "slots")
+        _sweep(directory)
+        self._base = str(directory / file_name_for(server))
         self._count = count
         self._waiting: int | None = None
 
@@ -110,14 +113,37 @@ class SessionSlots:
         return False
 
 
+def _sweep(directory: Path) -> None:
+    """Remove the lock files of servers that nobody has asked for lately; at most once a day."""
+    now = time.time()
+    stamp = directory / "swept"
+    with contextlib.suppress(FileNotFoundError):
+        if now - stamp.stat().st_mtime < SWEEP_S:
+            return
+    stamp.touch(0o600)
+    for path in directory.iterdir():
+        with contextlib.suppress(OSError):
+            fd = _try_lock(str(path), fcntl.LOCK_EX) if _is_old(path, now) else None
+            if fd is not None:
+                path.unlink()
+                os.close(fd)
+
+
+def _is_old(path: Path, now: float) -> bool:
+    return now - path.stat().st_mtime > SWEEP_S
+
+
 def _try_lock(path: str, kind: int) -> int | None:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(fd, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return None
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(fd, kind | fcntl.LOCK_NB)
+            if os.fstat(fd).st_nlink:
+                return fd
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)  # swept away between our two calls

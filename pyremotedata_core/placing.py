@@ -153,6 +153,8 @@ def sync_trees(
     """
     if up and manifest and os.path.lexists(mine := os.path.join(local, manifest)):
         raise ConfigurationError(f"{mine} would be replaced by the manifest; move it away")
+    if not up and os.path.lexists(local) and not os.path.isdir(local):
+        raise TransferError(f"{os.fspath(local)} is a file; a directory was meant")
     if up:
         result = wait_for(engine.store_tree(local, remote, on_progress=tell, **options))
     else:

@@ -86,7 +86,7 @@ class Store(FileJob):
             self._move_all(had)
         elif in_parts:
             self._expect(self._size)
-            args = (self._temporary, self._url.path, self._overwrite)
+            args = (self._temporary, self._url.path, self._overwrite, self._size)
             self._submit("create", args, self._created)
         else:
             self._submit(

@@ -17,7 +17,9 @@ from pyremotedata_core import (
     RemoteChanged,
     RemoteFileNotFound,
     RemotePermissionDenied,
+    RemoteURL,
     ServerRefused,
+    Stat,
     TransferError,
 )
 
@@ -427,6 +429,31 @@ def test_a_rename_that_cannot_be_leaves_both(site: Site):
     with pytest.raises((RemoteFileNotFound, RemotePermissionDenied)):
         site.engine.rename(site.url("a"), site.url("none/a")).result(WAIT_S)
     assert tree(site.path()) == {"a": b"1", "sub": None, "sub/x": b"2"}
+
+
+def test_a_server_copies_a_file_whole_or_says_that_it_cannot(site: Site):
+    site.make("a", b"123", mtime=MTIME)
+    site.make("b", b"old")
+    stat = site.engine.copy(site.url("a"), site.url("b")).result(WAIT_S)
+    # Only the pipelined session knows what a server offers.
+    offers = site.engine.settings.transport_for(RemoteURL.parse(site.url("a"))) == "sftp" and (
+        "copy-data" in site.engine.info(site.url("a")).result(WAIT_S)["extensions"]
+    )
+    assert (stat is not None) == offers
+    assert tree(site.path()) == {"a": b"123", "b": b"123" if offers else b"old"}
+    if stat is None:
+        return
+    assert stat.same_content(Stat("file", 3, MTIME))
+    assert int(site.path("b").stat().st_mtime) == MTIME
+    with pytest.raises(ServerRefused, match="exists"):
+        site.engine.copy(site.url("a"), site.url("b"), overwrite=False).result(WAIT_S)
+    site.make("sub/x", b"2")
+    with pytest.raises(ServerRefused, match="directory"):
+        site.engine.copy(site.url("sub"), site.url("c")).result(WAIT_S)
+    for old, new in (("none", "c"), ("a", "none/c")):
+        with pytest.raises(RemoteFileNotFound):
+            site.engine.copy(site.url(old), site.url(new)).result(WAIT_S)
+    assert tree(site.path()) == {"a": b"123", "b": b"123", "sub": None, "sub/x": b"2"}
 
 
 # --- links ----------------------------------------------------------------------------------

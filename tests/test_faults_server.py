@@ -233,6 +233,7 @@ def test_a_full_remote_disk_is_told_and_nothing_remains(sshd, small_disk, tmp_pa
         error = engine.store(tmp_path / "a", f"{base}/a").exception(WAIT_S)
         assert type(error) is ServerRefused
         assert "full" in str(error)
+        assert ("bytes are free" in str(error)) == (size > 8 * 2**20)  # asked before it begins
         assert not error.retryable
         assert temporaries(small_disk) == []
         assert (small_disk / "a").read_bytes() == b"old"

@@ -406,3 +406,18 @@ def test_a_server_that_dies_leaves_the_old_file(sshd_factory, place):
     with pytest.raises(ConnectionLost):
         write_half(fs.open(f"{place}/a", "wb"), then=server.halt)
     assert tree(place) == {"a": b"old"}
+
+
+def test_a_copy_within_a_server_moves_no_bytes_over_the_line(sshd_factory):
+    server = sshd_factory(log_requests=True)
+    data = os.urandom(65 * 2**20)  # more than one request copies
+    server.make("d/a", data, mtime=MTIME)
+    fs = RemoteFileSystem(host=server.alias, ssh_config=str(server.ssh_config))
+    fs.cp_file(server.remote_path("d/a"), server.remote_path("d/b"))
+    copy = server.root / "d/b"
+    assert copy.read_bytes() == data
+    assert copy.stat().st_mtime == MTIME
+    assert not server.requests("read")
+    assert not server.requests("write")
+    fs.cp_file(server.remote_path("d/a"), server.remote_path("new/b"))  # its directory is made
+    assert (server.root / "new/b").read_bytes() == data

@@ -56,7 +56,7 @@ class Source:
     ----------
     path : str
     fd : int
-        An open descriptor.
+        An open descriptor; -1 for a file that lies at the server itself.
     size, mtime : int
         Bytes; seconds since the epoch.
     mode : int or None

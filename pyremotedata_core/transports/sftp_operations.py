@@ -7,6 +7,7 @@ from functools import partial
 from .base import Operation
 from .sftp import SftpSession
 from .sftp_bundle import Bundle
+from .sftp_copy import copy
 from .sftp_sequences import REPEATED, SEQUENCES, Run
 from .sftp_transfers import Download, Listing, Upload
 
@@ -26,5 +27,5 @@ def begin(session: SftpSession, operation: Operation) -> None:
         Listing(session, operation)
     else:
         options = {"again": True} if operation.name in REPEATED and operation.attempts else {}
-        sequence = SEQUENCES[operation.name](session, *operation.args, **options)
+        sequence = (SEQUENCES | {"copy": copy})[operation.name](session, *operation.args, **options)
         Run(session, sequence, partial(session.finish, operation))

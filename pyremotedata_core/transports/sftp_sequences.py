@@ -21,7 +21,7 @@ from ..errors import (
 )
 from ..model import Stat
 from ..names import TemporaryNames, aside_name
-from ..url import encode_path, wire_path
+from ..url import encode_path, parent_path, wire_path
 from . import wire
 from .base import Source
 from .sftp import SftpSession
@@ -30,6 +30,7 @@ Request = tuple[int, bytes]
 Answer = tuple[int, memoryview]
 Sequence = Generator[Request | list[Request], Any, Any]
 
+STATVFS = "statvfs@openssh.com"
 _temporary_names = TemporaryNames()
 
 
@@ -262,17 +263,40 @@ def creation_flags(temporary: str, path: str, overwrite: bool) -> int:
 
 
 def _create(
-    session: SftpSession, temporary: str, path: str, overwrite: bool, *, again: bool = False
+    session: SftpSession,
+    temporary: str,
+    path: str,
+    overwrite: bool,
+    size: int,
+    *,
+    again: bool = False,
 ) -> Sequence:
-    """Make an empty file under a temporary name."""
+    """Make an empty file under a temporary name, where there is room for so many bytes."""
     if again and temporary != path:
         yield wire.REMOVE, path_of(temporary)
     flags = creation_flags(temporary, path, overwrite)
-    answer = yield wire.OPEN, path_of(temporary) + wire.u32(flags) + wire.NO_ATTRS
+    making = wire.OPEN, path_of(temporary) + wire.u32(flags) + wire.NO_ATTRS
+    answer, *room = yield [making, *_room_questions(session, parent_path(path))]
     if answer[0] != wire.HANDLE:
         raise cannot_create(error_of(session, path, answer))
     closed = yield wire.CLOSE, wire.read_handle(answer[1])
     expect_ok(session, path, closed)
+    free = _room(room)
+    if free is not None and free < size and temporary != path:
+        full = f"the server's disk is full: {free} bytes are free, the file has {size}"
+        yield from discard(temporary, ServerRefused(full, url_of(session, path)))
+
+
+def _room_questions(session: SftpSession, path: str) -> list[Request]:
+    """Return how to ask what is free on the file system of a path, nothing where one cannot."""
+    if STATVFS not in session.extensions:
+        return []
+    return [(wire.EXTENDED, wire.string(STATVFS.encode()) + path_of(path))]
+
+
+def _room(answers: list[Answer]) -> int | None:
+    told = answers[0] if answers else None
+    return wire.read_room(told[1]) if told and told[0] == wire.EXTENDED_REPLY else None
 
 
 def discard(temporary: str, error: TransferError) -> Sequence:
@@ -334,12 +358,8 @@ def publish(
             raise ServerRefused(
                 f"the server kept {stat.size} of {source.size} bytes", url_of(session, path)
             )
-        try:
-            now = os.fstat(source.fd)
-        except OSError as error:
-            raise from_oserror(error, source.path) from None
-        if now.st_size != source.size or int(now.st_mtime) != source.mtime:
-            raise local_changed(source)
+        if source.fd >= 0:
+            _expect_unchanged(source)
         if direct:
             return stat
         if not overwrite:
@@ -358,6 +378,15 @@ def publish(
     except TransferError as error:
         yield from discard(temporary, error)
     return stat
+
+
+def _expect_unchanged(source: Source) -> None:
+    try:
+        now = os.fstat(source.fd)
+    except OSError as error:
+        raise from_oserror(error, source.path) from None
+    if now.st_size != source.size or int(now.st_mtime) != source.mtime:
+        raise local_changed(source)
 
 
 def _size_of(answer: Answer) -> int:
@@ -383,10 +412,11 @@ def _put_back(temporary: str, final: str) -> Sequence:
     return wire.read_attrs(new[1])[0] if new[0] == wire.ATTRS else None
 
 
-def _info(session: SftpSession) -> Sequence:
+def _info(session: SftpSession, path: str) -> Sequence:
     """Return what the server says of itself, with one round trip measured."""
-    yield wire.REALPATH, wire.string(b".")
+    _, *room = yield [(wire.REALPATH, wire.string(b".")), *_room_questions(session, path)]
     return {
+        "free_bytes": _room(room),
         "extensions": sorted(session.extensions),
         "read_bytes": session.read_bytes,
         "write_bytes": session.write_bytes,
@@ -395,7 +425,7 @@ def _info(session: SftpSession) -> Sequence:
     }
 
 
-REPEATED = ("create", "publish", "rename")  # must know of an attempt whose answer was lost
+REPEATED = ("copy", "create", "publish", "rename")  # must know of an attempt whose answer was lost
 SEQUENCES: dict[str, Callable[..., Sequence]] = {
     "stat": _stat,
     "realpath": _realpath,

@@ -162,6 +162,15 @@ def read_extensions(body: memoryview) -> dict[str, str]:
     return found
 
 
+def read_room(body: memoryview) -> int | None:
+    """Unpack a statvfs@openssh.com reply: bytes free to a user, None where that is not known."""
+    try:
+        _, unit_bytes, blocks, _, available = struct.unpack_from(">5Q", body)
+    except struct.error:
+        raise Garbage("what the file system has is cut short") from None
+    return unit_bytes * available if blocks else None
+
+
 def read_limits(body: memoryview) -> tuple[int, int, int, int]:
     """Unpack a limits@openssh.com reply: packet, read and write bytes, open handles; 0 unknown."""
     try:
