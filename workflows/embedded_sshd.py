@@ -251,6 +251,10 @@ class EmbeddedSshd:
             "MaxStartups 100",
             "MaxSessions 100",
             "LogLevel VERBOSE",
+            # A shell that is not the first of its kind leaves the account's ~/.bashrc alone, which
+            # bash would read for each session: it takes time, may print, may wait for a lock that
+            # a session killed meanwhile has left.
+            "SetEnv SHLVL=1",
             *(["PerSourcePenalties no"] if sshd_version() >= (9, 8) else []),
             f"Subsystem sftp {self._subsystem()}",
         ]
