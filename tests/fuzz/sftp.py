@@ -277,7 +277,7 @@ OPERATIONS: list[tuple[str, Callable[[Props], tuple[Any, ...]]]] = [
     ("rename", lambda p: (p.file, f"{p.root}/b")),
     ("touch", lambda p: (p.file, KEPT.mtime)),
     ("clear_orphan", lambda p: (p.temporary, p.file)),
-    ("info", lambda _: ()),
-    ("create", lambda p: (p.temporary, p.file, True)),
+    ("info", lambda p: (p.file,)),
+    ("create", lambda p: (p.temporary, p.file, True, 1 << 20)),
     ("publish", lambda p: (p.temporary, p.file, p.source, True)),
 ]
