@@ -27,7 +27,7 @@ from .errors import (
 )
 from .local import remove_local
 from .model import Stat
-from .placing import wait_for
+from .placing import wait_for, wait_for_stores
 from .remote import Remote, raise_failures
 from .url import RemoteURL, normalise
 
@@ -392,8 +392,7 @@ class IOHandler:
             self._remote.engine.store(source, target)
             for source, target in zip(sources, targets, strict=True)
         ]
-        for store in stores:
-            wait_for(store)
+        raise_failures(wait_for_stores(stores))
         return type(local_paths)(target.path for target in targets)  # type: ignore[call-arg]
 
     def _outcome(self, future: Future[Any], path: str, blocking: bool) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import posixpath
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -126,9 +127,7 @@ def put_all(
                 stores.append(store)
     if len(stores) == len(sources):
         expect(tell, sum(os.path.getsize(one) for one in sources if os.path.exists(one)))
-    for store in stores:
-        with outcome:
-            outcome.add(_one_file(wait_for(store)))
+    outcome.add(wait_for_stores(stores))
     return targets, outcome.result()
 
 
@@ -196,6 +195,19 @@ def wait_for(future: Future[T]) -> T:
         raise
 
 
+def wait_for_stores(stores: Sequence[Future[Stat]]) -> TreeResult:
+    """Wait for uploads; the failure of one does not stop the others, Ctrl-C does."""
+    outcome = _Outcome()
+    try:
+        for store in stores:
+            with outcome:
+                outcome.add(_one_file(store.result()))
+    finally:
+        for store in stores:
+            store.cancel()
+    return outcome.result()
+
+
 class _Outcome:
     """The sum of results; as a context it takes in the failure of one source."""
 
@@ -237,7 +249,7 @@ def _check_places(names: Sequence[str], where: str, into: bool) -> None:
     """Refuse to place a source where another one goes, too."""
     if len(names) > 1 and not into:
         raise ConfigurationError(f"{where} is no directory; end it with / to make one")
-    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    twice = next((name for name, times in Counter(names).items() if times > 1), None)
     if twice is not None:
         raise ConfigurationError(f"two of the sources would become {twice!r} in {where}")
 

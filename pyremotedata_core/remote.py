@@ -453,7 +453,5 @@ def raise_failures(result: TreeResult) -> None:
     error = from_plain(result.failed[0])
     others = len(result.failed) - 1
     if others:
-        error = type(error)(
-            f"{error.message} (and {others} other failures)", error.url, error.retryable
-        )
+        error = type(error)(f"{error.message} (and {others} more)", error.url, error.retryable)
     raise error

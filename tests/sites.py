@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import re
 import shutil
@@ -20,7 +19,7 @@ from pyremotedata_core.names import is_temporary
 WAIT_S = 60.0
 
 TRANSPORTS = ["sftp"]
-if shutil.which("lftp") and importlib.util.find_spec("pyremotedata_core.transports.lftp"):
+if shutil.which("lftp"):
     TRANSPORTS.append("lftp")
 SERVERS = ["openssh", "plain", *(["chrooted"] if os.getuid() == 0 else []), "miglike"]
 _RARELY = {("lftp", "plain"), ("lftp", "chrooted")}  # to lftp they are as any other

@@ -195,10 +195,17 @@ def test_wrong_settings_are_the_tasks_error_and_do_not_break_the_worker(
     assert two_workers.submit(read, make("b")).result() == "b"
 
 
-def test_a_failed_attempt_is_tried_anew(client, sshd, remote_directory, make):
-    late = make("late")
+@pytest.fixture
+def late(sshd, remote_directory, make):
+    """A handle of a file that is missing, and where it will be."""
+    file = make("late")
     path = sshd.root / remote_directory / "late"
     path.unlink()
+    return file, path
+
+
+def test_a_failed_attempt_is_tried_anew(client, late):
+    file, path = late
 
     def use(file):
         try:
@@ -207,13 +214,11 @@ def test_a_failed_attempt_is_tried_anew(client, sshd, remote_directory, make):
             path.write_text("late")
             raise
 
-    assert client.submit(use, late, retries=1).result() == "late"
+    assert client.submit(use, file, retries=1).result() == "late"
 
 
-def test_a_task_may_try_again_itself(client, sshd, remote_directory, make):
-    late = make("late")
-    path = sshd.root / remote_directory / "late"
-    path.unlink()
+def test_a_task_may_try_again_itself(client, late):
+    file, path = late
 
     def use(file):
         try:
@@ -222,7 +227,7 @@ def test_a_task_may_try_again_itself(client, sshd, remote_directory, make):
             path.write_text("late")
         return read(file)
 
-    assert client.submit(use, late).result() == "late"
+    assert client.submit(use, file).result() == "late"
 
 
 def test_a_worker_killed_while_it_fetches_is_replaced(

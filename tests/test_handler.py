@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pyremotedata_core import IOHandler, RemoteFileNotFound, RemotePathIterator
+from pyremotedata_core import IOHandler, RemoteFileNotFound, RemotePathIterator, TransferError
 from pyremotedata_core.config import config_path, remove_config
 
 FILES = {"a.bin": 300, "ab.txt": 5, "sub/c.bin": 20_000, "sub/deep/d e.bin": 0, "sub2/f.bin": 77}
@@ -112,6 +112,9 @@ def test_upload_of_one_of_many_and_of_a_directory(io, data):
     (local / "i.bin").write_bytes(b"i")
     assert io.upload("i.bin") == f"{data}/i.bin"
     assert io.upload(["i.bin", "up/g h.bin"], "new") == [f"{data}/new/i.bin", f"{data}/new/g h.bin"]
+    with pytest.raises(TransferError, match=r"missing.* \(and 1 more\)"):
+        io.upload(["missing", "gone", "i.bin"], "others")
+    assert (data / "others/i.bin").read_bytes() == b"i"
     io.upload("up", "whole")
     assert (data / "whole/g h.bin").read_bytes() == (local / "up/g h.bin").read_bytes()
 

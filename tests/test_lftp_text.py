@@ -13,6 +13,7 @@ from pyremotedata_core import (
     UnsafeName,
 )
 from pyremotedata_core.errors import ConnectionLost
+from pyremotedata_core.transports import lftp_ftp_text
 from pyremotedata_core.transports.lftp_text import (
     Failure,
     Log,
@@ -171,6 +172,14 @@ def test_error_texts_become_the_errors_of_the_tree(text, code, cls):
     error = from_failure(Failure("get", text, code), ("/d/x", "/loc"), URL)
     assert type(error) is cls
     assert error.url == URL
+
+
+@pytest.mark.parametrize("failure", [None, Failure("get", "", None), Failure("get", " ", None)])
+def test_a_failure_without_a_reason_is_tried_again(failure):
+    for explain in (from_failure, lftp_ftp_text.from_failure):
+        error = explain(failure, ("/d/x", "/loc"), URL)
+        assert type(error) is ConnectionLost
+        assert error.retryable
 
 
 def test_a_file_name_in_an_error_text_is_not_taken_for_its_cause():

@@ -22,7 +22,7 @@ from ..errors import (
     TransferTimeout,
 )
 from ..model import Kind, Stat
-from .lftp_text import FULL, Failure, Log, cause, utc_seconds
+from .lftp_text import FULL, Failure, Log, cause, from_words, utc_seconds
 
 _REPLY = re.compile(r"(\d{3})([ -])(.*)")
 _STAMP = re.compile(r"(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)")
@@ -212,7 +212,7 @@ def from_answer(code: int, text: str, url: str) -> TransferError:
 def from_failure(failure: Failure | None, paths: tuple[str, ...], url: str) -> TransferError:
     """Turn an error of lftp into one of ours; see `lftp_text.from_failure`."""
     if failure is None:
-        return TransferError("lftp failed without a word", url)
+        return from_words("", url)
     text = cause(failure, paths)
     if text.startswith("Access failed: "):
         text = text.removeprefix("Access failed: ")
@@ -224,7 +224,7 @@ def from_failure(failure: Failure | None, paths: tuple[str, ...], url: str) -> T
         return _from_fatal(text.removeprefix("Fatal error: "), url)
     if FULL.search(text):
         return LocalStorageFull(f"{text}; free some space and run again", url)
-    return TransferError(f"lftp says: {text}", url)
+    return from_words(text, url)
 
 
 def _from_login(text: str, url: str) -> TransferError:

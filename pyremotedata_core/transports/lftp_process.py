@@ -153,6 +153,7 @@ class LftpProcess:
             try:
                 with self._lock:
                     if self._killed:
+                        os.close(self._ssh_fd)
                         raise ConnectionLost("the connection was closed", self._url)
                     self._process = self._popen(program, fds)
                     self._scratch_fd = os.dup(scratch.fileno())

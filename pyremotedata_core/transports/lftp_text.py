@@ -293,14 +293,14 @@ def from_failure(failure: Failure | None, paths: tuple[str, ...], url: str) -> T
         The file, for messages.
     """
     if failure is None:
-        return TransferError("lftp failed without a word", url)
+        return from_words("", url)
     text = cause(failure, paths)
     if not text.startswith(_ACCESS):
         if FULL.search(text):
             return LocalStorageFull(f"{text}; free some space and run again", url)
         if text == "file size decreased during transfer":
             return RemoteChanged("the file changed while it was read", url)
-        return TransferError(f"lftp says: {text}", url)
+        return from_words(text, url)
     text = text.removeprefix(_ACCESS)
     if failure.code is not None:
         return from_status(failure.code, text, url)
@@ -308,6 +308,14 @@ def from_failure(failure: Failure | None, paths: tuple[str, ...], url: str) -> T
         if re.search(pattern, text):
             return cls(text[:1].lower() + text[1:], url)
     return TransferError(f"the server refuses: {text}", url)
+
+
+def from_words(text: str, url: str) -> TransferError:
+    """Return the error for words of lftp that are not known here."""
+    if not text.strip():
+        # A connection that breaks at certain moments leaves lftp without a reason to give.
+        return ConnectionLost("lftp failed without a word", url)
+    return TransferError(f"lftp says: {text}", url)
 
 
 def from_lost(log: Log, paths: tuple[str, ...], url: str) -> TransferError | None:
