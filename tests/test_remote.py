@@ -266,7 +266,7 @@ def test_two_files_of_one_name_are_refused_before_anything_moves(remote, make, t
 def test_of_many_files_the_failures_are_raised_after_the_others_have_moved(remote, make, tmp_path):
     make("a", b"1")
     make("b", b"2")
-    with pytest.raises(RemoteFileNotFound, match="1 other failure"):
+    with pytest.raises(RemoteFileNotFound, match="and 1 more"):
         remote.get_many(["none", "a", "nothing", "b"], tmp_path)
     assert tree(tmp_path) == {"a": b"1", "b": b"2"}
 
