@@ -27,10 +27,10 @@ from .journal import Journal, Orphan
 from .loop import Loop
 from .model import Stat
 from .names import TemporaryNames
-from .pool import MakeSession, Pool, PoolSession
+from .pool import Pool
 from .store import Store
 from .throttle import Throttle
-from .transports.base import Done, Operation
+from .transports.base import Done, MakeSession, Operation, PoolSession
 from .transports.sftp import SftpSession
 from .url import RemoteURL
 

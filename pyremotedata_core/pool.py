@@ -10,18 +10,15 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from .config import ConnectionSettings
 from .errors import (
     AuthenticationFailed,
     ConnectionLost,
-    HostKeyRejected,
     RemoteFileNotFound,
-    ServerRefused,
     TransferError,
     TransferTimeout,
     cancelled,
@@ -29,39 +26,12 @@ from .errors import (
 from .growth import SAMPLE_S, more_sessions, windows_worth_having
 from .loop import Loop, Timer
 from .nodestate import SessionSlots
-from .transports.base import Done, Operation
+from .queues import Queues
+from .retry import pause_s, worth_reopening, worth_retrying
+from .transports.base import Done, MakeSession, Operation, PoolSession
 
 IDLE_S = 60.0  # an idle session is closed after this
-FIRST_REFUSALS_S = 20.0  # patience with a server that has never let us in
-MAX_ATTEMPTS = 8  # of one operation, none of which got further than the one before
-MIN_ATTEMPTS = 3  # before the time limit of operations that get no further counts
 REMEMBER_LOGIN_S = 300.0  # a refused login is not tried again for so long
-
-
-class PoolSession(Protocol):
-    """What the pool asks of a session; see `SftpSession`."""
-
-    opened: bool
-    alive: bool
-    load: int
-    load_bytes: int
-    max_operations: int
-    rtt_s: float
-    last_heard: float
-    followers: int
-
-    @property
-    def can_share(self) -> bool: ...
-    @property
-    def took_code(self) -> bool: ...
-    def has_room(self, operation: Operation) -> bool: ...
-    def submit(self, operation: Operation) -> None: ...
-    def close(self) -> None: ...
-
-
-MakeSession = Callable[
-    [Callable[[], None], Callable[[TransferError], None], Any | None], PoolSession
-]
 
 
 class Pool:
@@ -101,9 +71,7 @@ class Pool:
         self._can_share = True
         self._one_login = False  # another one would take another one-time code
         self._draining: set[PoolSession] = set()
-        # Questions before transfers before what may come later.
-        self._queues: tuple[deque[Operation], ...] = (deque(), deque(), deque())
-        self._queued_bytes = 0
+        self._queues = Queues()
         self._waiting: set[Operation] = set()  # for their next attempt
         self._limit = settings.connections
         self._limit_until = 0.0
@@ -139,26 +107,18 @@ class Pool:
             operation.on_bytes = self._count
         else:
             operation.on_bytes = partial(self._count_and_tell, operation.on_bytes)
-        queue = 2 if background else 1 if operation.load_bytes else 0
-        self._queues[queue].append(operation)
-        self._queued_bytes += operation.load_bytes
+        self._queues.append(operation, background=background)
         self._dispatch()
 
     def cancel(self, operation: Operation) -> None:
         """Give an operation up; it ends soon, with an error."""
         operation.cancelled = True
-        for queue in self._queues:
-            if operation in queue:
-                queue.remove(operation)
-                self._queued_bytes -= operation.load_bytes
-                self._loop.call_soon(partial(operation.done, None, cancelled()))
-                return
+        if self._queues.remove(operation):
+            self._loop.call_soon(partial(operation.done, None, cancelled()))
 
     def promote(self, operation: Operation) -> None:
         """Serve an operation before those in the background, if it still waits among them."""
-        if operation in self._queues[2]:
-            self._queues[2].remove(operation)
-            self._queues[1 if operation.load_bytes else 0].append(operation)
+        self._queues.promote(operation)
 
     def close(self) -> None:
         """End all sessions; what is queued fails."""
@@ -178,15 +138,8 @@ class Pool:
         self._dispatch_asked = False
         if self._closed:
             return
-        for queue in self._queues:
-            while queue:
-                session = self._choose(queue[0])
-                if session is None:
-                    break
-                operation = queue.popleft()
-                self._queued_bytes -= operation.load_bytes
-                session.submit(operation)
-        if any(self._queues):
+        self._queues.hand_out(self._choose)
+        if self._queues:
             if not self._sessions and self._reopen is None:
                 self._open_first()
             elif self._can_share:
@@ -211,9 +164,9 @@ class Pool:
             if operation.moved and operation.on_bytes:
                 operation.on_bytes(-operation.moved)
                 operation.moved = 0
-            delay = min(5.0, 0.1 * 2 ** min(operation.attempts, 6)) * random.uniform(0.5, 1.0)  # noqa: S311
             self._waiting.add(operation)
-            self._loop.call_later(delay, partial(self._again, operation))
+            again = partial(self._again, operation)
+            self._loop.call_later(pause_s(operation.attempts), again)
             return
         if error is None:
             self._done_files += operation.weight if operation.load_bytes else 0
@@ -223,24 +176,21 @@ class Pool:
             and isinstance(error, RemoteFileNotFound)
         ):
             error = None  # the attempt before did it, and its answer was lost
-        if not self._dispatch_asked and any(self._queues):
+        if not self._dispatch_asked and self._queues:
             self._dispatch_asked = True
             self._loop.call_soon(self._dispatch)
         final(result, error)
 
     def _worth_retrying(self, operation: Operation, error: TransferError) -> bool:
-        if self._closed or operation.cancelled or not error.retryable:
+        if self._closed or operation.cancelled:
             return False
-        if not isinstance(error, ConnectionLost | TransferTimeout | ServerRefused):
-            return False  # the mover knows what to do about a changed file
-        now, limit = time.monotonic(), self._settings.timeout_s
-        if operation.moved <= operation.most and (
-            operation.attempts >= MAX_ATTEMPTS
-            or (operation.attempts >= MIN_ATTEMPTS and now - operation.troubled > limit)
-        ):
-            return False  # it gets no further
-        quiet = now - max(self._last_heard(), operation.born)
-        return quiet < limit * 0.95
+        return worth_retrying(
+            operation,
+            error,
+            now=time.monotonic(),
+            heard=self._last_heard(),
+            timeout_s=self._settings.timeout_s,
+        )
 
     def _note_attempt(self, operation: Operation) -> None:
         if not operation.attempts or operation.moved > operation.most:
@@ -256,8 +206,7 @@ class Pool:
         if operation.cancelled:
             operation.done(None, cancelled())
             return
-        self._queues[1 if operation.load_bytes else 0].appendleft(operation)
-        self._queued_bytes += operation.load_bytes
+        self._queues.put_back(operation)
         self._dispatch()
 
     def _last_heard(self) -> float:
@@ -267,12 +216,8 @@ class Pool:
         )
 
     def _fail_queued(self, error: TransferError) -> None:
-        failed = [operation for queue in self._queues for operation in queue]
-        failed += self._waiting
+        failed = [*self._queues.clear(), *self._waiting]
         self._waiting.clear()
-        for queue in self._queues:
-            queue.clear()
-        self._queued_bytes = 0
         final = type(error)(error.message, error.url, retryable=False)
         for operation in failed:
             operation.done(None, final)
@@ -323,7 +268,7 @@ class Pool:
 
     def _known_bytes(self) -> int:
         # The segments in the queue are among those that are expected.
-        return self.waiting_bytes + max(self.expected_bytes, self._queued_bytes)
+        return self.waiting_bytes + max(self.expected_bytes, self._queues.load_bytes)
 
     def _find_leader(self) -> PoolSession | None:
         return next((s for s in self._sessions if s.opened and s not in self._leader), None)
@@ -409,24 +354,20 @@ class Pool:
         if self._worth_reopening(error):
             # A short time limit must not be spent on one pause.
             longest = min(5.0, self._settings.timeout_s / 4)
-            delay = min(longest, 0.1 * 2 ** min(self._failures, 6)) * random.uniform(0.5, 1.0)  # noqa: S311
             if self._reopen is None:
-                self._schedule_open(delay)
+                self._schedule_open(pause_s(self._failures, longest))
         else:
             self._trouble_since = None
             self._fail_queued(error)
 
     def _worth_reopening(self, error: TransferError) -> bool:
-        if not error.retryable or isinstance(error, AuthenticationFailed | HostKeyRejected):
-            return False
-        troubled = time.monotonic() - (self._trouble_since or time.monotonic())
-        if self._ever_opened:
-            return troubled < self._settings.timeout_s * 0.95
-        # A typing error looks like a server that is down: say so at once. A server that answers
-        # and then closes may only be busy; an ssh that was killed says nothing at all.
-        broken = "closed the connection" in error.message or "connection broke" in error.message
-        busy = broken or isinstance(error, ServerRefused)
-        return busy and troubled < min(self._settings.timeout_s, FIRST_REFUSALS_S)
+        now = time.monotonic()
+        return worth_reopening(
+            error,
+            ever_opened=self._ever_opened,
+            troubled_s=now - (self._trouble_since or now),
+            timeout_s=self._settings.timeout_s,
+        )
 
     def _forget(self, session: PoolSession) -> None:
         slot = self._sessions.pop(session, None)
@@ -454,7 +395,7 @@ class Pool:
             if session.load or session.followers or self._is_precious(session):
                 continue
             quiet_s = now - max(session.last_heard, self._born[session])
-            unused = not any(self._queues) and (others_wait or quiet_s > IDLE_S)
+            unused = not self._queues and (others_wait or quiet_s > IDLE_S)
             if unused or session in self._draining:
                 self._retire(session)
         if others_wait and self._sessions and not self._draining:
@@ -464,7 +405,7 @@ class Pool:
                 self._draining.add(oldest)
         if self._sessions:
             self._keeper = self._loop.call_later(0.5, self._keep)
-        elif any(self._queues):
+        elif self._queues:
             self._schedule_open(random.uniform(0.05, 0.25))  # noqa: S311
 
     def _is_precious(self, session: PoolSession) -> bool:
@@ -481,7 +422,7 @@ class Pool:
 
     def _sampled(self) -> None:
         self._sampler = None
-        if not any(self._queues):
+        if not self._queues:
             return  # nobody waits; a new sample begins with the next queue
         since, bytes_then, files_then = self._sample
         seconds = time.monotonic() - since
@@ -503,11 +444,10 @@ class Pool:
         room = self._limit - len(self._sessions)
         if room <= 0 or not rate:
             return
-        queued = sum(len(queue) for queue in self._queues)
         left_bytes = self._known_bytes()
         left_s = max(
             left_bytes / rate_bytes if rate_bytes else 0.0,
-            max(self.expected_files, queued) / rate_files if rate_files else 0.0,
+            max(self.expected_files, len(self._queues)) / rate_files if rate_files else 0.0,
         )
         wanted = more_sessions(
             sessions=len(opened),

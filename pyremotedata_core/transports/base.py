@@ -124,6 +124,32 @@ class Operation:
     troubled: float = 0.0  # since when no attempt got further
 
 
+class PoolSession(Protocol):
+    """What the pool asks of a session; `SftpSession` and `ThreadedSession` are some."""
+
+    opened: bool
+    alive: bool
+    load: int
+    load_bytes: int
+    max_operations: int
+    rtt_s: float
+    last_heard: float
+    followers: int
+
+    @property
+    def can_share(self) -> bool: ...
+    @property
+    def took_code(self) -> bool: ...
+    def has_room(self, operation: Operation) -> bool: ...
+    def submit(self, operation: Operation) -> None: ...
+    def close(self) -> None: ...
+
+
+MakeSession = Callable[
+    [Callable[[], None], Callable[[TransferError], None], Any | None], PoolSession
+]
+
+
 class BlockingSession(Protocol):
     """A session that does one thing at a time, in the calling thread.
 
