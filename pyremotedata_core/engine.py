@@ -55,7 +55,8 @@ class TransferEngine:
     Notes
     -----
     Thread-safe. The helper process starts with the first request, ends with this process however
-    that ends, and is started anew if it dies. A forked child gets a helper of its own.
+    that ends, and is started anew if it dies. A forked child gets a helper of its own. An engine
+    that nobody holds any more ends with what is under way; `close` does not wait for that.
     """
 
     def __init__(
@@ -80,6 +81,11 @@ class TransferEngine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        link = getattr(self, "_link", None)
+        if link is not None:
+            link.dismiss()
 
     def __repr__(self) -> str:
         return f"TransferEngine({self.settings!r})"

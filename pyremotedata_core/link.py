@@ -34,7 +34,7 @@ class Link:
         self, settings: ConnectionSettings, in_process: bool, ask: bool, keep: bool
     ) -> None:
         self.ended = False
-        self._closed = False
+        self._closed = self._dismissed = False
         self._lock = threading.Lock()
         self._next_id = 0
         self._pending: dict[int, _Caller] = {}
@@ -130,6 +130,14 @@ class Link:
             self._reader.join(CLOSE_S)
         self._sock.close()
 
+    def dismiss(self) -> None:
+        """End the helper when nothing is under way any more; without waiting, and without locks.
+
+        For the garbage collector, which may come at any moment to any thread.
+        """
+        self._dismissed = True
+        self._end_if_dismissed()
+
     def abandon(self) -> None:
         """Forget it in a forked child: the helper, its thread and its futures are the parent's."""
         self.ended = True
@@ -187,8 +195,16 @@ class Link:
                     self._fatal = value
                 else:
                     self._outcome(request_id, status, value)
+            self._end_if_dismissed()
         sock.close()
         self._end()
+        if self._dismissed:
+            self.close()
+
+    def _end_if_dismissed(self) -> None:
+        if self._dismissed and not self._pending and not self._cancelled:
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_WR)
 
     def _outcome(self, request_id: int, status: int, value: Any) -> None:
         if status in (OK, FAILED):

@@ -142,6 +142,20 @@ def test_a_closed_engine_says_so(sshd):
         engine.stat(sshd.url())
 
 
+def test_an_engine_that_nobody_holds_ends_its_helper_after_what_is_under_way(
+    sshd, remote_directory, tmp_path
+):
+    sshd.make(f"{remote_directory}/a", b"a" * LARGE)
+    before = helpers()
+    engine = TransferEngine(sshd.settings())
+    fetched = engine.fetch(sshd.url(f"{remote_directory}/a"), tmp_path / "a")
+    mine = set(helpers()) - set(before)
+    del engine
+    assert fetched.result(WAIT_S).size == LARGE
+    assert len(mine) == 1
+    assert wait_until(lambda: not alive([*mine]))
+
+
 def test_closing_ends_what_is_under_way_and_leaves_nothing(slow, sshd, remote_directory, tmp_path):
     engine, _ = slow
     sshd.make(f"{remote_directory}/a", bytes(6 * LARGE))

@@ -280,4 +280,5 @@ OPERATIONS: list[tuple[str, Callable[[Props], tuple[Any, ...]]]] = [
     ("info", lambda p: (p.file,)),
     ("create", lambda p: (p.temporary, p.file, True, 1 << 20)),
     ("publish", lambda p: (p.temporary, p.file, p.source, True)),
+    ("copy", lambda p: (p.file, p.temporary, f"{p.root}/new", True)),
 ]
