@@ -23,12 +23,12 @@ def make_directory(path: str) -> None:
     try:
         os.makedirs(path, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise _not_a_directory(path) or from_oserror(error, path) from None
+        raise in_place_of_directory(path) or from_oserror(error, path) from None
     except OSError as error:
         raise from_oserror(error, path) from None
 
 
-def _not_a_directory(path: str) -> TransferError | None:
+def in_place_of_directory(path: str) -> TransferError | None:
     """Return what to say when something else stands where a directory is to be."""
     while not os.path.lexists(path) and os.path.dirname(path) != path:
         path = os.path.dirname(path)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pyremotedata_core import ConfigurationError, Remote, TransferEngine, spool
+from pyremotedata_core import ConfigurationError, Remote, TransferEngine, TransferError, spool
 from pyremotedata_core.filters import Filter
 from pyremotedata_core.trees.many import FILES_UNDER_WAY
 
@@ -105,6 +105,42 @@ def test_a_dry_run_changes_nothing_and_tells_what_the_run_then_does(sides, direc
     gone = "raw/local.csv" if direction == "down" else "raw/remote.csv"
     assert ("delete", gone) in planned.planned
     assert files(remote) == files(local)
+
+
+@pytest.mark.parametrize("direction", ["down", "up"])
+def test_what_is_in_the_way_and_may_not_go_is_told_by_the_dry_run_too(sides, direction):
+    server, remote, local = sides
+    source, target = (remote, local) if direction == "down" else (local, remote)
+    (source / "x").write_bytes(b"file")
+    (target / "x").mkdir()
+    (target / "x/kept").write_bytes(b"kept")
+    (source / "y").mkdir()
+    (target / "y").write_bytes(b"kept")
+    with Remote(server.url("tree"), ssh_config=str(server.ssh_config)) as r:
+        for options in ({}, {"delete": True, "include": ["x", "*.csv"], "exclude": ["kept"]}):
+            for dry_run in (True, False):
+                with pytest.raises(TransferError, match="move it away") as caught:
+                    r.sync("", local, direction=direction, dry_run=dry_run, **options)
+                assert "1 other" in str(caught.value)
+                assert (target / "x/kept").read_bytes() == b"kept"
+                assert (target / "y").read_bytes() == b"kept"
+        r.sync("", local, direction=direction, delete=True)
+    assert (target / "x").read_bytes() == b"file"
+    assert (target / "y").is_dir()
+
+
+@pytest.mark.parametrize("direction", ["down", "up"])
+def test_what_a_link_that_is_not_followed_once_was_is_not_deleted(sides, direction, tmp_path):
+    server, remote, local = sides
+    source, target = (remote, local) if direction == "down" else (local, remote)
+    (tmp_path / "moved").mkdir()
+    (source / "results").symlink_to(tmp_path / "moved")
+    (target / "results").mkdir()
+    (target / "results/only.csv").write_bytes(b"only")
+    with Remote(server.url("tree"), ssh_config=str(server.ssh_config)) as r:
+        result = r.sync("", local, direction=direction, delete=True)
+    assert [why for path, why in result.skipped if path.endswith("results")]
+    assert (target / "results/only.csv").read_bytes() == b"only"
 
 
 def test_a_dry_run_into_nowhere_makes_no_directory(sides, tmp_path):

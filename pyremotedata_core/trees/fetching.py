@@ -16,14 +16,14 @@ from ..fetch import Fetch
 from ..filters import TreeOptions
 from ..jobs import Job
 from ..listing import ListDirectory
-from ..local import make_directory, remove_local
+from ..local import in_place_of_directory, make_directory, remove_local
 from ..model import Entry, Stat
 from ..mover import Mover
 from ..names import is_temporary
 from ..spool import Spool
 from ..transports.base import Done
 from ..url import RemoteURL, child_path
-from .many import Count, Tree
+from .many import DIRECTORY_IN_THE_WAY, Count, Tree
 
 LINKS_UNDER_WAY = 64
 
@@ -94,8 +94,6 @@ class FetchTree(Tree):
         elif not self._filter.wants_file(path):
             return
         elif stat.kind == "file":
-            if self._delete:
-                self._make_way(path)
             self._consider(path, stat)
         elif stat.kind == "link":
             self._waiting_links.append(path)
@@ -113,21 +111,33 @@ class FetchTree(Tree):
         # A link in the tree is replaced: what it leads to is not ours to clear. The tree's own
         # root may well be one.
         real = os.path.isdir(local) and not os.path.islink(local)
-        if self._delete and relative and os.path.lexists(local) and not real:
+        in_the_way = relative and os.path.lexists(local) and not real
+        may_go = self._delete and (
+            os.path.islink(local) or self._filter.is_meant(relative, is_directory=False)
+        )
+        if in_the_way and may_go:
             self._clear(relative, local)
+        elif self._dry_run:
+            directory.failure = in_place_of_directory(local) if os.path.lexists(local) else None
         if not self._dry_run:
             try:
                 make_directory(local)
             except TransferError as error:
                 directory.failure = error
-                raise
+        if directory.failure is not None:
+            raise directory.failure
 
-    def _make_way(self, path: str) -> None:
-        """Remove a local directory that is to be a file."""
+    def _make_way(self, path: str) -> bool:
+        """Remove a local directory that is to be a file; return whether the file may come."""
         local = self._local(path)
-        is_directory = os.path.isdir(local) and not os.path.islink(local)
-        if is_directory and self._filter.is_meant(path, is_directory=True):
+        if not os.path.isdir(local):
+            return True
+        is_directory = not os.path.islink(local)
+        if self._delete and self._filter.is_meant(path, is_directory):
             self._clear(path, local)
+            return True
+        self._fail(TransferError(f"{local}: {DIRECTORY_IN_THE_WAY}"))
+        return False
 
     def _delete_others(self, directory: _Directory) -> None:
         """Remove what the remote directory does not hold."""
@@ -156,6 +166,8 @@ class FetchTree(Tree):
             self._deleted += 1
 
     def _consider(self, path: str, stat: Stat) -> None:
+        if not self._make_way(path):
+            return
         if (self._dry_run or not self._verify) and self._agrees(path, stat):
             self._unchanged += 1
         elif self._dry_run:

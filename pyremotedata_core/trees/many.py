@@ -34,6 +34,8 @@ LISTINGS_UNDER_WAY = 8
 ENTRIES_WAITING = 4096  # more of them are kept on disk, and nothing else is listed
 FAILURES_KEPT = 10_000
 PLANNED_KEPT = 1_000_000  # each is a line of a dry run
+DIRECTORY_IN_THE_WAY = "is a directory, but a file is to be there; move it away"
+FILE_IN_THE_WAY = "is a file, but a directory is to be there; move it away"
 
 # After one of these every further file would fail alike.
 _HOPELESS = (

@@ -21,7 +21,7 @@ from ..model import Entry, Stat
 from ..names import is_temporary
 from ..spool import NameSet, Spool
 from ..store import Store
-from .many import Tree
+from .many import DIRECTORY_IN_THE_WAY, FILE_IN_THE_WAY, Tree
 
 REMOVALS_UNDER_WAY = 64
 ORPHAN_AGE_S = 7 * 24 * 3600  # temporary files of nobody knows whom go at this age
@@ -72,14 +72,20 @@ class StoreTree(Tree):
                 kind, size = self._look(path)
             except OSError:
                 continue  # it is told of when the local directory is read
+            may_go = self._delete and self._filter.is_meant(path, there.kind == "directory")
             if kind is None:
-                if self._delete and self._filter.is_meant(path, there.kind == "directory"):
+                # A link that is not followed is still there: what it once was is not to go.
+                if may_go and not os.path.lexists(self._local(path)):
                     directory.others.append((path, "other", None, 0))
             elif (there.kind == "directory") != (kind == "directory"):
                 # A file stands where a directory is to be, or the reverse.
-                if self._delete:
+                if may_go:
                     directory.settled.add(name)
                     directory.others.append((path, "in the way", kind, size))
+                elif there.kind != "link":
+                    directory.settled.add(name)
+                    why = FILE_IN_THE_WAY if kind == "directory" else DIRECTORY_IN_THE_WAY
+                    self._fail(TransferError(why, str(self._remote(path))))
             elif there.kind == "file" and self._agrees(path, there):
                 directory.settled.add(name)
                 if self._dry_run or not self._verify:
