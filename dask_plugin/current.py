@@ -45,6 +45,11 @@ def staging_of(worker: Any) -> WorkerStaging | None:
     return _stagings.get(worker)
 
 
+def is_shared(staging: WorkerStaging) -> bool:
+    """Whether a worker of this process uses the stager of a staging, which may be dismissed."""
+    return any(staging.shares_stager(other) for other in list(_stagings.values()))
+
+
 def counts() -> list[Counts]:
     """Return what staging has cost on each worker of this process."""
     return [staging.counts() for staging in list(_stagings.values())]
@@ -105,6 +110,12 @@ def _account(settings: ConnectionSettings, url: RemoteURL) -> tuple[object, ...]
     return to.username, to.host, to.port, to.ssh_config, to.ssh_key, to.password
 
 
+def changed(handle: RemoteFile) -> RemoteChanged:
+    """Return the error of a file that is not the one which its handle describes."""
+    known = f"of {handle.size} bytes and mtime {handle.mtime} that the handle names"
+    return RemoteChanged(f"is not the file {known}: make the handle anew", handle.url)
+
+
 def check(handle: RemoteFile, stat: Stat) -> None:
     """Compare what a file is with what its handle says.
 
@@ -135,7 +146,7 @@ def _bring(
     ]
     try:
         _forbid_blocking(worker, futures)
-        leases = [future.result() for future in futures]
+        leases = [_lease(handle, future) for handle, future in zip(handles, futures, strict=True)]
         for handle, lease in zip(handles, leases, strict=True):
             check(handle, lease.stat)
         return leases
@@ -144,6 +155,15 @@ def _bring(
             if not future.cancel():
                 future.add_done_callback(release_result)
         raise
+
+
+def _lease(handle: RemoteFile, future: Future[Lease]) -> Lease:
+    try:
+        return future.result()
+    except RemoteChanged:
+        if handle.expected is None:
+            raise
+        raise changed(handle) from None
 
 
 def release_result(future: Future[Lease]) -> None:

@@ -167,6 +167,13 @@ class Serving:
         closing = self._worker.status not in _WORKING
         if not self._staging.close(keep=(lambda _: False) if closing else runs):
             self._worker.loop.call_later(RETIRE_S, self._retire)
+        elif not closing:  # else the process ends
+            self._worker.loop.call_later(RETIRE_S, self._rest)
+
+    def _rest(self) -> None:
+        """End the helper process, unless the plugin has been registered anew."""
+        if not current.is_shared(self._staging):
+            self._worker.loop.run_in_executor(None, self._staging.rest)
 
     async def _join(self) -> None:
         """Have the broker say where files come from; without one they come from the archive."""

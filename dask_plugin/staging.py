@@ -22,7 +22,7 @@ from typing import Any
 
 from pyremotedata_core import Lease, LocalStorageFull, RemoteChanged, Stager, Stat
 
-from .current import check, release_result
+from .current import changed, check, release_result
 from .remotefile import RemoteFile
 from .wishes import Counts, Opened, Wish
 
@@ -178,7 +178,7 @@ class WorkerStaging:
                 lease = wish.demand.result()
             except RemoteChanged:
                 if wish.handle.expected is not None:
-                    raise
+                    raise changed(wish.handle) from None
                 wish.stat = None  # what the prefetch found; the task may have the file of now
                 self._demand(wish)
                 lease = wish.demand.result()
@@ -350,3 +350,12 @@ class WorkerStaging:
         if self._stager is not None:
             self._stager.when_full.discard(self._make_room)
         return not self._tasks
+
+    def rest(self) -> None:
+        """End the engine's helper process, unless others want something of it. Blocks."""
+        if self._stager is not None:
+            self._stager.engine.rest()
+
+    def shares_stager(self, other: WorkerStaging) -> bool:
+        """Whether another worker's files come by the same stager."""
+        return self._stager is not None and self._stager is other._stager

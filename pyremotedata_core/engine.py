@@ -373,6 +373,12 @@ class TransferEngine:
         link = self._link
         return link is None or link.wait_cancelled(timeout_s)
 
+    def rest(self) -> None:
+        """End the helper, with its sessions, unless it is busy; the next request starts another."""
+        link = self._link
+        if link is not None:
+            link.retire()
+
     def close(self) -> None:
         """End the helper; what is under way fails. More than once is no error."""
         with self._lock:

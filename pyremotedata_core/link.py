@@ -115,6 +115,15 @@ class Link:
             if request_id is not None and not self.ended:
                 self._sock.sendall(pack([(request_id, "promote", ())]))
 
+    def retire(self) -> bool:
+        """End the helper, with its sessions, if nothing is asked of it; return whether it ends."""
+        with self._lock:
+            if self.ended or self._pending or self._cancelled:
+                return False
+            self.ended = True  # who asks from now on gets another one
+        self.close()
+        return True
+
     def close(self) -> None:
         """End the helper and wait for it."""
         self._closed = True

@@ -34,6 +34,7 @@ from .dask_cluster import (  # noqa: F401
 from .dask_nodes import PATIENCE_S, wait_until
 
 distributed = pytest.importorskip("distributed")
+psutil = pytest.importorskip("psutil")  # comes with distributed
 
 CANARY = "canary-5b0c"
 
@@ -149,8 +150,14 @@ def test_registering_anew_leaves_running_tasks_their_files(
         assert client.submit(len_of, make(f"other{n}", bytes(10_000))).result() == 10_000
     go_on.touch()
     assert task.result()
+    assert any(client.run(children).values())
     client.unregister_worker_plugin(StagingPlugin.name)
     assert stats(client) == {}
+    wait_until(lambda: not any(client.run(children).values()), "the worker has no process of ours")
+
+
+def children():
+    return [child.name() for child in psutil.Process().children(recursive=True)]
 
 
 # --- errors and deaths --------------------------------------------------------------------------
