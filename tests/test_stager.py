@@ -636,6 +636,21 @@ def test_a_draft_becomes_the_remote_file_and_an_entry_of_the_cache(sshd_factory,
     assert int((root_of(place) / "usage").read_text()) == 100_000
 
 
+def test_a_draft_that_replaces_one_of_its_size_and_second_is_another_entry(
+    stager, sshd, remote_directory
+):
+    url = sshd.url(f"{remote_directory}/state")
+    stats = []
+    for content in (b"one", b"two", b"two", b"six"):
+        draft = stager.draft(url)
+        draft.path.write_bytes(content)
+        os.utime(draft.path, (12345, 12345))
+        stats.append(draft.deliver())
+        with stager.lease(url, expect=stats[-1]) as lease:
+            assert lease.path.read_bytes() == content
+    assert [stat.mtime for stat in stats] == [12345, 12346, 12346, 12347]
+
+
 def test_a_draft_that_is_discarded_or_empty_handed_leaves_nothing(
     stager, sshd, remote_directory, place
 ):

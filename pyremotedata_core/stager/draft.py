@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+from filecmp import cmp
+from itertools import count
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigurationError, LocalStorageFull, TransferError, from_oserror
@@ -58,6 +60,7 @@ class Draft:
         try:
             if not self.path.is_file():
                 raise TransferError(f"nothing has been written to {self.path}", str(self.url))
+            self._set_apart()
             upload = self._stager.engine.store(self.path, self.url)
             try:
                 stat = upload.result()
@@ -78,6 +81,24 @@ class Draft:
         lock, self._lock = self._lock, None
         if lock is not None:
             lock.release()
+
+    def _set_apart(self) -> None:
+        """Give the file an mtime of its own among those of its URL and size in the cache.
+
+        Size and mtime name what is there: the file that this one replaces, if written within the
+        same second, would be taken for it.
+        """
+        if self.path.is_symlink():
+            return
+        found = os.stat(self.path)
+        for mtime in count(int(found.st_mtime)):
+            lease = self._stager.find(self.url, Stat("file", found.st_size, mtime))
+            if lease is None:
+                return
+            with lease:
+                if cmp(lease.path, self.path, shallow=False):
+                    return
+            os.utime(self.path, (found.st_atime, mtime + 1))
 
     def _keep(self, stat: Stat) -> bool:
         """Make the file an entry of the cache if there is room; return whether it is one now."""
