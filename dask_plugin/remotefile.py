@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import weakref
 from pathlib import PurePosixPath
@@ -30,7 +31,8 @@ class RemoteFile(os.PathLike[str]):
     Raises
     ------
     ConfigurationError
-        If it is not a URL that can be served, or carries a password.
+        If it is not a URL that can be served, or carries a password, or if size or mtime is not
+        a whole number.
 
     Notes
     -----
@@ -49,7 +51,7 @@ class RemoteFile(os.PathLike[str]):
         parsed = RemoteURL.parse(url)
         if not parsed.name:
             raise ConfigurationError(f"the URL names no file: {url}")
-        _fill(self, str(parsed), size, mtime)
+        _fill(self, str(parsed), _whole("size", size), _whole("mtime", mtime))
 
     @property
     def name(self) -> str:
@@ -122,6 +124,14 @@ class RemoteFile(os.PathLike[str]):
 
     def _identity(self) -> tuple[str, int | None, int | None]:
         return self.url, self.size, self.mtime
+
+
+def _whole(name: str, number: Any) -> int | None:
+    """Return a number as Python's own int; tables hold numpy's."""
+    try:
+        return None if number is None else operator.index(number)
+    except TypeError:
+        raise ConfigurationError(f"{name} is a whole number, not {number!r}") from None
 
 
 def _fill(handle: RemoteFile, url: str, size: int | None, mtime: int | None) -> RemoteFile:

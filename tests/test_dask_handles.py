@@ -87,6 +87,16 @@ def test_what_cannot_be_opened_cannot_be_made(url):
     assert "secret" not in str(caught.value)
 
 
+def test_size_and_mtime_are_whole_numbers_of_any_kind():
+    numpy = pytest.importorskip("numpy")
+    f = RemoteFile("sftp://h/a", numpy.int64(3), numpy.int32(4))
+    assert f == RemoteFile("sftp://h/a", 3, 4)
+    assert (type(f.size), type(f.mtime)) == (int, int)
+    for number in ("3", 4.5):
+        with pytest.raises(ConfigurationError, match="mtime is a whole number"):
+            RemoteFile("sftp://h/a", 3, number)
+
+
 def test_a_handle_is_a_path_to_python_and_to_programs(remote):
     f = remote("some reads.txt", b"one\ntwo\n")
     with open(f) as text:
@@ -115,7 +125,7 @@ def test_a_missing_file_is_a_file_not_found(remote):
 
 @pytest.mark.parametrize("known", [{"size": 4}, {"mtime": 12345}, {"size": 5, "mtime": 12345}])
 def test_a_file_that_is_not_what_the_handle_says_is_an_error(remote, known):
-    with pytest.raises(RemoteChanged):
+    with pytest.raises(RemoteChanged, match=r"the handle (says|names)"):
         os.fspath(remote("a", b"12345", **known))
 
 
