@@ -62,6 +62,8 @@ def test_a_name_cannot_forge_lines(run, url, make):
     lines = run("ls", url()).stdout.splitlines()
     assert len(lines) == 3
     assert "\\n" in lines[0]
+    # What a shell makes of put * where somebody has left a file of such a name.
+    assert r"arguments: --\x1b[2J" in run("put", "--\x1b[2J", url(), ".", status=2).stderr
 
 
 def test_stat_prints_size_and_time(run, url, make):

@@ -231,7 +231,8 @@ def test_helper_and_ssh_end_with_the_parent(
     started = [pid for pid in descendants(owner.pid) if "sleep" not in command(pid)]
     ours = [pid for pid in started if "pyremotedata_core" in command(pid) or "ssh" in command(pid)]
     if "time.sleep" in then:
-        assert sum("helper" in command(pid) for pid in ours) == 1
+        # An ssh that is being started bears the helper's name until it is.
+        assert wait_until(lambda: sum("helper" in command(pid) for pid in ours) == 1)
         assert any("ssh" in command(pid).split()[0] for pid in ours)
         owner.kill()
     owner.wait(20)

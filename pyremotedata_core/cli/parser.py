@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import NoReturn
 
 from .._version import __version__
 from . import completing
@@ -16,7 +17,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     ``run`` is where the chosen verb's function stands, which is not loaded for parsing alone.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="pyremotedata",
         description="Move data between this machine and an SFTP server.",
         epilog="A remote file is a URL, sftp://[user@]host[:port]/path, or a path below the"
@@ -142,6 +143,15 @@ def make_parser() -> argparse.ArgumentParser:
     )
     completion.add_argument("shell", choices=completing.SHELLS)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser (its verbs' are of the same type) whose errors are printable, whatever was typed."""
+
+    def error(self, message: str) -> NoReturn:
+        from ..model import printable
+
+        super().error(printable(message))
 
 
 def _machine() -> argparse.ArgumentParser:
