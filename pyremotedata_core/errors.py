@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 from typing import Any
 
 from .model import one_line
@@ -290,7 +291,9 @@ _NOISE = re.compile(
 )
 
 
-def from_ssh_stderr(text: str, url: str, exit_status: int | None = None) -> TransferError:
+def from_ssh_stderr(
+    text: str, url: str, exit_status: int | None = None, *, ssh_config: str | None = None
+) -> TransferError:
     """Turn the last words of an ssh client into an error.
 
     Parameters
@@ -301,6 +304,8 @@ def from_ssh_stderr(text: str, url: str, exit_status: int | None = None) -> Tran
         The server, as a URL.
     exit_status : int, optional
         Its exit status, named when it said nothing.
+    ssh_config : str, optional
+        The file that it was to read (``-F``), for commands that are advised.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     lines = [line for line in lines if not _NOISE.match(line)]
@@ -309,7 +314,7 @@ def from_ssh_stderr(text: str, url: str, exit_status: int | None = None) -> Tran
             if not re.search(pattern, line):
                 continue
             if cls is HostKeyRejected:
-                return _host_key_error(text, url)
+                return _host_key_error(text, url, ssh_config)
             said = line.removeprefix("ssh: ")
             return cls(f"{remedy}: {said}" if remedy else said, url, retryable)
     if lines:
@@ -328,29 +333,57 @@ def changed_host_key(url: str, fingerprint: str, where: str) -> HostKeyRejected:
     )
 
 
-def unknown_host_key(url: str, fingerprint: str, command: str | None = None) -> HostKeyRejected:
-    """Return the error for an unknown host key, with the command to accept it (default: sftp)."""
+def revoked_host_key(url: str, fingerprint: str, where: str) -> HostKeyRejected:
+    """Return the error for a host key that ``known_hosts`` says is revoked, at ``where``."""
     which = f" with fingerprint {fingerprint}" if fingerprint else ""
+    marked = f" (at {where})" if where else ""
     return HostKeyRejected(
-        f"the server's host key{which} is not known; compare it with what the server's"
-        f" administrator publishes, then accept it once with: {command or _accept_command(url)}",
+        f"the server shows a host key{which} that is marked as revoked{marked};"
+        " do not log in, ask its administrator",
         url,
     )
 
 
-def _host_key_error(text: str, url: str) -> HostKeyRejected:
+def unknown_host_key(url: str, fingerprint: str, command: str) -> HostKeyRejected:
+    """Return the error for an unknown host key, with the command to accept it."""
+    which = f" with fingerprint {fingerprint}" if fingerprint else ""
+    return HostKeyRejected(
+        f"the server's host key{which} is not known; compare it with what the server's"
+        f" administrator publishes, then accept it once with: {command}",
+        url,
+    )
+
+
+def _host_key_error(text: str, url: str, ssh_config: str | None) -> HostKeyRejected:
     found = re.search(r"\b(SHA256:[A-Za-z0-9+/]{20,})", text)
     fingerprint = found[1] if found else ""
     if "HAS CHANGED" in text:
         known = re.search(r"Offending \S+ key in (\S+)", text)
         return changed_host_key(url, fingerprint, known[1] if known else "")
-    return unknown_host_key(url, fingerprint)
+    if re.search(r"REVOKED HOST KEY|marked as revoked", text):
+        return revoked_host_key(url, fingerprint, "")
+    strict = "requested strict checking" in text
+    return unknown_host_key(url, fingerprint, accept_command(url, ssh_config, strict=strict))
 
 
-def _accept_command(url: str) -> str:
+def accept_command(url: str, ssh_config: str | None, *, strict: bool) -> str:
+    """Return what shows a server's host key and asks whether to accept it.
+
+    Parameters
+    ----------
+    url : str
+        The server.
+    ssh_config : str or None
+        A file for ``-F``.
+    strict : bool
+        ``ssh_config`` has ``StrictHostKeyChecking yes``, with which ssh would not ask.
+    """
     match = re.match(r"\w+://(?:([^/]*)@)?(\[[^\]]+\]|[^/:]*)(?::(\d+))?", url)
     if not match:
         return "ssh HOST"
     user, host, port = match.groups()
-    port_option = f"-P {port} " if port else ""
-    return f"sftp {port_option}{user + '@' if user else ''}{host}"
+    words = ["sftp"]
+    words += ["-F", shlex.quote(ssh_config)] if ssh_config else []
+    words += ["-o", "StrictHostKeyChecking=ask"] if strict else []
+    words += ["-P", port] if port else []
+    return " ".join([*words, f"{user}@{host}" if user else host])

@@ -306,6 +306,7 @@ class SshChild:
             # process group with the proxy commands that it starts.
             environment = ssh_environment(settings)
             self._login = environment["PYREMOTEDATA_LOGIN"]
+            self._ssh_config = settings.ssh_config
             self._process = subprocess.Popen(
                 argv,
                 stdin=theirs.fileno(),
@@ -336,7 +337,7 @@ class SshChild:
 
     def explain(self, said: str, url: str, status: int | None = None) -> TransferError:
         """Return why it ended, from what it said on standard error."""
-        return from_ssh_stderr(said, url, status)
+        return from_ssh_stderr(said, url, status, ssh_config=self._ssh_config)
 
     def kill(self) -> int | None:
         """End the process and its group, close both pipes; return its exit status if it had one."""

@@ -159,7 +159,7 @@ def test_an_unknown_host_key_comes_with_fingerprint_and_command(carrier, sshd_fa
     error = attempt(server.url(), server.settings(carrier=carrier, ssh_config=config), times=5)
     assert type(error) is HostKeyRejected
     assert fingerprint(server) in str(error)
-    assert f"sftp -P {server.port} {server.user}@127.0.0.1" in str(error)
+    assert f"sftp -F {config} -P {server.port} {server.user}@127.0.0.1" in str(error)
     assert not known.exists()
     assert server.logins() == 0
 
@@ -194,6 +194,35 @@ def test_a_changed_host_key_is_refused_when_strict(carrier, sshd_factory, tmp_pa
     server.known_hosts.write_text(f"[127.0.0.1]:{server.port} {other}")
     assert type(attempt(server.url(), server.settings(carrier=carrier))) is HostKeyRejected
     assert server.logins() == 0
+
+
+def test_a_revoked_host_key_is_refused_as_such(carrier, sshd_factory):
+    server = sshd_factory()
+    line = server.known_hosts.read_text()
+    server.known_hosts.write_text(f"{line}@revoked * {line.split(None, 1)[1]}")
+    error = attempt(server.url(), server.settings(carrier=carrier, accept_new=True))
+    assert type(error) is HostKeyRejected
+    assert "marked as revoked" in str(error)
+    assert server.logins() == 0
+
+
+def test_the_command_to_accept_a_key_accepts_it(carrier, sshd_factory):
+    """Also where another ssh_config is read, and ssh is told not to ask."""
+    server = sshd_factory()
+    server.known_hosts.write_text("")
+    error = attempt(server.url(), server.settings(carrier=carrier))
+    assert type(error) is HostKeyRejected
+    command = f"exec {str(error).partition('once with: ')[2]} </dev/null"
+    answers = {
+        **os.environ,
+        "SSH_ASKPASS_REQUIRE": "force",
+        "SSH_ASKPASS": str(server.directory / "yes"),
+    }
+    (server.directory / "yes").write_text("#!/bin/sh\necho yes\n")
+    (server.directory / "yes").chmod(0o755)
+    subprocess.run(["sh", "-c", command], env=answers, timeout=60, check=True)
+    with TransferEngine(server.settings(carrier=carrier)) as engine:
+        assert engine.stat(server.url()).result(WAIT_S).kind == "directory"
 
 
 # --- nobody there ---------------------------------------------------------------------------

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from pyremotedata_core import ConnectionSettings, HostKeyRejected, TransferEngine
+from pyremotedata_core import ConnectionSettings, TransferEngine
 from pyremotedata_core.pyssh.hostkeys import find_entries, judge, matches, name_of, remember
 from pyremotedata_core.pyssh.site import find_site
 from workflows.embedded_sshd import descendants, program
 
 from .sites import WAIT_S
-from .test_faults_login import attempt, changed, fingerprint, new_key
+from .test_faults_login import attempt, changed, new_key
 
 # --- the ways in ----------------------------------------------------------------------------
 
@@ -208,15 +208,6 @@ def test_an_accepted_key_is_written_as_ssh_would_read_it(sshd_factory, tmp_path)
     command = [program("ssh-keygen"), "-F", f"[127.0.0.1]:{server.port}", "-f", str(known)]
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
     assert works(server, ssh_config=config)
-
-
-def test_a_host_key_that_was_revoked_is_refused(sshd_factory, tmp_path):
-    server = sshd_factory()
-    line = server.known_hosts.read_text()
-    server.known_hosts.write_text(f"{line}@revoked * {line.split(None, 1)[1]}")
-    error = attempt(server.url(), server.settings(carrier="paramiko"))
-    assert type(error) is HostKeyRejected
-    assert fingerprint(server) in str(error)
 
 
 def test_a_key_of_the_known_type_is_asked_for(sshd_factory, tmp_path):

@@ -154,14 +154,14 @@ class _Parser(argparse.ArgumentParser):
         super().error(printable(message))
 
 
-def _machine() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=False)
+def _machine() -> _Parser:
+    parser = _Parser(add_help=False)
     parser.add_argument("--json", action="store_true", help="print JSON, for machines")
     return parser
 
 
-def _connecting() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=False)
+def _connecting() -> _Parser:
+    parser = _Parser(add_help=False)
     parser.add_argument("--transport", metavar="NAME", help="auto, sftp or lftp")
     parser.add_argument("--timeout", metavar="S", help="give up when nothing moved for S seconds")
     parser.add_argument("--connections", metavar="N", help="sessions per host at the most")

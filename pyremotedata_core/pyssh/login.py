@@ -24,8 +24,10 @@ from ..errors import (
     AuthenticationFailed,
     ConfigurationError,
     TransferError,
+    accept_command,
     changed_host_key,
     from_ssh_stderr,
+    revoked_host_key,
     unknown_host_key,
 )
 from ..ssh import check_key
@@ -122,7 +124,7 @@ def _enter(login: Login, site: Site, depth: int, url: RemoteURL) -> paramiko.Tra
     try:
         _prefer(transport, site, [entry.kind for entry in known[0] if not entry.marker])
         transport.start_client(timeout=limit_s)
-        _check_host_key(site, transport.get_remote_server_key(), names[0], known, url.server)
+        _check_host_key(login, site, transport.get_remote_server_key(), names[0], known, url.server)
         _authenticate(transport, login, site)
     except TransferError:
         raise
@@ -254,7 +256,12 @@ def _choose(
 
 
 def _check_host_key(
-    site: Site, key: paramiko.PKey, name: str, known: list[list[hostkeys.Entry]], url: str
+    login: Login,
+    site: Site,
+    key: paramiko.PKey,
+    name: str,
+    known: list[list[hostkeys.Entry]],
+    url: str,
 ) -> None:
     kind, blob = key.get_name(), key.asbytes()
     verdict, where = hostkeys.judge(known[0], kind, blob)
@@ -263,11 +270,14 @@ def _check_host_key(
     if verdict == "known":
         return
     fingerprint = hostkeys.fingerprint_of(blob)
-    if verdict in ("changed", "revoked"):
+    if verdict == "revoked":
+        raise revoked_host_key(url, fingerprint, where)
+    if verdict == "changed":
         # Also with StrictHostKeyChecking=no, where ssh would go on without a password.
         raise changed_host_key(url, fingerprint, where)
     if site.unknown not in ("accept-new", "no"):
-        command = None
+        strict = site.unknown == "yes"
+        command = accept_command(url, login.settings.ssh_config, strict=strict)
         if shutil.which("sftp") is None:
             command = f"pyremotedata ls --accept-new {url}/"
         raise unknown_host_key(url, fingerprint, command)

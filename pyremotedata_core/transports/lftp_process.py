@@ -243,7 +243,9 @@ class LftpProcess:
         if not self._killed:
             self._hear(None, self._make_log())
         said = self._said.decode("utf-8", "replace")
-        return from_ssh_stderr(said, self._url) if said.strip() else None
+        if not said.strip():
+            return None
+        return from_ssh_stderr(said, self._url, ssh_config=self._settings.ssh_config)
 
     def kill(self) -> None:
         """End it and what it has started, at once. Safe from any thread, more than once."""
