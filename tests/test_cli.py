@@ -309,7 +309,7 @@ def test_an_unknown_host_key_is_told_with_the_way_to_accept_it(run, sshd, url, t
     ).stdout.split()[1]
     line = run.failure("ls", "--ssh-config", config, url())
     assert fingerprint in line
-    assert f"sftp -P {sshd.port} {sshd.user}@127.0.0.1" in line
+    assert f"sftp -F {config} -P {sshd.port} {sshd.user}@127.0.0.1" in line
     assert not known.exists()
     make("a")
     config.write_text(text.replace("StrictHostKeyChecking yes", ""))
