@@ -90,6 +90,9 @@ class TransferEngine:
     def __repr__(self) -> str:
         return f"TransferEngine({self.settings!r})"
 
+    def __reduce__(self) -> Any:
+        raise TypeError("an engine belongs to its process; send the URL and make one there")
+
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""

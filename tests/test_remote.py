@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -353,6 +354,11 @@ def test_listing_a_silent_server_waits_only_once(tmp_path):
         with pytest.raises(TransferTimeout):
             remote.ls("a")
         assert server.logins() == before + 1
+
+
+def test_a_remote_that_is_sent_to_another_process_says_what_to_send(remote):
+    with pytest.raises(TypeError, match="send the URL"):
+        pickle.dumps(remote)
 
 
 def test_repr_names_the_remote_and_no_secret(sshd):

@@ -471,8 +471,9 @@ def test_a_full_disk_is_an_error_with_the_remedy_and_old_files_make_room(
             for url in (a, b, c):
                 stager.lease(url).release()
             assert files_in(disk) == {"b", "c"}
-            with pytest.raises(LocalStorageFull, match="PYREMOTEDATA_CACHE_DIR"):
+            with pytest.raises(LocalStorageFull, match="PYREMOTEDATA_CACHE_DIR") as caught:
                 stager.lease(large)
+            assert caught.type is LocalStorageFull, "nobody can make room: it waits for nobody"
             assert files_in(disk) == {"b", "c"}
     finally:
         subprocess.run(["umount", "-l", disk], check=True)

@@ -128,7 +128,7 @@ class NodeCache:
         Raises
         ------
         LocalStorageFull
-            If the file exceeds the whole budget.
+            If the file exceeds the whole budget, or what the disk could ever give.
         NoRoom
             If files in use leave too little room.
         """
@@ -157,7 +157,7 @@ class NodeCache:
         try:
             with self._usage() as usage:
                 usage.write(self._evict(self.budget_bytes, size))
-        except NoRoom:
+        except LocalStorageFull:
             return False
         finally:
             self._empty_trash()
@@ -341,7 +341,8 @@ class NodeCache:
                 f"files in use fill the cache's budget of {self.budget_bytes} bytes;"
                 " raise PYREMOTEDATA_CACHE_BYTES (cache_bytes), or use fewer files at a time"
             )
-        raise NoRoom(
+        # With less in the cache than is wanted there is nobody to wait for.
+        raise (NoRoom if wanted_bytes <= used else LocalStorageFull)(
             f"the disk that holds {self.root} is full ({_free_bytes(self.root)} bytes free);"
             f" free some space or {CHANGE_PLACE}"
         )
