@@ -281,7 +281,7 @@ def _read_file() -> tuple[Path, dict[str, Any]]:
     import yaml
 
     try:
-        values = yaml.safe_load(content.decode()) or {}
+        values = yaml.load(content.decode(), _plain_loader()) or {}  # noqa: S506 - a safe one
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         # The parser's own text may quote the file, which may hold a secret. It lets through what
         # Python says of bytes that are no text, days that there are not, and endless numbers.
@@ -293,6 +293,17 @@ def _read_file() -> tuple[Path, dict[str, Any]]:
     if shared and any(values.get(key) for key in SECRETS):
         raise ConfigurationError(f"{path} holds a secret that others may read: chmod 600 {path}")
     return path, values
+
+
+def _plain_loader() -> Any:
+    """Return what leaves a value as it is written: to YAML 1.1 a password 0123 is 83."""
+    import yaml
+
+    resolvers = {
+        first: [one for one in found if one[0] == "tag:yaml.org,2002:null"]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    return type("PlainLoader", (yaml.SafeLoader,), {"yaml_implicit_resolvers": resolvers})
 
 
 def _convert(key: str, value: Any, where: str) -> Any:
@@ -345,7 +356,7 @@ def _flag(value: Any) -> bool:
 
 def _positive(value: Any) -> int:
     number = int(value)
-    if number < 1 or isinstance(value, bool):
+    if number < 1 or isinstance(value, bool | float):
         raise ValueError
     return number
 
@@ -359,7 +370,7 @@ def _port(value: Any) -> int:
 
 def _seconds(value: Any) -> float:
     number = float(value)
-    if not 0 < number < 10**7:
+    if isinstance(value, bool) or not 0 < number < 10**7:
         raise ValueError
     return number
 

@@ -144,6 +144,23 @@ def test_a_wrong_variable_is_named(monkeypatch, name, value):
     assert repr(value) in str(caught.value)
 
 
+@pytest.mark.parametrize("line", ["timeout_s: yes", "connections: 2.5", "port: 0x16"])
+def test_a_wrong_value_of_the_file_is_named_as_it_is_written(write_config, line):
+    write_config(line)
+    key, value = line.split(": ")
+    with pytest.raises(ConfigurationError, match=f"{key} is not valid: '{value}'"):
+        ConnectionSettings.load()
+
+
+@pytest.mark.parametrize("secret", ["0123456701", "12_34", "1:30", "2024-01-01", "yes", "1e+3"])
+def test_a_password_in_the_file_is_what_is_written_there(write_config, secret):
+    write_config(f"password: {secret}\nkey_passphrase: null\n")
+    settings = ConnectionSettings.load()
+    assert settings.password is not None
+    assert settings.password.reveal() == secret
+    assert settings.key_passphrase is None
+
+
 def test_a_wrong_key_of_the_file_is_named_with_the_file(write_config):
     path = write_config("conections: 3\n")
     with pytest.raises(ConfigurationError, match="conections") as caught:
