@@ -154,6 +154,8 @@ def from_plain(plain: dict[str, Any]) -> TransferError:
 
 # --- the table: SFTP status (draft-ietf-secsh-filexfer-02, section 7) ------------------------
 
+_UNUSUAL = re.compile(r"://[^/]*/.*(%(?!20)|\*)")  # in a path, as a URL has it
+
 _STATUS: dict[int, tuple[type[TransferError], str]] = {
     2: (RemoteFileNotFound, "no such file or directory"),
     3: (RemotePermissionDenied, "permission denied by the server"),
@@ -171,6 +173,8 @@ def from_status(code: int, text: str, url: str) -> TransferError:
     text = one_line(text)
     if text and text.lower() not in {"failure", "no such file", "permission denied"}:
         meaning = f"{meaning} ({text})"
+    elif code in (3, 4) and _UNUSUAL.search(url):
+        meaning = f"{meaning}; some servers, as MiG, refuse names with such characters"
     return cls(meaning, url)
 
 
@@ -212,7 +216,7 @@ _SSH: list[tuple[str, type[TransferError], bool, str]] = [
         " or PYREMOTEDATA_ONE_TIME_CODE, which serves one login); not tried again",
     ),
     (
-        r"Too many authentication failures|Permission denied|No more authentication methods",
+        r"Too many authentication failures|Permission denied \(|No more authentication methods",
         AuthenticationFailed,
         False,
         "check user name, key (PYREMOTEDATA_SSH_KEY, ssh-agent) or PYREMOTEDATA_PASSWORD;"
@@ -303,7 +307,7 @@ def from_ssh_stderr(
     url : str
         The server, as a URL.
     exit_status : int, optional
-        Its exit status, named when it said nothing.
+        Its exit status, if the server has not served yet.
     ssh_config : str, optional
         The file that it was to read (``-F``), for commands that are advised.
     """
@@ -319,7 +323,14 @@ def from_ssh_stderr(
             return cls(f"{remedy}: {said}" if remedy else said, url, retryable)
     if lines:
         return ConnectionLost(f"ssh ended: {lines[-1]}", url)
-    return ConnectionLost(f"ssh ended without a word (exit status {exit_status})", url)
+    if exit_status is not None and 0 <= exit_status < 255:  # of what the server ran
+        return ServerRefused(
+            f"the server ended the session at once (exit status {exit_status}): the login is"
+            " closed to SFTP, or the server lacks its SFTP program; ask its administrator",
+            url,
+        )
+    how = "" if exit_status is None else f" (exit status {exit_status})"
+    return ConnectionLost(f"ssh ended without a word{how}; see what sftp -v says", url)
 
 
 def changed_host_key(url: str, fingerprint: str, where: str) -> HostKeyRejected:

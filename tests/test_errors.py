@@ -81,6 +81,14 @@ def test_every_status_of_a_server_has_an_error(code, cls):
     assert "said so" in str(error)
 
 
+@pytest.mark.parametrize("code", [3, 4])
+def test_a_refusal_without_a_word_may_be_of_the_name(code):
+    for name in ("na%EFve", "q%22q", "a*b", "%E6%97%A5"):
+        assert "names with such characters" in str(from_status(code, "Failure", f"{URL}/d/{name}"))
+    assert "names" not in str(from_status(code, "Failure", "sftp://[fe80::1%25eth0]/a%20b.txt"))
+    assert "names" not in str(from_status(code, "quota exceeded", f"{URL}/a*b"))
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_is_told_with_the_remedy(number):
     error = from_oserror(OSError(number, os.strerror(number), "/data/x"))
@@ -171,6 +179,20 @@ def test_the_last_words_of_ssh_have_an_error_with_a_remedy(said, cls, retryable,
 def test_what_ssh_only_warns_of_is_not_the_cause():
     error = from_ssh_stderr("Warning: Permanently added 'h' to the list of known hosts.\n", URL, 1)
     assert "Permanently" not in str(error)
+
+
+def test_what_a_banner_says_is_not_the_cause():
+    banner = "Permission denied to all but members\n"
+    error = from_ssh_stderr(banner + "subsystem request failed on channel 0\n", URL, 255)
+    assert type(error) is ServerRefused
+    assert "no SFTP" in str(error)
+
+
+def test_a_server_that_runs_something_else_in_the_place_of_sftp_is_not_asked_again():
+    error = from_ssh_stderr("", URL, 127)
+    assert type(error) is ServerRefused
+    assert not error.retryable
+    assert "administrator" in str(error)
 
 
 def test_an_unknown_host_key_comes_with_fingerprint_and_command():

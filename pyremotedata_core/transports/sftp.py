@@ -472,7 +472,8 @@ class SftpSession:
         self.loop.unregister(self.carrier.stderr_fd)
         status = self.carrier.kill()
         if refine and not self._said.strip():
-            error = self.carrier.explain("", self.url, status)
+            # Once it has served, an end is a fault that passes, whatever the status.
+            error = self.carrier.explain("", self.url, None if self.opened else status)
         self._pending.clear()
         self._out.clear()
         self._readers.clear()
