@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 
 from .errors import LocalStorageFull, TransferError, from_oserror
 from .names import local_parent
@@ -67,10 +68,14 @@ def check_target(final: str, size: int) -> None:
     LocalStorageFull
         If the file system has less free space than the file needs.
     TransferError
-        If a directory stands there.
+        If a directory stands there, or a device or pipe, which a rename would replace.
     """
-    if os.path.isdir(final):
-        raise TransferError(f"{final}: is a directory; name the file, or end it with /")
+    with contextlib.suppress(OSError):
+        mode = os.stat(final).st_mode
+        if stat.S_ISDIR(mode):
+            raise TransferError(f"{final}: is a directory; name the file, or end it with /")
+        if not stat.S_ISREG(mode):
+            raise TransferError(f"{final}: is a device or pipe; name a file to make or replace")
     if size < CHECK_SPACE_BYTES:
         return
     try:

@@ -20,6 +20,7 @@ from .errors import (
     ConfigurationError,
     RemoteChanged,
     RemoteFileNotFound,
+    ServerRefused,
     TransferError,
     from_oserror,
 )
@@ -28,7 +29,7 @@ from .local import check_target
 from .manifest import check_manifest, make_manifest
 from .model import Stat, TreeResult
 from .progress import Progress, expect
-from .url import RemoteURL
+from .url import RemoteURL, looks_like_url
 
 T = TypeVar("T")
 
@@ -54,7 +55,7 @@ def get_all(
     TransferError
         If a file stands where a directory was meant.
     """
-    text = os.fspath(destination)
+    text = _local(destination)
     if text.endswith(os.sep) and os.path.lexists(text.rstrip(os.sep)) and not os.path.isdir(text):
         raise TransferError(f"{text} is a file; a directory was meant")
     _check_places([url.name for url in urls], text, text.endswith(os.sep) or os.path.isdir(text))
@@ -102,8 +103,11 @@ def put_all(
     tell: Progress | None = None,
 ) -> tuple[list[RemoteURL], TreeResult]:
     """Upload files and directories; the mirror of `get_all`."""
-    into = destination.trailing_slash or _kind(engine, destination) == "directory"
-    names = [own_name(source) for source in sources]
+    names = [own_name(_local(source)) for source in sources]
+    kind = "directory" if destination.trailing_slash else _kind(engine, destination)
+    if kind == "other":  # a rename would replace it
+        raise ServerRefused("is a device or pipe; name a file to make or replace", str(destination))
+    into = kind == "directory"
     _check_places(names, str(destination), into)
     targets = [destination.join(name) if into and name else destination for name in names]
     outcome = _Outcome()
@@ -262,6 +266,13 @@ def _fetch_known(
         return wait_for(engine.fetch(url, path, expect=stat, **options))
     except RemoteChanged:
         return wait_for(engine.fetch(url, path, **options))
+
+
+def _local(path: AnyPath) -> str:
+    text = os.fspath(path)
+    if looks_like_url(text):
+        raise ConfigurationError("is a URL; a local path was meant", text)
+    return text
 
 
 def _kind(engine: TransferEngine, url: RemoteURL) -> str | None:

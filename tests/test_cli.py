@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -149,6 +150,19 @@ def test_a_file_where_a_directory_is_needed_is_named(run, url, make, here):
     assert tree(here) == {"file": b"old"}
 
 
+def test_a_device_or_pipe_is_not_replaced_by_a_file(run, url, make, here, there):
+    make("a", b"1")
+    (here / "a").write_bytes(b"1")
+    os.mkfifo(here / "pipe")
+    os.mkfifo(there / "pipe")
+    (here / "link").symlink_to("pipe")
+    assert "pipe: is a device or pipe" in run.failure("get", url("a"), "pipe")
+    assert "link: is a device or pipe" in run.failure("get", url("a"), "link")
+    assert "pipe: is a device or pipe" in run.failure("put", "a", url("pipe"))
+    assert (here / "pipe").is_fifo()
+    assert (there / "pipe").is_fifo()
+
+
 @pytest.mark.parametrize("verb", ["get", "put"])
 def test_several_sources_need_a_directory(run, url, make, here, there, verb):
     for name in "ab":
@@ -206,6 +220,10 @@ def test_the_outcome_for_machines_is_json(run, url, make, here):
     assert outcome["files"] == 1
     assert [e["class"] for e in outcome["failed"]] == ["RemoteFileNotFound"]
     assert outcome["failed"][0]["url"] == url("none")
+    (here / "file").touch()
+    for arguments in (["sync", url("none"), "x"], ["get", url("t"), "file/"], ["put", "no", url()]):
+        failed = json.loads(run(*arguments, "--json", status=1).stdout)["failed"]
+        assert len(failed) == 1
 
 
 def test_sync_makes_the_second_equal_the_first(run, url, make, here, there):
@@ -250,7 +268,10 @@ def test_directories_are_made_and_removed(run, url, there):
         (["ls", "sftp:///x"], "names no host"),
         (["ls", "sftp://host:x/"], "not a port"),
         (["get", "sftp://-oProxyCommand=touch x/a", "b"], "not a host name"),
+        (["get", "sftp://h/a", "sftp://h/b"], "a local path was meant"),
+        (["put", "sftp://h/a", "sftp://h/b"], "a local path was meant"),
         (["sync", "a", "b"], "must be a URL"),
+        (["cache", "trim", "--to", "much"], "--to"),
         (["sync", "sftp://h/a", "sftp://h/b"], "must be a URL"),
         (["ls", "--timeout", "soon", "sftp://h/"], "a number of seconds"),
         (["ls", "--timeout", "0", "sftp://h/"], "a number of seconds"),
@@ -266,6 +287,23 @@ def test_a_mistake_of_the_user_is_one_line_and_status_2(run, here, arguments, sa
     assert says in line
     assert "canary" not in line
     assert tree(here) == {}
+
+
+def test_a_working_directory_that_is_gone_is_named(run, url, make, tmp_path):
+    make("a")
+    command = f"{sys.executable} -m pyremotedata_core.cli get {url('a')} b"
+    (tmp_path / "gone").mkdir()
+    done = subprocess.run(
+        ["bash", "-c", f"rmdir {tmp_path}/gone; exec {command}"],
+        cwd=tmp_path / "gone",
+        env=run.environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "pyremotedata: the current directory: No such file or directory\n"
 
 
 @pytest.mark.parametrize("arguments", [[], ["fly"], ["get", "x"], ["ls", "--no-such-option"]])

@@ -52,7 +52,7 @@ def cache(options: argparse.Namespace) -> int:
     elif options.action != "show":
         target = 0
         if options.action == "trim":
-            target = parse_bytes(options.to) if options.to else settings.cache_bytes
+            target = _bytes(options.to) if options.to else settings.cache_bytes
         gone = _oldest(before, target)
         if not options.dry_run:
             went = set(cache.trim(target))
@@ -79,6 +79,13 @@ def cache(options: argparse.Namespace) -> int:
         would = "would go" if options.dry_run else "gone"
         print(f"# {len(gone)} files, {freed} bytes {would}")
     return 0
+
+
+def _bytes(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except ValueError:
+        raise ConfigurationError(f"--to: not a number of bytes, as 10G: {text!r}") from None
 
 
 def _oldest(entries: list[CacheEntry], target_bytes: int) -> list[CacheEntry]:

@@ -6,6 +6,7 @@ import argparse
 import gc
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from errno import ENOENT
 from importlib import import_module
 
 from ..carriers import begin_login
@@ -44,7 +45,8 @@ def run(arguments: Sequence[str] | None) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
-        _complain(from_oserror(error, error.filename or "standard output"))
+        nameless = "the current directory" if error.errno == ENOENT else "standard output"
+        _complain(from_oserror(error, error.filename or nameless))
         return 1
 
 

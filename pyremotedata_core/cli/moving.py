@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from typing import Any
 
 from ..engine import TransferEngine
 from ..errors import ConfigurationError, TransferError
+from ..model import TreeResult
 from ..placing import get_all, put_all, sync_trees
-from ..progress import shown
+from ..progress import Progress, shown
 from ..url import RemoteURL, looks_like_url
 from .output import end
 from .places import chosen_remote, meant
@@ -28,8 +30,10 @@ def get(engine: TransferEngine, options: argparse.Namespace) -> int:
             raise
         except TransferError as error:
             unmatched.append(error)
-    with shown(not options.json, "get") as tell:
-        _, result = get_all(engine, urls, options.destination, tell=tell, **_how(options))
+    result = _move(
+        options,
+        lambda tell: get_all(engine, urls, options.destination, tell=tell, **_how(options))[1],
+    )
     failed = [*(error.to_plain() for error in unmatched), *result.failed]
     return end(result._replace(failed=failed), began, options)
 
@@ -38,8 +42,10 @@ def put(engine: TransferEngine, options: argparse.Namespace) -> int:
     """Upload files and directories."""
     began = time.monotonic()
     url = chosen_remote(engine, [options.destination]).locate(options.destination)
-    with shown(not options.json, "put") as tell:
-        _, result = put_all(engine, options.sources, url, tell=tell, **_how(options))
+    result = _move(
+        options,
+        lambda tell: put_all(engine, options.sources, url, tell=tell, **_how(options))[1],
+    )
     return end(result, began, options)
 
 
@@ -50,8 +56,9 @@ def sync(engine: TransferEngine, options: argparse.Namespace) -> int:
     if down == up:
         raise ConfigurationError("one of both must be a URL, the other a local directory")
     local, remote = (options.source, options.destination)[:: -1 if down else 1]
-    with shown(not options.json, "sync") as tell:
-        result = sync_trees(
+    result = _move(
+        options,
+        lambda tell: sync_trees(
             engine,
             remote,
             local,
@@ -63,8 +70,20 @@ def sync(engine: TransferEngine, options: argparse.Namespace) -> int:
             exclude=options.exclude,
             manifest=options.manifest,
             **_how(options),
-        )
+        ),
+    )
     return end(result, began, options)
+
+
+def _move(options: argparse.Namespace, move: Callable[[Progress | None], TreeResult]) -> TreeResult:
+    """Return the outcome; what ends it before there is one is an outcome for machines, too."""
+    try:
+        with shown(not options.json, options.verb) as tell:
+            return move(tell)
+    except ConfigurationError:
+        raise
+    except TransferError as error:
+        return TreeResult(0, 0, 0, 0, [], [error.to_plain()])
 
 
 def _how(options: argparse.Namespace) -> Any:
