@@ -51,6 +51,8 @@ class IOHandler:
         Call `clean` in the end.
     user, password, remote : str, optional
         The account and the host; default as configured.
+    lftp_settings, verbose
+        Have no effect; name a key with ``ssh_key``.
     **settings
         Other fields of `ConnectionSettings`.
 
@@ -73,8 +75,12 @@ class IOHandler:
         user: str | None = None,
         password: str | None = None,
         remote: str | None = None,
+        lftp_settings: dict[str, str] | None = None,
+        verbose: bool = False,  # noqa: ARG002 - see the module `logging`
         **settings: Any,
     ) -> None:
+        if lftp_settings:
+            _log.warning("lftp_settings has no effect; ssh_key and ssh_config name what ssh needs")
         self.user_confirmation = user_confirmation
         self.do_clean = clean
         self.cache: dict[str, list[str]] = {}
@@ -145,19 +151,30 @@ class IOHandler:
         path: str = ".",
         recursive: bool = False,
         use_cache: bool = True,  # noqa: ARG002 - listings are never remembered
+        pbar: int = 0,  # noqa: ARG002
     ) -> list[str]:
-        """List a directory; with ``recursive`` the files below it, in paths for `download`."""
+        """List a directory; with ``recursive`` the files below it, in paths for `download`.
+
+        The index of files is not listed.
+        """
         url = self._url(path)
         prefix = "" if path in ("", ".", "./") else posixpath.normpath(path) + "/"
         if not recursive:
-            return [prefix + name for name in self._remote.ls(url)]
-        found = self._remote.walk(url)
-        return sorted(prefix + path for path, stat in found if stat.kind != "directory")
+            return [prefix + name for name in self._remote.ls(url) if name not in _NOT_INDEXED]
+        found = (path for path, stat in self._remote.walk(url) if stat.kind != "directory")
+        return sorted(
+            prefix + path for path in found if posixpath.basename(path) not in _NOT_INDEXED
+        )
 
-    def lls(self, local_path: str = ".", recursive: bool = False) -> list[str]:
-        """List a local directory; with ``recursive`` the files below it, relative to it."""
+    def lls(
+        self,
+        local_path: str = ".",
+        recursive: bool = False,
+        R: bool = False,  # noqa: N803
+    ) -> list[str]:
+        """List a local directory; with ``recursive`` (or ``R``) the files below it, relative."""
         top = self._local_path(local_path)
-        if not recursive:
+        if not (recursive or R):
             return sorted(os.listdir(top))
         return sorted(str(p.relative_to(top)) for p in top.rglob("*") if p.is_file())
 
@@ -201,8 +218,9 @@ class IOHandler:
         remote_path : str, or list or tuple of str
             Files, or one directory.
         local_destination : str, or list or tuple of str, optional
-            The directory that receives them, or one for each. Default: the current one. The
-            content of a remote directory goes into it.
+            The directory that receives them, or one for each. Default: the current one, where
+            each of several keeps the directories of its path. The content of a remote directory
+            goes into it.
         n : int
             Accepted and not used.
         blocking : bool
@@ -262,14 +280,18 @@ class IOHandler:
         direction: str = "down",
         allow_root: bool = False,
         progress: bool = False,
+        batch_size: int = 128,  # noqa: ARG002 - the engine decides how much at once
         replace_local: bool = False,
+        refresh_cache: bool = False,  # noqa: ARG002 - what is there is asked of the server
+        n: int = 14,  # noqa: ARG002
     ) -> list[str]:
         """Make a local directory hold what the current remote one holds, or the reverse.
 
         Parameters
         ----------
         local_destination : str, optional
-            Default: a directory of the same name in the current local one.
+            Default: a directory of the same name in the current local one. A relative path begins
+            at the working directory of the process.
         direction : {"down", "up", "both"}
         allow_root : bool
             Allow the root of the remote or of the local file system.
@@ -289,21 +311,32 @@ class IOHandler:
         name = self._directory.name.removeprefix("~")
         if not name and local_destination is None and not allow_root:
             raise ValueError("this would be the whole remote; say so with allow_root=True")
-        local = self._local_path(os.path.expandvars(local_destination or name or "."))
+        if local_destination is None:
+            local = self._local_path(name or ".")
+        else:
+            local = Path(os.path.abspath(os.path.expandvars(Path(local_destination).expanduser())))
         if local == local.parent and not allow_root:
             raise ValueError("this is the root of the local file system; allow_root=True allows it")
         local.mkdir(parents=True, exist_ok=True)
         ways = ("down", "up") if direction == "both" else (direction,)
         for way in ways:
             self._remote.sync(
-                self._directory, local, direction=way, progress=progress, replace=replace_local
+                self._directory,
+                local,
+                direction=way,
+                exclude=_NOT_INDEXED,
+                progress=progress,
+                replace=replace_local,
             )
         return self.lls(str(local), recursive=True)
 
     def rm(self, path: Paths, force: bool = False) -> None:
-        """Remove files; with ``force`` directories with all that is in them, too."""
+        """Remove files; with ``force`` directories with all that is in them, too.
+
+        With ``force`` a missing one is no error.
+        """
         for one in [path] if isinstance(path, str) else path:
-            self._remote.rm(self._url(one), recursive=force)
+            wait_for(self._remote.engine.remove(self._url(one), recursive=force, missing_ok=force))
 
     # --- the index of files ------------------------------------------------------------------
 
@@ -376,8 +409,11 @@ class IOHandler:
 
     def _download_many(self, remote_paths: Sequence[str], destination: Paths | None) -> Any:
         urls = [self._url(path) for path in remote_paths]
-        places = _one_for_each(destination, len(urls))
-        targets = [self._local_path(p) / u.name for p, u in zip(places, urls, strict=True)]
+        if destination is None:  # each below the current directory as it is below the remote one
+            targets = [self._local_path(_below_top(path)) for path in remote_paths]
+        else:
+            places = _one_for_each(destination, len(urls))
+            targets = [self._local_path(p) / u.name for p, u in zip(places, urls, strict=True)]
         if len(set(targets)) < len(targets):
             raise ValueError("two of the files would have the same local path")
         pairs = zip(urls, targets, strict=True)
@@ -420,6 +456,10 @@ class IOHandler:
                 wait_for(self._remote.engine.store(file.name, self._directory.join(INDEX)))
             except RemotePermissionDenied as error:
                 _log.warning("The index of files cannot be kept on the server: %s", error)
+
+
+def _below_top(path: str) -> str:
+    return posixpath.normpath("/" + path).lstrip("/")
 
 
 def _one_for_each(destination: Paths | None, count: int) -> list[str]:

@@ -39,6 +39,9 @@ class RemotePathIterator:
         max_queued_batches: int = 3,
         n_local_files: int = 2 * 3 * 64,
         clear_local: bool = True,
+        retry_base_delay: float = 0.5,  # noqa: ARG002 - the engine tries again by itself
+        retry_max_delay: float = 30.0,  # noqa: ARG002
+        retry_timeout: float = 120.0,  # noqa: ARG002
         **index: Any,
     ) -> None:
         self.io_handler = io_handler

@@ -105,6 +105,23 @@ def test_download_of_one_of_many_and_of_a_directory(io, data, tmp_path):
         io.download("none")
 
 
+def test_many_files_keep_their_directories_where_no_place_is_named(io, data):
+    (data / "sub2/c.bin").write_bytes(b"another c")
+    local = io.lpwd()
+    wanted = ["sub/c.bin", f"{data}/sub2/c.bin"]
+    assert io.download(wanted) == [f"{local}/sub/c.bin", f"{local}{data}/sub2/c.bin"]
+    assert io.download(["sub/../a.bin"]) == [f"{local}/a.bin"]
+    assert Path(local + f"{data}/sub2/c.bin").read_bytes() == b"another c"
+
+
+def test_what_only_steered_lftp_is_taken(io, data, tmp_path):
+    IOHandler(lftp_settings={"net:timeout": "5"}, verbose=True, port=1)
+    assert io.ls("sub", True, False, pbar=1) == ["sub/c.bin", "sub/deep/d e.bin"]
+    io.sync(str(tmp_path / "all"), "down", False, False, 16, True, True, n=3)
+    assert sorted(io.lls(str(tmp_path / "all"), R=True)) == sorted(FILES)
+    assert len(RemotePathIterator(io, store=False, retry_timeout=9.0)) == len(FILES)
+
+
 def test_upload_of_one_of_many_and_of_a_directory(io, data):
     local = Path(io.lpwd())
     (local / "up").mkdir()
@@ -117,6 +134,17 @@ def test_upload_of_one_of_many_and_of_a_directory(io, data):
     assert (data / "others/i.bin").read_bytes() == b"i"
     io.upload("up", "whole")
     assert (data / "whole/g h.bin").read_bytes() == (local / "up/g h.bin").read_bytes()
+
+
+def test_sync_begins_at_the_working_directory_and_leaves_the_index_alone(
+    io, data, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    io.get_file_index()
+    assert (data / ".folder_index.txt").exists()
+    assert sorted(io.sync("here")) == sorted(FILES)
+    assert (tmp_path / "here/sub/c.bin").exists()
+    assert ".folder_index.txt" not in io.ls()
 
 
 def test_sync_down_up_and_both(io, data):
@@ -149,7 +177,7 @@ def test_rm_removes_what_it_is_told_and_directories_only_by_force(io, data):
     assert not (data / "a.bin").exists()
     with pytest.raises(Exception, match="recursively"):
         io.rm("sub")
-    io.rm(["sub", "ab.txt"], force=True)
+    io.rm(["sub", "ab.txt", "gone"], force=True)
     assert io.ls() == ["sub2"]
 
 
