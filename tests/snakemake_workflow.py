@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
-import inspect
 import os
 import re
 import signal
 import subprocess
 import sys
 import textwrap
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-import pytest
-from snakemake.io import remove as snakemake_remove
 
 from .servers import Sshd
 from .snakemake_template import Template
 
 TEMPLATE = Template()
 RUN_TIMEOUT_S = 100
-# Early 9.x asks a plugin to remove only those outputs that it never retrieves.
-removes_remote_outputs = pytest.mark.skipif(
-    "should_not_be_retrieved" in inspect.getsource(snakemake_remove),
-    reason="this Snakemake removes local copies of outputs only",
-)
-# And it does not ask for the sizes of inputs, from which the plugin learns what comes next.
-tells_what_comes_next = pytest.mark.skipif(
-    importlib.util.find_spec("snakemake.scheduling") is None,
-    reason="this Snakemake asks for no sizes before it retrieves",
-)
 
 
 @dataclass
@@ -150,3 +137,11 @@ def relayed_ssh_config(server: Sshd, directory: Path) -> Path:
 def temporaries(directory: Path) -> list[str]:
     """Return the temporary files below a directory."""
     return [str(path) for path in directory.rglob(".pyremotedata-*")]
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 30.0) -> None:
+    """Wait for something that another process does."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("snakemake")
 
-from .snakemake_workflow import Workflow, removes_remote_outputs, temporaries
+from .snakemake_workflow import Workflow, temporaries
 
 
 @pytest.fixture
@@ -72,7 +72,6 @@ def run(workflow, *arguments):
     return workflow.run(*provider, *arguments)
 
 
-@removes_remote_outputs
 def test_temporary_and_protected_outputs_and_what_is_forced(workflow):
     workflow.write(STEPS, SPOIL="true")
     assert re.search("out/last.*missing", run(workflow, "--summary").succeeded().text)

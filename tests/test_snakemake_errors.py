@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("snakemake")
 
 from .servers import free_port
-from .snakemake_workflow import Workflow, kill_group, relayed_ssh_config, temporaries
+from .snakemake_workflow import Workflow, kill_group, relayed_ssh_config, temporaries, wait_until
 
 COPY = """
     rule copy:
@@ -314,14 +314,6 @@ def clients(directory):
             if os.fsencode(directory) in path.read_bytes():
                 found.append(path.parent.name)
     return found
-
-
-def wait_until(condition, timeout_s=30.0):
-    """Wait for something that another process does."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
 
 
 def test_a_full_disk_of_the_server(workflow, small_disk):

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("snakemake")
 
-from .snakemake_workflow import Workflow, removes_remote_outputs, tells_what_comes_next, temporaries
+from .snakemake_workflow import Workflow, temporaries
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_outputs_in_directories_that_do_not_exist_yet_cost_few_questions(counted
         """
     )
     counted.run("-n").succeeded()
-    # Some 5; more where the machine is so slow that what is missing is asked about again.
+    # Some 5, and one in each second that it takes.
     assert counted.server.requests() <= 20, counted.server.request_kinds()
 
 
@@ -233,7 +233,6 @@ def make_inputs_for_ahead(counted):
     return data
 
 
-@tells_what_comes_next
 def test_inputs_are_fetched_while_other_jobs_compute(counted):
     data = make_inputs_for_ahead(counted)
     counted.write(AHEAD, PREFETCH="1G")
@@ -368,7 +367,6 @@ def test_touch_renews_remote_outputs(workflow):
     assert "Nothing to be done" in workflow.run().succeeded().text
 
 
-@removes_remote_outputs
 def test_remote_outputs_are_deleted_and_remote_inputs_are_not(workflow):
     workflow.make_remote("in.txt", b"in\n")
     workflow.write(
@@ -387,7 +385,6 @@ def test_remote_outputs_are_deleted_and_remote_inputs_are_not(workflow):
     assert workflow.remote_path("in.txt").read_bytes() == b"in\n"
 
 
-@removes_remote_outputs
 def test_a_remote_directory_given_for_a_file_output_is_not_deleted(workflow):
     precious = workflow.make_remote("data/precious.txt", b"years of work\n")
     workflow.write(

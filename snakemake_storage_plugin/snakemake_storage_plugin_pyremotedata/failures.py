@@ -7,20 +7,9 @@ from pathlib import Path
 from types import TracebackType
 
 from snakemake_interface_common.exceptions import WorkflowError
+from snakemake_interface_storage_plugins.exceptions import FileOrDirectoryNotFoundError
 
 from pyremotedata_core.errors import RemoteFileNotFound, TransferError, from_oserror
-
-try:
-    from snakemake_interface_storage_plugins.exceptions import FileOrDirectoryNotFoundError
-except ImportError:  # interface < 4.3
-
-    class FileOrDirectoryNotFoundError(WorkflowError):  # type: ignore[no-redef]
-        """What later versions of the interface define."""
-
-        def __init__(self, local_path: Path, query: str) -> None:
-            self.local_path = local_path
-            super().__init__(f"Storage object {query} not found in storage.")
-
 
 _TRACEBACK = BaseException.__dict__["__traceback__"]
 _HERE = os.path.dirname(__file__)
