@@ -71,7 +71,9 @@ class ListDirectory(Job):
             self._take(fresh)
 
     def _listed(self, _: Any, error: TransferError | None) -> None:
-        if isinstance(error, RemoteFileNotFound) and self._explains and not self.cancelled:
+        if self.cancelled:
+            self._end(None, error or cancelled())
+        elif isinstance(error, RemoteFileNotFound) and self._explains:
             self._submit("stat", (self._url.path, True), partial(self._explain, error))
         else:
             self._end(None, error)

@@ -52,6 +52,8 @@ def test_a_directory_was_missing_until_something_in_it_is_seen():
     assert memory.was_missing(url("/d/e"))
     assert memory.was_missing(url("/d/e/f"))
     assert not memory.was_missing(url("/d"))
+    assert memory.topmost_missing(url("/d/e/f")) == url("/d/e")
+    assert memory.topmost_missing(url("/d")) is None
     memory.remember(url("/d/e/f/g"), FILE, now())
     assert not memory.was_missing(url("/d/e"))
     assert not memory.was_missing(url("/d/e/f"))

@@ -18,13 +18,18 @@ pytest.importorskip("snakemake")
 
 from snakemake.io import IOCache
 from snakemake_interface_common.exceptions import WorkflowError
-from snakemake_storage_plugin_pyremotedata import StorageProvider, StorageProviderSettings
-from snakemake_storage_plugin_pyremotedata.failures import FileOrDirectoryNotFoundError
+from snakemake_interface_storage_plugins.exceptions import FileOrDirectoryNotFoundError
+from snakemake_storage_plugin_pyremotedata import (
+    StorageProvider,
+    StorageProviderSettings,
+    lookup,
+    memory,
+)
 from snakemake_storage_plugin_pyremotedata.memory import NEGATIVE_S
 from snakemake_storage_plugin_pyremotedata.prefetch import fits
 from snakemake_storage_plugin_pyremotedata.workspace import Workspace
 
-from .snakemake_workflow import relayed_ssh_config, temporaries
+from .snakemake_workflow import relayed_ssh_config, temporaries, wait_until
 
 
 class Bench:
@@ -195,6 +200,34 @@ def test_the_inventory_holds_the_whole_directory_from_its_second_file_on(counted
     assert counted.server.requests() == requests
 
 
+def test_outputs_whose_directories_are_missing_cost_few_questions(counted, monkeypatch):
+    objects = [counted.object(f"out/{n}/{k}") for n in range(40) for k in "ab"]
+    monkeypatch.setattr(memory, "NEGATIVE_S", 60.0)  # on a slow machine, too
+    assert not any(each.exists() for each in objects)
+    kinds = counted.server.request_kinds()
+    assert kinds["opendir"] <= 3, kinds
+    assert kinds["stat"] <= 1, kinds
+    # All that is missing may be there by now: one question tells that it is not.
+    monkeypatch.setattr(memory, "NEGATIVE_S", 0.0)
+    assert not objects[0].exists()
+    assert counted.server.requests() == sum(kinds.values()) + 1
+    for n in range(40):
+        counted.make(f"out/{n}/a", b"x" * n)
+    assert [each.exists() for each in objects] == [True, False] * 40
+
+
+def test_directories_that_nobody_wants_are_seldom_asked_about_ahead(counted):
+    objects = [[counted.object(f"in/{n}/{k}") for k in "ab"] for n in range(200)]
+    for n in range(200):
+        counted.make(f"in/{n}/a", b"x")
+    for n in (150, 170, 190):
+        assert objects[n][0].exists()
+    assert counted.server.requests("opendir") <= 3 + 3 * lookup.AHEAD_FOR_EACH
+    for n in range(100, 200):
+        assert objects[n][0].exists()
+    assert counted.server.requests("opendir") <= 100 + lookup.AHEAD
+
+
 def test_the_time_of_a_directory_is_that_of_its_stamp(bench):
     bench.make("d/.snakemake_timestamp", mtime=1_600_000_000)
     bench.make("plain/x")
@@ -263,7 +296,7 @@ def test_a_cancelled_retrieval_leaves_nothing_and_the_others_go_on(relayed):
     assert not relayed.object("big").local_path().exists()
     assert not relayed.object("tree").local_path().exists()
     assert relayed.object("small").local_path().read_bytes() == b"small"
-    assert not temporaries(relayed.local)
+    wait_until(lambda: not temporaries(relayed.local))
 
 
 def test_a_lost_connection_is_never_a_missing_file(relayed):

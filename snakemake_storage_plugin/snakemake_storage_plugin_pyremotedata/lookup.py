@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from pyremotedata_core.engine import TransferEngine
 
 
-# Questions whose answers nobody waits for yet, under way at once.
+# Directories asked about before anybody wants to know: at most so many whose answers nobody has
+# wanted yet, and so many for each directory that was wanted.
 AHEAD = 32
+AHEAD_FOR_EACH = 4
 
 
 class Lookup:
@@ -47,20 +49,28 @@ class Lookup:
         self._looks_ahead = looks_ahead
         self._lock = threading.Lock()
         self._running: dict[tuple[str, RemoteURL], Future[bool]] = {}
+        self._wanted: set[RemoteURL] = set()
+        self._not_wanted_yet: set[RemoteURL] = set()
 
     async def stat(self, url: RemoteURL, wait: Wait) -> Stat | None:
         """Return the stat of a file or directory (links followed), None if it does not exist.
 
         A directory is listed when a second question about it is asked or to be expected, and
         where two directories had what was asked for, their neighbours are asked about at the same
-        time. The second directory without what was asked for has the one above it listed.
+        time. The second directory without what was asked for has the one above it listed, and
+        while that is missing, all that lies below costs one question.
         Raises `TransferError` for everything but a clear "there is no such file".
         """
+        directory, above = url.parent, url.parent.parent
+        self._not_wanted_yet.discard(directory)
         known = self.memory.recall(url)
         if known is not None:
             return known.stat
         asked_at = time.monotonic()
-        directory, above = url.parent, url.parent.parent
+        if (missing := self.memory.topmost_missing(above)) is not None:
+            await wait(_follow(self._ask_shared("stat", missing)))
+            if (known := self.memory.recall(url, asked_at)) is not None:
+                return known.stat
         self._look_ahead(directory)
         if self.memory.should_list(url, self.expected.count(directory)):
             listing = self._ask_shared("scandir", directory)
@@ -100,11 +110,15 @@ class Lookup:
     def _look_ahead(self, directory: RemoteURL) -> None:
         """Ask about the neighbours of a directory, if some of them had what was asked for."""
         above = directory.parent
+        if len(self._wanted) < AHEAD:
+            self._wanted.add(directory)
         if not (self._looks_ahead and self.memory.found_below(above)):
             return
-        for neighbour, names in self.expected.take(above, AHEAD - len(self._running)):
+        at_most = min(AHEAD, AHEAD_FOR_EACH * len(self._wanted)) - len(self._not_wanted_yet)
+        for neighbour, names in self.expected.take(above, at_most):
             if neighbour == directory or self.memory.has_asked(neighbour):
                 continue
+            self._not_wanted_yet.add(neighbour)
             if len(names) > 1:
                 self._ask_shared("scandir", neighbour)
             else:

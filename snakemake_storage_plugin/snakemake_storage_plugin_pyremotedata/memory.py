@@ -99,6 +99,13 @@ class Memory:
         known = self.recall(directory_url, -math.inf)
         return known is not None and known.stat is None
 
+    def topmost_missing(self, directory_url: RemoteURL) -> RemoteURL | None:
+        """Return the highest of a directory and those above it that was missing, None if none."""
+        topmost = None
+        while directory_url.parent != directory_url and self.was_missing(directory_url):
+            topmost, directory_url = directory_url, directory_url.parent
+        return topmost
+
     def listing(self, directory_url: RemoteURL) -> dict[str, Stat] | None:
         """Return the names that a listing taken just now has found, None if there is none.
 

@@ -22,6 +22,7 @@ from pyremotedata_core.errors import TransferError
 from pyremotedata_core.model import Stat
 from pyremotedata_core.url import RemoteURL
 
+from .trees import CANCEL_TIMEOUT_S
 from .waiting import Wait
 from .workspace import Workspace, sweep
 
@@ -150,8 +151,10 @@ class Prefetch:
     def close(self) -> None:
         """Stop and leave nothing behind."""
         self._budget = 0
-        self.give_way()
+        dropped = self.give_way()
         if self._workspace is not None:
+            if dropped:
+                self._engine().wait_cancelled(CANCEL_TIMEOUT_S)  # it may still make files there
             self._workspace.close()
 
     def _fetch_more(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections import deque
 from collections.abc import Callable
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 # Where Snakemake keeps the time of a directory; a directory's own changes with each entry.
 TIMESTAMP = ".snakemake_timestamp"
 LISTINGS_AT_ONCE = 32
+CANCEL_TIMEOUT_S = 2.0
 
 
 async def walk(
@@ -102,6 +104,9 @@ async def fetch_directory(
             result = await wait(engine.fetch_tree(url, part))
             raise_failure(result)
             _replace(part, path)
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            engine.wait_cancelled(CANCEL_TIMEOUT_S)  # until then it may still make files here
+            raise
         finally:
             workspace.close()
     except OSError as error:
