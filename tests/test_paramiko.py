@@ -166,6 +166,13 @@ def test_a_proxy_command_is_run_and_ends_with_the_engine(sshd_factory, tmp_path)
     assert not _running(str(relay))
 
 
+def test_what_ssh_config_runs_takes_nothing_of_the_session(sshd, tmp_path):
+    pytest.importorskip("invoke", reason="paramiko runs Match exec by it")
+    config = tmp_path / "config"
+    config.write_text(f'Match exec "cat"\n{sshd.ssh_config.read_text()}')
+    assert works(sshd, ssh_config=str(config), timeout_s=10.0)
+
+
 def test_a_killed_child_is_replaced_and_the_transfer_completes(sshd_factory, tmp_path):
     server = sshd_factory()
     data = os.urandom(100 * 2**20)

@@ -114,6 +114,8 @@ def main(control_fd: int) -> None:
     logging.getLogger("paramiko").propagate = False
     control = socket.socket(fileno=control_fd)
     inside = socket.socket(fileno=os.dup(0))
+    # What ssh_config has run (Match exec) would read what is meant for the server.
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     login = _read_request(inside)
     connected = threading.Event()
     transports: list[paramiko.Transport] = []
