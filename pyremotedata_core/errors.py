@@ -171,7 +171,7 @@ def from_status(code: int, text: str, url: str) -> TransferError:
     """Turn an SFTP status code and its text into an error."""
     cls, meaning = _STATUS.get(code, (TransferError, f"SFTP status {code}"))
     text = one_line(text)
-    if text and text.lower() not in {"failure", "no such file", "permission denied"}:
+    if text and text.lower() not in {"failure", "no such file", "permission denied", meaning}:
         meaning = f"{meaning} ({text})"
     elif code in (3, 4) and _UNUSUAL.search(url):
         meaning = f"{meaning}; some servers, as MiG, refuse names with such characters"

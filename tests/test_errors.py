@@ -81,6 +81,11 @@ def test_every_status_of_a_server_has_an_error(code, cls):
     assert "said so" in str(error)
 
 
+def test_what_the_server_says_is_not_said_twice():
+    error = from_status(2, "No such file or directory", URL)
+    assert error.message == "no such file or directory"
+
+
 @pytest.mark.parametrize("code", [3, 4])
 def test_a_refusal_without_a_word_may_be_of_the_name(code):
     for name in ("na%EFve", "q%22q", "a*b", "%E6%97%A5"):
