@@ -88,20 +88,40 @@ def lend_here(
     """Lend the fsspec file system a file of the node's cache; see `pyremotedata_core`'s lending.
 
     A task's file is used and counted as if a handle had opened it. None where nothing stages
-    files, on a worker's event loop, and for another account than the plugin's.
+    files, for another account than the plugin's, and on a worker's event loop, which must not
+    wait, unless the file is there; xarray opens files while it is unpickled.
     """
     from .remotefile import RemoteFile
 
     worker, staging, key = _here()
-    if not _stagings or (worker is not None and _is_loop_of(worker)):
+    if not _stagings:
         return None
     stager = _stager(staging)
     if _account(stager.settings, url) != _account(settings, url):
         return None
+    if _is_on_loop(worker):
+        return _lend_at_once(stager, url, stat)
     if staging is not None and key is not None:
         handle = RemoteFile(str(url), *((stat.size, stat.mtime) if stat else ()))
         stat = staging.claim(key, [handle])[0].stat
-    return stager.stage(url, expect=stat)
+        return stager.stage(url, expect=stat)
+    lent = stager.stage(url, expect=stat)
+    if (staging := staging or _any_staging()) is not None:
+        lent.add_done_callback(staging.note_lent)
+    return lent
+
+
+def _lend_at_once(stager: Stager, url: RemoteURL, stat: Stat | None) -> Future[Lease] | None:
+    """Lend a file that is in the cache; have any other one fetched for the next who asks."""
+    if stat is None:
+        return None
+    found = stager.find(url, stat)
+    if found is None:
+        stager.stage(url, expect=stat, background=True).add_done_callback(release_result)
+        return None
+    lent: Future[Lease] = Future()
+    lent.set_result(found)
+    return lent
 
 
 def _account(settings: ConnectionSettings, url: RemoteURL) -> tuple[object, ...]:
@@ -181,15 +201,19 @@ def stager_here() -> tuple[Stager, WorkerStaging | None]:
         On a worker's event loop, which must not wait.
     """
     worker, staging, _ = _here()
-    if worker is not None and _is_loop_of(worker):
+    if _is_on_loop(worker):
         raise RuntimeError(_ON_LOOP)
     return _stager(staging), staging
 
 
 def _stager(staging: WorkerStaging | None) -> Stager:
-    if staging is None:  # a thread that a task has started: the plugin's settings serve it, too
-        staging = next(iter(list(_stagings.values())), None)
+    staging = staging or _any_staging()
     return staging.stager if staging is not None else shared_stager()
+
+
+def _any_staging() -> WorkerStaging | None:
+    """Return what serves a thread that a task has started, with the plugin's settings."""
+    return next(iter(list(_stagings.values())), None)
 
 
 def _here() -> tuple[Any, WorkerStaging | None, Any]:
@@ -207,13 +231,15 @@ def _here() -> tuple[Any, WorkerStaging | None, Any]:
 def _forbid_blocking(worker: Any, futures: Sequence[Future[Lease]]) -> None:
     """Refuse to wait on a worker's event loop, where coroutine tasks run."""
     waits = not all(future.done() for future in futures)
-    if waits and worker is not None and _is_loop_of(worker):
+    if waits and _is_on_loop(worker):
         raise RuntimeError(_ON_LOOP)
 
 
-def _is_loop_of(worker: Any) -> bool:
-    """Whether this thread runs a worker's event loop."""
+def _is_on_loop(worker: Any) -> bool:
+    """Whether this thread runs a worker's event loop, if only to unpickle what comes."""
     try:
-        return asyncio.get_running_loop() is worker.loop.asyncio_loop
+        running = asyncio.get_running_loop()
     except RuntimeError:  # none runs in this thread
         return False
+    workers = [*_stagings, worker]
+    return any(one is not None and one.loop.asyncio_loop is running for one in workers)

@@ -206,6 +206,16 @@ class WorkerStaging:
         self._tell(Opened(key, wish.handle.url, size, source, stop - took_s, stop, waited_s))
         return lease
 
+    def note_lent(self, done: Future[Lease]) -> None:
+        """Count a file that a thread of no task reads: a library's own."""
+        if done.cancelled() or done.exception() is not None:
+            return
+        lease = done.result()
+        if lease.from_cache:
+            self._count(cache_files=1, cache_bytes=lease.stat.size)
+        else:
+            self._count_moved(str(lease.url), lease.stat.size)
+
     def note_stored(self, size: int) -> None:
         """Count an output."""
         self._count(stored_files=1, stored_bytes=size)
@@ -314,11 +324,13 @@ class WorkerStaging:
     def _note_moved(self, wish: Wish, done: Future[Lease]) -> None:
         if done.exception() is None and not done.result().from_cache:
             wish.moved = True
-            size = done.result().stat.size
-            if self.origin_of(wish.handle.url) == "peer":
-                self._count(peer_files=1, peer_bytes=size)
-            else:
-                self._count(files=1, archive_bytes=size)
+            self._count_moved(wish.handle.url, done.result().stat.size)
+
+    def _count_moved(self, url: str, size: int) -> None:
+        if self.origin_of(url) == "peer":
+            self._count(peer_files=1, peer_bytes=size)
+        else:
+            self._count(files=1, archive_bytes=size)
 
     def _count_hidden(self, wish: Wish) -> None:
         """Count, once, what a prefetch has saved: its end and the task's may come in any order."""

@@ -305,8 +305,8 @@ class RemoteFileSystem(LookingFileSystem):
         return WriteFile(self, path, mode, autocommit, compress)
 
     def open_known(self, path: str, stat: Stat) -> ReadFile:
-        """Open a file for reading of which it is known what it is."""
-        return ReadFile(self, path, stat, self._borrow(self.url(path), stat))
+        """Open a file for reading of which it is known what it is, when it is first read."""
+        return ReadFile(self, path, stat, borrow=lambda: self._borrow(self.url(path), stat))
 
     def _borrow(self, url: RemoteURL, stat: Stat | None = None) -> Lease | None:
         """Return a lease on a staged file, if somebody stages files for this process."""

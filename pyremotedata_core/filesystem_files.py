@@ -35,15 +35,24 @@ class ReadFile(io.BufferedReader):
 
     Pickles, which xarray and Dask need. A file that is no longer what it was when it was opened
     raises `RemoteChanged`. A forked child may read on with it. With a lease it reads the leased
-    file, and has it until it is closed.
+    file, and has it until it is closed; with ``borrow`` it asks for one when it is first read.
     """
 
     mode = "rb"
 
     def __init__(
-        self, fs: RemoteFileSystem, path: str, stat: Stat, lease: Lease | None = None
+        self,
+        fs: RemoteFileSystem,
+        path: str,
+        stat: Stat,
+        lease: Lease | None = None,
+        *,
+        borrow: Callable[[], Lease | None] | None = None,
     ) -> None:
-        raw = _Leased(lease) if lease is not None else _Source(fs.engine, fs.url(path), stat)
+        def open_with(lease: Lease | None) -> _Leased | _Source:
+            return _Leased(lease) if lease is not None else _Source(fs.engine, fs.url(path), stat)
+
+        raw: Any = _Later(lambda: open_with(borrow()), stat) if borrow else open_with(lease)
         super().__init__(raw, LINES_BYTES)
         self.fs, self.path, self.size = fs, path, stat.size
         self.blocksize = BLOCK_BYTES
@@ -88,6 +97,46 @@ class _Leased(io.FileIO):
     def close(self) -> None:
         super().close()
         self._lease.release()
+
+
+class _Later(io.BufferedIOBase):
+    """A file that is opened when it is first read.
+
+    Dask unpickles tasks on a worker's event loop, where none may be staged; they read elsewhere.
+    """
+
+    def __init__(self, open_now: Callable[[], Any], stat: Stat) -> None:
+        self._open_now = open_now
+        self._size = stat.size
+        self._at = 0
+        self._file: Any = None
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at if self._file is None else int(self._file.tell())
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if self._file is not None:
+            return int(self._file.seek(offset, whence))
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self._file is None:
+            self._file = self._open_now()
+            self._file.seek(self._at)
+        data: bytes = self._file.read(size)
+        return data
+
+    def close(self) -> None:
+        super().close()
+        if self._file is not None:
+            self._file.close()
 
 
 class WriteFile(io.BufferedRandom):

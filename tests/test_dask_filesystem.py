@@ -98,18 +98,49 @@ def test_read_text_goes_through_the_cache_and_its_graph_shows_the_files(
     assert len(list(place.glob("*/files/*/*.csv"))) == 3
 
 
+def opened(client, name):
+    events = [event for _, event in client.get_events("pyremotedata")]
+    return sum(one["action"] == "opened" and one["url"].endswith(name) for one in events)
+
+
 def test_an_open_file_that_goes_to_a_worker_is_a_file_of_its_cache(client, folder, options, place):
+    before = opened(client, "t1.csv")
     with fsspec.open(f"{folder}/t1.csv", "rb", **options) as file:
         assert [handle.name for handle in handles_in([file])] == ["t1.csv"]
         head = file.read(10)
         tail = client.submit(lambda file: file.read(), file).result()
     assert (head + tail).startswith(b"n,text\n3000,some\n")
     assert len(list(place.glob("*/files/*/t1.csv"))) == 1
+    assert opened(client, "t1.csv") == before + 1
+
+
+class ReadOnArrival:
+    """Reads its file while it is unpickled, as xarray does with a netCDF file."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __setstate__(self, state):
+        self.file = state["file"]
+        self.file.seek(0)
+        self.content = self.file.read()
+
+
+def test_a_file_that_is_read_while_its_task_is_unpickled_does_not_hang_the_worker(
+    archive, start_nodes
+):
+    client = start_nodes(2)
+    _, data = archive.make("early.bin", 100_000)
+    url = "pyremotedata+" + archive.server.url("early.bin")
+    with fsspec.open(url, ssh_config=str(archive.server.ssh_config)) as file:
+        task = client.submit(lambda early: early.content, ReadOnArrival(file))
+        assert task.result(PATIENCE_S) == data
 
 
 def test_bytes_that_are_asked_for_by_range_come_from_the_cache(client, folder, options, place):
     fs, path = fsspec.url_to_fs(f"{folder}/t2.csv", **options)
     assert client.submit(fs.cat_file, path, 2, 6).result() == b"text"
+    assert stats(client).total["files"] == 1
     assert len(list(place.glob("*/files/*/t2.csv"))) == 1
 
 
