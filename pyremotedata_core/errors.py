@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from .model import one_line
 
@@ -156,6 +157,8 @@ def from_plain(plain: dict[str, Any]) -> TransferError:
 
 _UNUSUAL = re.compile(r"://[^/]*/.*(%(?!20)|\*)")  # in a path, as a URL has it
 
+NAME_BYTES = 255  # which most file systems allow
+
 _STATUS: dict[int, tuple[type[TransferError], str]] = {
     2: (RemoteFileNotFound, "no such file or directory"),
     3: (RemotePermissionDenied, "permission denied by the server"),
@@ -169,12 +172,22 @@ _STATUS: dict[int, tuple[type[TransferError], str]] = {
 
 def from_status(code: int, text: str, url: str) -> TransferError:
     """Turn an SFTP status code and its text into an error."""
+    names = url.encode("utf-8", "surrogateescape").split(b"/")
+    longest = max(len(unquote_to_bytes(name)) for name in names)
+    if code == 5 and longest > NAME_BYTES:  # so OpenSSH says it
+        return UnsafeName(
+            f"a name of {longest} bytes is longer than the server can hold; shorten it to"
+            f" {NAME_BYTES} bytes",
+            url,
+        )
     cls, meaning = _STATUS.get(code, (TransferError, f"SFTP status {code}"))
     text = one_line(text)
     if text and text.lower() not in {"failure", "no such file", "permission denied", meaning}:
         meaning = f"{meaning} ({text})"
     elif code in (3, 4) and _UNUSUAL.search(url):
         meaning = f"{meaning}; some servers, as MiG, refuse names with such characters"
+    elif code == 3:
+        meaning = f"{meaning}; ask for rights to it, or to a directory above it"
     return cls(meaning, url)
 
 

@@ -21,6 +21,7 @@ from pyremotedata_core.errors import (
     ServerRefused,
     TransferError,
     TransferTimeout,
+    UnsafeName,
     from_oserror,
     from_plain,
     from_ssh_stderr,
@@ -92,6 +93,13 @@ def test_a_refusal_without_a_word_may_be_of_the_name(code):
         assert "names with such characters" in str(from_status(code, "Failure", f"{URL}/d/{name}"))
     assert "names" not in str(from_status(code, "Failure", "sftp://[fe80::1%25eth0]/a%20b.txt"))
     assert "names" not in str(from_status(code, "quota exceeded", f"{URL}/a*b"))
+
+
+def test_a_name_that_is_too_long_is_no_lost_connection():
+    error = from_status(5, "Bad message", f"{URL}/d/{'%C3%A9' * 128}/x")
+    assert type(error) is UnsafeName
+    assert "a name of 256 bytes" in str(error)
+    assert type(from_status(5, "Bad message", f"{URL}/d/{'%C3%A9' * 127}")) is ConnectionLost
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])

@@ -183,8 +183,8 @@ class StorageProvider(StorageProviderBase):
             ),
             ExampleQuery(
                 query="sftp://user@host:2222/~/results",
-                description="A file or directory below the login directory; mark directories with "
-                "directory().",
+                description="A file or directory below the login directory; storage(...) takes "
+                "both, without directory().",
                 type=QueryType.ANY,
             ),
             ExampleQuery(
