@@ -84,7 +84,8 @@ def get_all(
             outcome.plan("fetch", str(target), stat.size)
     elif len(files) == 1:
         with outcome:
-            outcome.add(_one_file(_fetch_known(engine, *files[0], on_progress=tell, **how)))
+            stat = _fetch_known(engine, *files[0], on_progress=tell, **how)
+            outcome.add(_one_file(stat, tell))
     elif files:
         pairs = [(url, target) for url, target, _ in files]
         with outcome:
@@ -131,7 +132,7 @@ def put_all(
                 stores.append(store)
     if len(stores) == len(sources):
         expect(tell, sum(os.path.getsize(one) for one in sources if os.path.exists(one)))
-    outcome.add(wait_for_stores(stores))
+    outcome.add(wait_for_stores(stores, tell))
     return targets, outcome.result()
 
 
@@ -199,13 +200,13 @@ def wait_for(future: Future[T]) -> T:
         raise
 
 
-def wait_for_stores(stores: Sequence[Future[Stat]]) -> TreeResult:
+def wait_for_stores(stores: Sequence[Future[Stat]], tell: Progress | None = None) -> TreeResult:
     """Wait for uploads; the failure of one does not stop the others, Ctrl-C does."""
     outcome = _Outcome()
     try:
         for store in stores:
             with outcome:
-                outcome.add(_one_file(store.result()))
+                outcome.add(_one_file(store.result(), tell))
     finally:
         for store in stores:
             store.cancel()
@@ -289,5 +290,7 @@ def _size_of(path: AnyPath) -> int:
         raise from_oserror(error, os.path.abspath(path)) from None
 
 
-def _one_file(stat: Stat) -> TreeResult:
+def _one_file(stat: Stat, tell: Progress | None) -> TreeResult:
+    if tell is not None:
+        tell(0, 1)
     return TreeResult(1, stat.size, 0, 0, [], [])

@@ -323,8 +323,15 @@ def test_progress_is_told_to_a_function(remote, make, tmp_path):
     make("t/a", bytes(LARGE))
     make("t/b", b"1")
     told: list[tuple[int, int]] = []
-    remote.get("t", tmp_path / "t", progress=lambda *moved: told.append(moved))
-    assert tuple(map(sum, zip(*told, strict=True))) == (LARGE + 1, 2)
+
+    def tell(*moved: int) -> None:
+        told.append(moved)
+
+    for source, size, files in (("t", LARGE + 1, 2), ("t/a", LARGE, 1), ("t/b", 1, 1)):
+        local = remote.get(source, tmp_path / source.replace("/", "-"), progress=tell)
+        remote.put(local, f"back/{source}", progress=tell)
+        assert tuple(map(sum, zip(*told, strict=True))) == (2 * size, 2 * files)
+        told.clear()
     remote.get("t/a", tmp_path / "a", progress=True)  # no terminal: no bar, no error
 
 
