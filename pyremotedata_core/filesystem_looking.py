@@ -100,6 +100,8 @@ class LookingFileSystem(AsyncFileSystem, metaclass=_KeepsSecrets):
 
     @staticmethod
     def _get_kwargs_from_urls(path: str) -> dict[str, Any]:
+        if not looks_like_url(path):
+            return {}  # fsspec has taken the host out before, as in a chain of URLs
         url = _parse(path)
         found = {"host": url.host, "username": url.user, "port": url.port}
         if url.scheme != "sftp":

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import sys
+import zipfile
 
 import cloudpickle
 import fsspec
@@ -158,6 +159,13 @@ def test_a_local_cache_can_be_put_in_front(options, place, url, tmp_path):
     with fsspec.open(f"filecache::{url}/a", **chained) as file:
         assert file.read() == table(1000)
     assert len(list(tmp_path.iterdir())) == 2, "the file and the cache's own notes"
+
+
+def test_a_member_of_a_remote_archive_is_read_by_a_chain_of_urls(options, place, url):
+    with zipfile.ZipFile(place / "a.zip", "w") as packed:
+        packed.writestr("in/a.csv", table(1000))
+    with fsspec.open(f"zip://in/a.csv::{url}/a.zip", **{"pyremotedata+sftp": options}) as file:
+        assert file.read() == table(1000)
 
 
 def test_a_mapping_reads_and_writes_keys(fs, place):
