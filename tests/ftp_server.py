@@ -123,6 +123,11 @@ def _handler(options: dict[str, Any]) -> type[FTPHandler]:
         def ftp_LIST(self, path: str) -> Any:  # noqa: N802
             return self._list_for_ever(path) if FAULTS.get("endless") else super().ftp_LIST(path)
 
+        def ftp_NLST(self, path: str) -> Any:  # noqa: N802
+            if name := FAULTS.pop("late", ""):
+                open(os.path.join(path, name), "w").close()
+            return super().ftp_NLST(path)
+
         def ftp_MLSD(self, path: str) -> Any:  # noqa: N802
             return self._list_for_ever(path) if FAULTS.get("endless") else super().ftp_MLSD(path)
 

@@ -95,6 +95,13 @@ def test_a_tree_is_synced_both_ways_and_only_what_changed_moves(ftp, remote, tmp
     assert tree(tmp_path / "up") == tree(tmp_path / "down") == tree(ftp.root / "synced")
 
 
+def test_a_directory_that_is_filled_while_it_is_listed_is_listed(ftplist):
+    ftplist.make_directory("filled")
+    ftplist.faults(late="a.bin")
+    with reach(ftplist) as remote, remote.engine:
+        assert remote.ls("filled") == ["a.bin"]
+
+
 def test_the_command_takes_ftp_urls(ftp, tmp_path):
     ftp.make("command/a b.txt", b"hello")
     environment = {**os.environ, "PYREMOTEDATA_PASSWORD": ftp.password}

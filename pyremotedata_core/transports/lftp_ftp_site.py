@@ -271,7 +271,11 @@ class FtpSite(LftpSite):
                     f"the listing has no end: more than {LISTING_BYTES} bytes", self.url(path)
                 )
 
-        return self.run(f"{way} && cd {{}} && {LIST}", path, watch=watch, asking=True)
+        command = f"{way} && cd {{}} && {LIST}"
+        reply = self.run(command, path, watch=watch, asking=True)
+        if reply.log.by_name and reply.output:  # no longer empty: another has begun to fill it
+            reply = self.run(command, path, watch=watch, asking=True)
+        return reply
 
     def _parse(self, reply: Reply, path: str) -> list[Entry]:
         found = parse_listing(reply.output, _MANY, self.url(path))

@@ -119,7 +119,7 @@ class FtpLog(Log):
     """What lftp says of FTP on standard error, and its answers to ``jobs -v``.
 
     The attributes of `Log` that it fills: ``received`` and ``sent`` (the same number, of whatever
-    moves), ``home``, ``failure``, ``lost``, ``breaks``, ``signs``.
+    moves), ``home``, ``failure``, ``lost``, ``breaks``, ``signs``, ``by_name``.
     """
 
     def __init__(self) -> None:
@@ -149,6 +149,7 @@ class FtpLog(Log):
     def _event(self, text: str) -> None:
         if match := _ASKED.match(text):
             self._asked = match[1]
+            self.by_name = self.by_name or match[1] == "NLST"
             self._begun = self._begun or match[1] in _MOVES
         elif match := _REFUSED.match(text):
             self._code = int(match[1])

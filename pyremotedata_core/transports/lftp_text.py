@@ -196,6 +196,8 @@ class Log:
     breaks : int
         How often a connection broke once the command was under way. lftp connects anew by itself
         as long as each connection brings it forward.
+    by_name : bool
+        Whether an FTP server was asked for bare names: what lftp does after an empty listing.
     """
 
     def __init__(self) -> None:
@@ -210,6 +212,7 @@ class Log:
         self.lost = False
         self.signs = 0
         self.breaks = 0
+        self.by_name = False
         self._rest = b""
         self._code: int | None = None
         self._handle_bytes = 4
