@@ -121,7 +121,7 @@ def test_what_is_in_the_way_and_may_not_go_is_told_by_the_dry_run_too(sides, dir
             for dry_run in (True, False):
                 with pytest.raises(TransferError, match="move it away") as caught:
                     r.sync("", local, direction=direction, dry_run=dry_run, **options)
-                assert "1 other" in str(caught.value)
+                assert "and 1 more" in str(caught.value)
                 assert (target / "x/kept").read_bytes() == b"kept"
                 assert (target / "y").read_bytes() == b"kept"
         r.sync("", local, direction=direction, delete=True)
