@@ -384,10 +384,11 @@ def test_a_source_that_changes_during_a_download_is_never_spliced(link, tmp_path
     there = link(transport)
     old = there.make("a", LARGE)
     os.utime(there.server.root / "a", (1_000_000_000, 1_000_000_000))
+    there.relay.stall(after_bytes=LARGE // 2)
     future = there.fetch("a")
-    wait_until(under_way(tmp_path))
+    wait_until(lambda: there.relay.status()["faults"])
     new = rewrite(there.server.root / "a", how, os.urandom(LARGE))
-    there.relay.set(rate=0)
+    there.relay.resume()
     future.result(WAIT_S)
     # Whoever holds a file open reads it whole although another one has its name by now.
     assert tree(tmp_path) in [{"a": new}] + [{"a": old}] * (how == "replaced")

@@ -59,12 +59,12 @@ def agent(socket: Path, *keys: Path):
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
             deadline = time.monotonic() + WAIT_S
-            while not socket.exists():
-                assert process.poll() is None
+            add = [program("ssh-add"), "-q", *map(str, keys)]
+            environment = {**os.environ, "SSH_AUTH_SOCK": str(socket)}
+            while subprocess.run(add, env=environment, stderr=subprocess.DEVNULL).returncode:
+                assert process.poll() is None  # its socket is there before it listens
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
-            add = [program("ssh-add"), "-q", *map(str, keys)]
-            subprocess.run(add, check=True, env={**os.environ, "SSH_AUTH_SOCK": str(socket)})
             yield
         finally:
             process.terminate()
