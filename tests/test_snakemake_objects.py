@@ -271,6 +271,18 @@ def test_a_directory_that_cannot_be_uploaded_whole_is_an_error(bench, tmp_path):
         tree.store_object()
 
 
+def test_a_directory_is_there_once_it_is_stored_however_short_ago_it_was_missing(
+    bench, monkeypatch
+):
+    monkeypatch.setattr(memory, "NEGATIVE_S", 60.0)
+    trees = [bench.object(f"new/deep/{name}") for name in "ab"]
+    assert not any(tree.exists() for tree in trees)
+    for tree in trees:
+        tree.local_path().mkdir(parents=True)
+        tree.store_object()
+        assert tree.exists()
+
+
 def test_a_cancelled_retrieval_leaves_nothing_and_the_others_go_on(relayed):
     data = os.urandom(6_000_000)
     relayed.make("big", data)

@@ -129,10 +129,12 @@ class Storing:
             # The time stamp goes first: it tells a directory of ours, so that an upload that was
             # broken off can be removed.
             self._make_missing(url)
-            await wait(engine.store(path / TIMESTAMP, url.join(TIMESTAMP)))
+            stamp = await wait(engine.store(path / TIMESTAMP, url.join(TIMESTAMP)))
             result = await wait(engine.store_tree(path, url))
         finally:
             self._lookup.memory.forget(url)
+        # It is there, and so are the directories above it.
+        self._lookup.memory.remember(url.join(TIMESTAMP), stamp, time.monotonic())
         raise_failure(result)
         if result.skipped:
             # The local copy may be removed after this, so nothing of it may be left behind.
