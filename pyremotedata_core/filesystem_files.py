@@ -49,8 +49,10 @@ class ReadFile(io.BufferedReader):
         *,
         borrow: Callable[[], Lease | None] | None = None,
     ) -> None:
-        def open_with(lease: Lease | None) -> _Leased | _Source:
-            return _Leased(lease) if lease is not None else _Source(fs.engine, fs.url(path), stat)
+        def open_with(lease: Lease | None) -> _Leased | RemoteReader:
+            if lease is not None:
+                return _Leased(lease)
+            return RemoteReader(fs.engine, fs.url(path), stat)
 
         raw: Any = _Later(lambda: open_with(borrow()), stat) if borrow else open_with(lease)
         super().__init__(raw, LINES_BYTES)
@@ -74,16 +76,6 @@ class ReadFile(io.BufferedReader):
     def info(self) -> dict[str, Any]:
         """Return what `RemoteFileSystem.info` says of it."""
         return self.details
-
-
-class _Source(RemoteReader):
-    _pid = os.getpid()
-
-    def read1(self, size: int | None = -1) -> bytes:
-        if self._pid != os.getpid():  # forked: what is on its way goes to the parent
-            self._blocks.clear()
-            self._pid = os.getpid()
-        return super().read1(size)
 
 
 class _Leased(io.FileIO):

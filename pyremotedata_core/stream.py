@@ -49,8 +49,8 @@ class RemoteReader(io.BufferedIOBase):
 
     Notes
     -----
-    Not thread-safe. Each block is a request of its own, so a lost connection costs nothing but
-    the time to repeat it.
+    Not thread-safe; a forked child may read on with it. Each block is a request of its own, so a
+    lost connection costs nothing but the time to repeat it.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class RemoteReader(io.BufferedIOBase):
         self._block_bytes = block_bytes(engine, url)
         self._most_ahead = max(1, read_ahead_bytes // self._block_bytes)
         self._ahead = 1
+        self._pid = os.getpid()
         self._expected = 0  # where a sequential reader reads next
         self._blocks: OrderedDict[int, Future[bytes]] = OrderedDict()
 
@@ -112,6 +113,9 @@ class RemoteReader(io.BufferedIOBase):
     def read1(self, size: int | None = -1) -> bytes:
         """Read at least one byte, and no more than one block holds."""
         self._check_open()
+        if self._pid != os.getpid():  # forked: what is on its way goes to the parent
+            self._blocks.clear()
+            self._pid = os.getpid()
         if self._at >= self.stat.size or size == 0:
             return b""
         number, start = divmod(self._at, self._block_bytes)

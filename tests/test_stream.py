@@ -16,6 +16,7 @@ from pyremotedata_core import (
 )
 from pyremotedata_core.stream import BLOCK_BYTES
 
+from .forks import in_a_fork
 from .sites import TRANSPORTS
 
 
@@ -63,6 +64,19 @@ def test_readinto_and_text_read_as_files_do(sshd, remote):
     with remote.open("stream/text.csv") as file:
         assert file.readinto(buffer) == 4
     assert bytes(buffer) == "ø,å\n".encode()[:4]
+
+
+def test_a_forked_child_reads_on_and_so_does_its_parent(sshd, remote):
+    data = os.urandom(6 * BLOCK_BYTES)
+    sshd.make("stream/forked.bin", data)
+
+    def read() -> None:
+        assert file.read() == data[BLOCK_BYTES:]
+
+    with remote.open("stream/forked.bin") as file:
+        assert file.read(BLOCK_BYTES) == data[:BLOCK_BYTES]
+        assert in_a_fork(read) == ""
+        read()
 
 
 def test_a_file_that_changes_while_it_is_open_is_an_error(sshd, reading):
