@@ -80,6 +80,16 @@ def test_files_go_up_and_come_back_with_their_bytes_and_times(ftp_factory, tmp_p
     assert tree(server.root) == {}
 
 
+def test_where_no_time_can_be_set_an_upload_has_the_servers(ftp_factory, tmp_path):
+    server = ftp_factory(without=("MFMT",))  # its MDTM only tells
+    (tmp_path / "a").write_bytes(b"1")
+    os.utime(tmp_path / "a", (MTIME, MTIME))
+    with reach(server) as remote, remote.engine:
+        remote.put(tmp_path / "a", "a")
+        assert remote.stat("a").mtime > MTIME
+    assert tree(server.root) == {"a": b"1"}
+
+
 def test_a_tree_is_synced_both_ways_and_only_what_changed_moves(ftp, remote, tmp_path):
     for name in ("a.bin", "sub/b.bin", "sub/empty"):
         path = tmp_path / "up" / name

@@ -175,8 +175,9 @@ class FtpSite(LftpSite):
         if answer.code in _NOT_OFFERED:
             answer = self.ask(f"SITE UTIME {stamp} {path}")
         if answer.code in _NOT_OFFERED:
-            answer = self.ask(f"MDTM {stamp} {path}")  # vsftpd
-        if answer.code in _NOT_OFFERED:
+            # vsftpd sets it; to others the stamp is a part of the name that they are asked about.
+            if self.ask(f"MDTM {stamp} {path}").ok:
+                return
             raise ServerRefused("the server offers no way to set a time", self.url(path))
         if not answer.ok:
             raise from_answer(answer.code, answer.text, self.url(path))
