@@ -543,6 +543,20 @@ def test_where_one_may_not_write_is_permission_denied(site: Site, barred, tmp_pa
     assert tree(site.path()) == {"sub": None, "sub/b": b"1"}
 
 
+def test_a_file_that_may_not_be_replaced_stays_and_is_permission_denied(site: Site, tmp_path):
+    if os.getuid() != 0 or site.kind != "chrooted":
+        pytest.skip("only root can make a file that the server's account may not replace")
+    site.make_directory("shared")
+    path = site.path("shared")
+    os.chown(path, 0, 0)
+    path.chmod(0o1777)
+    (path / "theirs").write_bytes(b"old")
+    (tmp_path / "x").write_bytes(b"new")
+    with pytest.raises(RemotePermissionDenied):
+        site.store(tmp_path / "x", "shared/theirs")
+    assert tree(site.path()) == {"shared": None, "shared/theirs": b"old"}
+
+
 def test_a_local_file_of_any_name_goes_into_a_directory_that_is_not_there_yet(site: Site, tmp_path):
     local = tmp_path / "\udcff b'\"*"
     local.write_bytes(b"content")

@@ -298,8 +298,10 @@ class LftpSite:
         if not is_temporary(posixpath.basename(part)):
             part = posixpath.join(posixpath.dirname(path), _temporary_names.next())
         aside = aside_name(part)
-        if not self._move(path, aside).ok:
-            raise error
+        stepped = self._move(path, aside)
+        if not stepped.ok:
+            why = self.error(stepped, path)
+            raise why if isinstance(why, RemotePermissionDenied) else error
         try:
             reply = self._move(temporary, path)
         except TransferError:

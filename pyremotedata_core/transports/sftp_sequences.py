@@ -373,8 +373,8 @@ def publish(
         try:
             yield from _rename(session, temporary, path, aside_name(temporary))
         except RemotePermissionDenied as error:
-            hint = "or of that name; if it lets nobody rename, set PYREMOTEDATA_PUBLISH=direct"
-            raise RemotePermissionDenied(f"{error.message}, {hint}", error.url) from None
+            hint = "if it lets nobody rename, set PYREMOTEDATA_PUBLISH=direct"
+            raise RemotePermissionDenied(f"{error.message}; {hint}", error.url) from None
     except TransferError as error:
         yield from discard(temporary, error)
     return stat
