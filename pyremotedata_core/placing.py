@@ -155,6 +155,8 @@ def sync_trees(
     RemoteChanged
         If a file is not what the manifest says; all have been moved by then.
     """
+    if manifest == "":
+        raise ConfigurationError("the manifest has no name; give one such as SHA256SUMS")
     if up and manifest and os.path.lexists(mine := os.path.join(local, manifest)):
         raise ConfigurationError(f"{mine} would be replaced by the manifest; move it away")
     if not up and os.path.lexists(local) and not os.path.isdir(local):

@@ -315,6 +315,8 @@ def test_a_sync_goes_both_ways_and_moves_only_what_changed(remote, make, there, 
     assert (result.files, result.unchanged, result.deleted) == (0, 2, 0)
     result = remote.sync("t", tmp_path / "t", replace=True)
     assert (result.files, result.unchanged) == (2, 0)
+    with pytest.raises(ConfigurationError, match="manifest"):
+        remote.sync("t", tmp_path / "t", verify="")
     with pytest.raises(ConfigurationError, match="direction"):
         remote.sync("t", tmp_path / "t", direction="sideways")
 
