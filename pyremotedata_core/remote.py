@@ -276,7 +276,7 @@ class Remote:
         TransferError
             If one fails; the others have been moved by then.
         """
-        urls = [self.locate(source) for source in sources]
+        urls = [self.locate(source) for source in _several(sources)]
         targets = [Path(directory) / url.name for url in urls]
         if len(set(targets)) < len(targets):
             twice = next(t.name for i, t in enumerate(targets) if t in targets[:i])
@@ -428,7 +428,7 @@ class Remote:
         """
         return stream_files(
             self.engine,
-            map(self.locate, paths),
+            map(self.locate, _several(paths)),
             Path(directory) if directory is not None else None,
             ahead_files=ahead_files,
             ahead_bytes=ahead_bytes,
@@ -444,6 +444,13 @@ class Remote:
     def rm(self, path: str | RemoteURL, *, recursive: bool = False) -> None:
         """Remove a file; with ``recursive`` a directory and all that is in it."""
         wait_for(self.engine.remove(self.locate(path), recursive=recursive))
+
+
+def _several(paths: Iterable[str | RemoteURL]) -> Iterable[str | RemoteURL]:
+    """Refuse a single path, whose letters would be taken for paths."""
+    if isinstance(paths, str | RemoteURL):
+        raise ConfigurationError(f"several files were meant; write [{str(paths)!r}]")
+    return paths
 
 
 def raise_failures(result: TreeResult) -> None:

@@ -264,6 +264,12 @@ def test_two_files_of_one_name_are_refused_before_anything_moves(remote, make, t
     assert tree(tmp_path) == {}
 
 
+def test_a_single_path_where_several_are_meant_is_refused(remote, tmp_path):
+    for move in (remote.get_many, remote.stream):
+        with pytest.raises(ConfigurationError, match=r"write \['a.bin'\]"):
+            move("a.bin")
+
+
 def test_of_many_files_the_failures_are_raised_after_the_others_have_moved(remote, make, tmp_path):
     make("a", b"1")
     make("b", b"2")
