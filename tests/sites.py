@@ -22,6 +22,7 @@ TRANSPORTS = ["sftp"]
 if shutil.which("lftp"):
     TRANSPORTS.append("lftp")
 SERVERS = ["openssh", "plain", *(["chrooted"] if os.getuid() == 0 else []), "miglike"]
+needs_lftp = pytest.mark.skipif("lftp" not in TRANSPORTS, reason="lftp is not installed")
 _RARELY = {("lftp", "plain"), ("lftp", "chrooted")}  # to lftp they are as any other
 _FTP = ["ftp", "ftps", "ftplist"] if "lftp" in TRANSPORTS else []
 SITES = [

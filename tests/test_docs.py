@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from .sites import needs_lftp
 from .test_readme import archive, run  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
@@ -76,6 +77,7 @@ def test_the_cache_is_used_and_looked_after_as_its_page_says(project):
         run(["sh", "-c", line])
 
 
+@needs_lftp
 def test_ftp_urls_serve_as_their_page_says(ftp, tmp_path, monkeypatch):
     ftp.make("project/a.bin", b"abc")
     monkeypatch.chdir(tmp_path)

@@ -28,7 +28,7 @@ from pyremotedata_core import (
 from pyremotedata_core.filesystem import RemoteFileSystem
 from pyremotedata_core.stream import BLOCK_BYTES, LFTP_BLOCK_BYTES
 
-from .sites import tree
+from .sites import needs_lftp, tree
 
 MTIME = 1_234_567_890
 
@@ -524,6 +524,7 @@ def test_a_new_password_reaches_an_instance_that_fsspec_has_kept(chroot_sshd):
     assert log_in(chroot_sshd.password).ls("/")
 
 
+@needs_lftp
 def test_parts_of_files_come_through_lftp_too(sshd, place):
     data = os.urandom(3 * LFTP_BLOCK_BYTES)
     path = f"{place}/parts.bin"

@@ -26,9 +26,9 @@ from pyremotedata_core import (
 )
 from pyremotedata_core.filesystem import RemoteFileSystem
 
-from .sites import TRANSPORTS, temporaries, tree
+from .sites import needs_lftp, temporaries, tree
 
-pytestmark = pytest.mark.skipif("lftp" not in TRANSPORTS, reason="lftp is not installed")
+pytestmark = needs_lftp
 MTIME = 1_234_567_890
 WAIT_S = 60.0
 SERVERS: list[dict[str, Any]] = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,8 +31,9 @@ from .lftp_sessions import (
     store,
 )
 from .servers import ScriptedSshd
+from .sites import needs_lftp
 
-pytestmark = pytest.mark.skipif(shutil.which("lftp") is None, reason="lftp is not installed")
+pytestmark = needs_lftp
 
 NAMES = [
     "a b", " lead", "trail ", "-dash", "--", "-o", "q'uote", 'd"q', "back\\slash", "\\", "a\\\\b",

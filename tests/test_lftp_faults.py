@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
@@ -45,8 +44,9 @@ from .lftp_sessions import (
     wait_for,
 )
 from .servers import ScriptedSshd, free_port
+from .sites import needs_lftp
 
-pytestmark = pytest.mark.skipif(shutil.which("lftp") is None, reason="lftp is not installed")
+pytestmark = needs_lftp
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from pyremotedata_core.spool import CHUNK_ITEMS, KEPT_ITEMS, NameSet, Spool
 
 from .hostile_server import FILE
 from .servers import ScriptedSshd
-from .sites import WAIT_S, tree
+from .sites import WAIT_S, needs_lftp, tree
 from .test_faults_network import Link
 from .test_faults_server import liar
 
@@ -201,8 +201,8 @@ def test_a_name_listed_twice_is_one_file(tmp_path):
     assert tree(tmp_path / "t") == {"a.bin": FILE, "b.bin": FILE}
 
 
+@needs_lftp
 def test_lftp_ends_a_listing_without_end(monkeypatch):
-    pytest.importorskip("pyremotedata_core.transports.lftp")
     monkeypatch.setattr("pyremotedata_core.transports.lftp_site.LFTP_ENTRIES", 5000)
     with ScriptedSshd("lie", "many 1000000000") as server:
         url = RemoteURL.parse(f"sftp://{server.user}@127.0.0.1:{server.port}/lies")

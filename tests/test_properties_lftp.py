@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -15,8 +14,9 @@ from pyremotedata_core import Stat, UnsafeName
 
 from . import test_properties  # noqa: F401 - its profile is that of this file, too
 from .lftp_sessions import connected, end_sessions, fetch, listed, store
+from .sites import needs_lftp
 
-pytestmark = pytest.mark.skipif(shutil.which("lftp") is None, reason="lftp is not installed")
+pytestmark = needs_lftp
 
 # Bytes that mean something to lftp, a shell, a pattern or a terminal come more often.
 SPECIAL = st.lists(

@@ -18,6 +18,7 @@ pytest.importorskip("snakemake")
 
 from snakemake_storage_plugin_pyremotedata.sidecar import find_checksum
 
+from .sites import needs_lftp
 from .snakemake_workflow import Workflow, temporaries
 
 
@@ -250,6 +251,7 @@ def test_the_page_for_users_of_erda_leads_from_a_share_link_to_a_run(miglike, tm
     assert (miglike.root / "counts/b.txt").read_text().strip() == "1"
 
 
+@needs_lftp
 @pytest.mark.parametrize("kind", ["ftp", "ftps"])
 def test_files_of_an_ftp_server_are_inputs_and_outputs(request, tmp_path, kind):
     server = request.getfixturevalue(kind)

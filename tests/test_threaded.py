@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -25,8 +24,9 @@ from pyremotedata_core.transports.base import Operation
 from pyremotedata_core.transports.threaded import ThreadedSession
 
 from .lftp_sessions import children, end_sessions, through, wait_for
+from .sites import needs_lftp
 
-pytestmark = pytest.mark.skipif(shutil.which("lftp") is None, reason="lftp is not installed")
+pytestmark = needs_lftp
 
 WAIT_S = 30.0
 
