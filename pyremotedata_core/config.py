@@ -238,6 +238,11 @@ def config_path() -> Path:
     return Path(home).expanduser() / "pyremotedata" / "config.yaml"
 
 
+def read_config() -> dict[str, Any]:
+    """Return the settings that the config file holds, as they are written there."""
+    return {key: value for key, value in _read_file()[1].items() if value is not None}
+
+
 def remove_config() -> bool:
     """Delete the config file; return whether there was one."""
     try:

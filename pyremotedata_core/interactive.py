@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from .config import ConnectionSettings, Secret, config_path
+from .config import ConnectionSettings, Secret, config_path, read_config
 from .engine import TransferEngine
 from .errors import AuthenticationFailed, ConfigurationError, HostKeyRejected, TransferError
 
@@ -51,8 +51,10 @@ def set_up() -> ConnectionSettings:
         If the person gives up.
     """
     known = ConnectionSettings.load()
-    _say("No remote is configured yet. Four questions; an empty answer keeps what is in [].")
-    answers: dict[str, Any] = {}
+    if not known.host:
+        _say("No remote is configured yet.")
+    _say("Four questions; an empty answer keeps what is in [].")
+    answers = read_config()  # what is not asked about stays
     while True:
         try:
             answers = _ask_all(known, answers)
@@ -132,6 +134,8 @@ def _ask_all(known: ConnectionSettings, before: dict[str, Any]) -> dict[str, Any
             answers[key] = answer or default
     if answers.get("port") is not None:
         answers["port"] = _number(answers["port"])
+    if before.get("host") not in (None, answers.get("host")):
+        answers.pop("password", None)  # is no business of another server
     return answers
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pyremotedata_core import Remote
+from pyremotedata_core import ConnectionSettings, Remote
 from pyremotedata_core.config import ENV
 
 CLI = [sys.executable, "-m", "pyremotedata_core.cli"]
@@ -83,6 +83,22 @@ def test_a_terminal_without_configuration_is_asked_and_the_answers_serve(sshd, h
         [*CLI, "ls"], env=home, capture_output=True, text=True, timeout=TIMEOUT_S
     )
     assert (again.stdout, again.stderr) == ("file.txt\n", "")
+
+
+def test_a_second_set_up_keeps_what_it_does_not_ask_about(sshd, home, monkeypatch):
+    path = config_of(home)
+    path.parent.mkdir(parents=True)
+    path.write_text(f"host: {sshd.alias}\ntimeout_s: 7\npassword: 0123\n")
+    path.chmod(0o600)
+    questions = ("Server", "User name", "Port", "Remote directory")
+    said = talk([*CLI, "config", "--setup"], home, [(question, "") for question in questions])
+    assert said.endswith("exit 0")
+    assert "No remote" not in said
+    monkeypatch.setenv("XDG_CONFIG_HOME", home["XDG_CONFIG_HOME"])
+    settings = ConnectionSettings.load()
+    assert (settings.host, settings.timeout_s) == (sshd.alias, 7)
+    assert settings.password is not None
+    assert settings.password.reveal() == "0123"
 
 
 def test_a_wrong_answer_is_told_and_nothing_is_written_when_given_up(home):
