@@ -661,6 +661,10 @@ def test_a_draft_that_is_discarded_or_empty_handed_leaves_nothing(
     draft.discard()
     with pytest.raises(TransferError, match="nothing has been written"):
         stager.draft(url).deliver()
+    draft = stager.draft(url)
+    draft.path.mkdir()
+    with pytest.raises(TransferError, match="one file, not a directory"):
+        draft.deliver()
     with pytest.raises(ConfigurationError, match="names no file"):
         stager.draft(url + "/")
     assert not left_over(place)

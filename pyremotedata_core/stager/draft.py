@@ -58,6 +58,8 @@ class Draft:
             If nothing was written, or the server does not take it.
         """
         try:
+            if self.path.is_dir():
+                raise TransferError("is one file, not a directory", str(self.url))
             if not self.path.is_file():
                 raise TransferError(f"nothing has been written to {self.path}", str(self.url))
             self._set_apart()
