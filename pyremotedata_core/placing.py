@@ -108,6 +108,8 @@ def put_all(
     kind = "directory" if destination.trailing_slash else _kind(engine, destination)
     if kind == "other":  # a rename would replace it
         raise ServerRefused("is a device or pipe; name a file to make or replace", str(destination))
+    if dry_run and destination.trailing_slash and _kind(engine, destination) == "file":
+        raise TransferError("cannot make a directory: a file of that name exists", str(destination))
     into = kind == "directory"
     _check_places(names, str(destination), into)
     targets = [destination.join(name) if into and name else destination for name in names]

@@ -25,15 +25,30 @@ def mkdir(engine: TransferEngine, options: argparse.Namespace) -> int:
         url = remote.locate(path)
         if not options.dry_run:
             remote.mkdir(url)
-        elif remote.exists(url):
-            if remote.stat(url).kind != "directory":
-                raise ServerRefused("is a file; a directory was meant", str(url))
-            return
+        else:
+            there, kind = _nearest(remote, url)
+            if kind != "directory":
+                raise ServerRefused(
+                    "cannot make a directory: a file of that name exists", str(there)
+                )
+            if there == url:
+                return
         changes.say("mkdir", str(url))
 
     for path in options.paths:
         changes.attempt(partial(make, path))
     return changes.end()
+
+
+def _nearest(remote: Remote, url: RemoteURL) -> tuple[RemoteURL, str]:
+    """Return what is there of a path: itself, or the nearest one above it, with its kind."""
+    while True:
+        try:
+            return url, remote.stat(url).kind
+        except RemoteFileNotFound:
+            if url.parent == url:
+                raise
+            url = url.parent
 
 
 def rm(engine: TransferEngine, options: argparse.Namespace) -> int:
