@@ -22,6 +22,7 @@ from .workloads import UPWARDS, WORKLOADS, Places, Work
 
 RUN_TIMEOUT_S = 90.0
 BEGIN_TIMEOUT_S = 40.0
+GRACE_S = 60.0
 # How often each is drilled: those that start quickly more often.
 SHARES = {"command": 4, "remote": 4, "snakemake": 1, "dask": 2}
 
@@ -81,6 +82,8 @@ class Drill:
         try:
             with self._started("first") as (process, log):
                 connections = self._strike(process)
+                if self.outcome.workload == "snakemake" and self._killed():
+                    _kill_after(process, GRACE_S)
                 status = self._ended(process)
             outcome.text = log.read_text(errors="replace")
             self.scene.calm()
@@ -122,12 +125,15 @@ class Drill:
         elif status == 0:
             opened = self.scene.relay.status()["total"] - connections
             return "retried" if opened else "survived"
-        elif ENDS_RUN.intersection(outcome.strikes):
+        elif self._killed():
             return "retried"
         elif status != 1:
             outcome.objections.append(f"exit status {status}")
         outcome.objections += audit.told_clearly(outcome.text, self._places, outcome.workload)
         return "clean error"
+
+    def _killed(self) -> bool:
+        return bool(ENDS_RUN.intersection(self.outcome.strikes))
 
     def _again(self) -> list[str]:
         """Run it again, undisturbed; all must have arrived, and nothing be left."""
@@ -182,6 +188,18 @@ def plan(seed: int, number: int, *, disks: bool) -> tuple[str, str]:
     round_, position = divmod(number, len(pairs))
     random.Random(f"{seed}/round/{round_}").shuffle(pairs)
     return pairs[position]
+
+
+def _kill_after(process: subprocess.Popen, grace_s: float) -> None:
+    """Do as clusters do: SIGKILL for what SIGTERM has not ended.
+
+    Snakemake's handler of SIGTERM takes a lock, and waits for ever where the code that it has
+    interrupted holds it.
+    """
+    try:
+        process.wait(grace_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def _kill(pids: list[int]) -> None:
