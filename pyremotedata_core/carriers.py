@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import shutil
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from .config import ConnectionSettings
@@ -69,7 +70,10 @@ def open_carrier(settings: ConnectionSettings, shared: Carrier | None = None) ->
 
 
 def takes_paramiko(settings: ConnectionSettings) -> bool:
-    """Whether paramiko carries the sessions: where it was asked for, or there is no ssh."""
+    """Whether paramiko carries the sessions: where it was asked for, or there is no ssh.
+
+    With neither of them, ssh is what the error tells to install.
+    """
     if settings.carrier == "auto":
-        return shutil.which("ssh") is None
+        return shutil.which("ssh") is None and find_spec("paramiko") is not None
     return settings.carrier == "paramiko"

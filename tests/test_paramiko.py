@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from pyremotedata_core import ConnectionSettings, TransferEngine
+from pyremotedata_core import ConfigurationError, ConnectionSettings, TransferEngine
+from pyremotedata_core.carriers import open_carrier, takes_paramiko
 from pyremotedata_core.pyssh.hostkeys import find_entries, judge, matches, name_of, remember
 from pyremotedata_core.pyssh.site import find_site
 from workflows.embedded_sshd import descendants, program
@@ -139,6 +140,15 @@ def test_a_login_that_may_need_gssapi_says_who_can_do_it(sshd_factory, tmp_path)
     config = changed(server, tmp_path / "config", *lines)
     error = attempt(server.url(), server.settings(carrier="paramiko", ssh_config=config))
     assert "GSSAPIAuthentication needs the program ssh" in str(error)
+
+
+def test_without_ssh_and_paramiko_the_error_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    settings = ConnectionSettings(host="localhost")
+    assert takes_paramiko(settings)
+    monkeypatch.setitem(sys.modules, "paramiko", None)
+    with pytest.raises(ConfigurationError, match=r"ssh is not installed; .*apt install"):
+        open_carrier(settings)
 
 
 def test_a_proxy_command_is_run_and_ends_with_the_engine(sshd_factory, tmp_path):
