@@ -70,12 +70,14 @@ def check_target(final: str, size: int) -> None:
     TransferError
         If a directory stands there, or a device or pipe, which a rename would replace.
     """
+    mode = stat.S_IFREG
     with contextlib.suppress(OSError):
         mode = os.stat(final).st_mode
-        if stat.S_ISDIR(mode):
-            raise TransferError(f"{final}: is a directory; name the file, or end it with /")
-        if not stat.S_ISREG(mode):
-            raise TransferError(f"{final}: is a device or pipe; name a file to make or replace")
+    if stat.S_ISDIR(mode):
+        raise TransferError(f"{final}: is a directory; name the file, or end it with /")
+    # /dev/stdout leads to a regular file where a shell has redirected it.
+    if not stat.S_ISREG(mode) or os.path.dirname(final) == "/dev":
+        raise TransferError(f"{final}: is a device or pipe; name a file to make or replace")
     if size < CHECK_SPACE_BYTES:
         return
     try:
