@@ -1,18 +1,15 @@
-"""The Stager: one copy of a file per node, whoever asks, whatever dies."""
+"""The Stager: one copy of a file per node, whoever asks."""
+
+# The fixtures are imported, and named as arguments.
+# ruff: noqa: F811
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import pickle
-import signal
 import stat
 import subprocess
-import sys
 import threading
-import time
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,160 +24,23 @@ from pyremotedata_core import (
     RemoteURL,
     Stat,
     TransferError,
-    TransferTimeout,
 )
 from pyremotedata_core.stager import Stager, shared_stager
 from pyremotedata_core.stager.place import cache_root
 
-PATIENCE_S = 60.0
-
-# A process of its own that obeys lines: "stage URL" leases a file and answers with one line of
-# JSON, "release" gives it back, "begin URL" only begins, "draft URL" begins to write one, "fork"
-# answers with the pid of a forked child that does nothing, "exit" ends.
-CHILD = """
-import json, os, signal, sys
-from pyremotedata_core import ConnectionSettings, TransferError
-from pyremotedata_core.stager import Stager
-stager = Stager(ConnectionSettings(**json.loads(sys.argv[1])))
-print("ready", flush=True)
-for line in sys.stdin:
-    verb, _, url = line.strip().partition(" ")
-    if verb == "stage":
-        try:
-            lease = stager.lease(url)
-            answer = {"path": str(lease.path), "from_cache": lease.from_cache}
-        except TransferError as error:
-            answer = {"error": type(error).__name__, "text": str(error)}
-        print(json.dumps({**answer, "counts": stager.counts()._asdict()}), flush=True)
-    elif verb == "release":
-        lease.release()
-        print("{}", flush=True)
-    elif verb == "draft":
-        draft = stager.draft(url)
-        draft.path.write_bytes(b"theirs")
-        print(json.dumps({"path": str(draft.path)}), flush=True)
-    elif verb == "begin":
-        future = stager.stage(url)
-    elif verb == "fork":
-        pid = os.fork()
-        if pid == 0:
-            signal.alarm(120)
-            signal.pause()
-        print(json.dumps({"pid": pid}), flush=True)
-    else:
-        break
-"""
-
-
-class Process:
-    """A child process with a Stager."""
-
-    def __init__(self, **settings) -> None:
-        self._child = subprocess.Popen(
-            [sys.executable, "-c", CHILD, json.dumps(settings)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.pid = self._child.pid
-
-    def begin(self, line: str) -> None:
-        assert self._child.stdin
-        self._child.stdin.write(line + "\n")
-        self._child.stdin.flush()
-
-    def answer(self) -> dict:
-        assert self._child.stdout
-        line = self._child.stdout.readline()
-        return self.answer() if line == "ready\n" else json.loads(line)
-
-    def ask(self, line: str) -> dict:
-        self.begin(line)
-        return self.answer()
-
-    def kill(self) -> None:
-        self._child.kill()
-        self._child.wait()
-
-    def end(self) -> None:
-        with contextlib.suppress(OSError):
-            os.kill(self.pid, signal.SIGCONT)
-        self._child.communicate("exit\n", timeout=PATIENCE_S)
-
-
-@pytest.fixture
-def place(tmp_path) -> Path:
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def options(sshd, place) -> dict:
-    return {"ssh_config": str(sshd.ssh_config), "cache_dir": str(place)}
-
-
-@pytest.fixture
-def stager(sshd, place):
-    with Stager(sshd.settings(cache_dir=str(place))) as stager:
-        yield stager
-
-
-@pytest.fixture
-def processes():
-    started: list[Process] = []
-
-    def start(**settings) -> Process:
-        started.append(Process(**settings))
-        return started[-1]
-
-    yield start
-    for process in started:
-        if process._child.poll() is None:
-            process.end()
-        process._child.stdin.close()
-        process._child.stdout.close()
-
-
-@pytest.fixture
-def relay_to(relay_factory):
-    """Start a relay to a server, under whose port the server is known, too."""
-
-    def start(server, **options):
-        relay = relay_factory(server.port, **options)
-        host, key = server.known_hosts.read_text().splitlines()[0].split(" ", 1)
-        with open(server.known_hosts, "a") as known:
-            known.write(f"{host.rpartition(':')[0]}:{relay.port} {key}\n")
-        return relay
-
-    return start
-
-
-def root_of(place: Path) -> Path:
-    return place / f"pyremotedata-{os.getuid()}"
-
-
-def files_in(place: Path) -> set[str]:
-    """The names of the staged files."""
-    return {path.name for path in (root_of(place) / "files").glob("*/*")}
-
-
-def left_over(place: Path) -> list[Path]:
-    return [
-        path
-        for name in ("incoming", "trash", "locks")
-        for path in (root_of(place) / name).iterdir()
-    ]
-
-
-def wait_until(true, what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not true():
-        assert time.monotonic() < deadline, f"waited in vain until {what}"
-        time.sleep(0.02)
-
-
-def wait_until_stalled(relay) -> None:
-    wait_until(lambda: relay.status()["faults"], "the transfer has got as far as the stall")
-
+from .stager_nodes import (  # noqa: F401
+    PATIENCE_S,
+    files_in,
+    left_over,
+    make_files,
+    options,
+    place,
+    processes,
+    relay_to,
+    root_of,
+    small,
+    stager,
+)
 
 # --- one file -----------------------------------------------------------------------------------
 
@@ -359,19 +219,6 @@ def test_a_process_has_one_stager_for_the_same_settings(options):
 # --- budget and eviction ------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small(sshd, place):
-    """A stager with room for 30,000 bytes."""
-    with Stager(sshd.settings(cache_dir=str(place), cache_bytes=30_000, timeout_s=3.0)) as stager:
-        yield stager
-
-
-def make_files(sshd, directory: str, names: Iterable[str], size: int = 10_000) -> list[str]:
-    for name in names:
-        sshd.make(f"{directory}/{name}", os.urandom(size))
-    return [sshd.url(f"{directory}/{name}") for name in names]
-
-
 def test_the_least_recently_used_file_makes_room(small, sshd, remote_directory, place):
     a, b, c, d = make_files(sshd, remote_directory, "abcd")
     for url in (a, b, c, a, d):
@@ -479,296 +326,6 @@ def test_a_full_disk_is_an_error_with_the_remedy_and_old_files_make_room(
         subprocess.run(["umount", "-l", disk], check=True)
 
 
-# --- many processes, and their deaths -----------------------------------------------------------
-
-
-def test_eight_processes_that_want_one_file_move_it_once(sshd_factory, place, processes):
-    server = sshd_factory(log_requests=True)
-    data = os.urandom(5_000_000)
-    server.make("a", data)
-    settings = {"ssh_config": str(server.ssh_config), "cache_dir": str(place)}
-    crowd = [processes(**settings) for _ in range(8)]
-    for process in crowd:
-        process.begin(f"stage {server.url('a')}")
-    answers = [process.answer() for process in crowd]
-    assert sum(answer["counts"]["files"] for answer in answers) == 1
-    assert sum(answer["counts"]["cache_hits"] for answer in answers) == 7
-    assert {Path(answer["path"]).read_bytes() == data for answer in answers} == {True}
-    assert server.requests("open") == 1
-    assert not left_over(place)
-
-
-def test_a_process_killed_while_it_fetches_does_no_harm(sshd_factory, relay_to, place, processes):
-    server = sshd_factory()
-    data = os.urandom(4_000_000)
-    server.make("a", data)
-    relay = relay_to(server)
-    url = relay.url(server.url("a"))
-    settings = {"ssh_config": str(server.ssh_config), "cache_dir": str(place)}
-    first, second = processes(**settings), processes(**settings)
-    relay.stall(after_bytes=1_000_000)
-    first.begin(f"stage {url}")
-    wait_until_stalled(relay)
-    second.begin(f"stage {url}")
-    first.kill()
-    relay.resume()
-    answer = second.answer()
-    assert not answer["from_cache"]
-    assert Path(answer["path"]).read_bytes() == data
-    with Stager(server.settings(cache_dir=str(place))) as stager:
-        assert stager.lease(url).from_cache
-    wait_until(lambda: not left_over(place), "the next process has removed what was left")
-
-
-def test_killed_at_any_moment_a_process_leaves_a_sound_cache(
-    sshd, remote_directory, place, processes, options
-):
-    urls = make_files(sshd, remote_directory, "abcdefghijklmnopqrstuvwxyz")
-    sizes = {}
-    for number in range(12):
-        process = processes(**options, cache_bytes=100_000)
-        process.begin(f"stage {urls[0]}")
-        process.answer()
-        for url in urls[number:] + urls[:number]:
-            process.begin(f"stage {url}")
-        time.sleep(0.003 * number)
-        process.kill()
-    with Stager(sshd.settings(cache_dir=str(place), cache_bytes=100_000)) as stager:
-        for url in urls:
-            with stager.lease(url) as lease:
-                sizes[lease.path.name] = lease.path.read_bytes()
-                original = sshd.root / remote_directory / lease.path.name
-                assert lease.path.read_bytes() == original.read_bytes()
-    assert not left_over(place)
-    assert len(files_in(place)) <= 10
-    assert int((root_of(place) / "usage").read_text()) == 10_000 * len(files_in(place))
-
-
-def test_a_holder_that_shows_no_life_is_named(sshd_factory, relay_to, place, processes):
-    server = sshd_factory()
-    server.make("a", b"x" * 3_000_000)
-    relay = relay_to(server)
-    url = relay.url(server.url("a"))
-    holder = processes(ssh_config=str(server.ssh_config), cache_dir=str(place))
-    relay.stall(after_bytes=500_000)
-    holder.begin(f"stage {url}")
-    wait_until_stalled(relay)
-    os.kill(holder.pid, signal.SIGSTOP)
-    with Stager(server.settings(cache_dir=str(place), timeout_s=2.0)) as stager:
-        with pytest.raises(TransferTimeout, match=f"process {holder.pid} on this node"):
-            stager.lease(url, expect=Stat("file", 3_000_000, _mtime(server, "a")))
-        relay.resume()
-        os.kill(holder.pid, signal.SIGCONT)
-        assert "error" not in holder.answer()
-        assert stager.lease(url).from_cache
-
-
-def test_a_holder_that_lives_is_waited_for_longer_than_the_time_limit(
-    sshd_factory, relay_to, place, processes
-):
-    server = sshd_factory()
-    server.make("a", b"x" * 3_000_000)
-    relay = relay_to(server, rate=1_000_000)
-    url = relay.url(server.url("a"))
-    holder = processes(ssh_config=str(server.ssh_config), cache_dir=str(place), timeout_s=2)
-    holder.begin(f"stage {url}")
-    wait_until(lambda: relay.status()["down"] > 500_000, "the transfer has begun")
-    # Less than the transfer takes, more than the holder takes between two signs of life.
-    with Stager(server.settings(cache_dir=str(place), timeout_s=1.5)) as stager:
-        known = Stat("file", 3_000_000, _mtime(server, "a"))
-        assert stager.lease(url, expect=known).from_cache
-
-
-def test_a_cancelled_request_stops_the_transfer_unless_others_want_the_file(
-    sshd_factory, relay_to, place
-):
-    server = sshd_factory()
-    server.make("a", b"x" * 2_000_000)
-    relay = relay_to(server)
-    url = relay.url(server.url("a"))
-    with Stager(server.settings(cache_dir=str(place))) as stager:
-        relay.stall(after_bytes=500_000)
-        one, other = stager.stage(url), stager.stage(url)
-        wait_until_stalled(relay)
-        assert one.cancel()
-        assert not other.done()
-        assert other.cancel()
-        wait_until(lambda: not left_over(place), "the transfer was given up")
-        relay.resume()
-        assert not stager.lease(url).from_cache
-
-
-def test_closing_ends_what_is_under_way(sshd_factory, relay_to, place):
-    server = sshd_factory()
-    server.make("a", b"x" * 2_000_000)
-    relay = relay_to(server)
-    stager = Stager(server.settings(cache_dir=str(place)))
-    relay.stall(after_bytes=500_000)
-    future = stager.stage(relay.url(server.url("a")))
-    wait_until_stalled(relay)
-    stager.close()
-    with pytest.raises(TransferError, match="closed"):
-        future.result(PATIENCE_S)
-    assert not left_over(place)
-
-
-# --- drafts -------------------------------------------------------------------------------------
-
-
-def test_a_draft_becomes_the_remote_file_and_an_entry_of_the_cache(sshd_factory, place):
-    server = sshd_factory(log_requests=True)
-    data = os.urandom(100_000)
-    with Stager(server.settings(cache_dir=str(place))) as stager:
-        draft = stager.draft(server.url("new/out.csv.gz"))
-        assert draft.path.name == "out.csv.gz"
-        draft.path.write_bytes(data)
-        found = draft.deliver()
-        assert (server.root / "new/out.csv.gz").read_bytes() == data
-        assert not draft.path.exists()
-        opened = server.requests("open")
-        lease = stager.lease(server.url("new/out.csv.gz"))
-        assert lease.from_cache
-        assert lease.stat == found
-        assert lease.path.read_bytes() == data
-        assert stat.S_IMODE(lease.path.stat().st_mode) == 0o444
-        assert int(lease.path.stat().st_mtime) == found.mtime
-        assert server.requests("open") == opened
-    assert not left_over(place)
-    assert int((root_of(place) / "usage").read_text()) == 100_000
-
-
-def test_a_draft_that_replaces_one_of_its_size_and_second_is_another_entry(
-    stager, sshd, remote_directory
-):
-    url = sshd.url(f"{remote_directory}/state")
-    stats = []
-    for content in (b"one", b"two", b"two", b"six"):
-        draft = stager.draft(url)
-        draft.path.write_bytes(content)
-        os.utime(draft.path, (12345, 12345))
-        stats.append(draft.deliver())
-        with stager.lease(url, expect=stats[-1]) as lease:
-            assert lease.path.read_bytes() == content
-    assert [stat.mtime for stat in stats] == [12345, 12346, 12346, 12347]
-
-
-def test_a_draft_that_is_discarded_or_empty_handed_leaves_nothing(
-    stager, sshd, remote_directory, place
-):
-    url = sshd.url(f"{remote_directory}/out")
-    draft = stager.draft(url)
-    draft.path.write_bytes(b"half")
-    draft.discard()
-    with pytest.raises(TransferError, match="nothing has been written"):
-        stager.draft(url).deliver()
-    draft = stager.draft(url)
-    draft.path.mkdir()
-    with pytest.raises(TransferError, match="one file, not a directory"):
-        draft.deliver()
-    with pytest.raises(ConfigurationError, match="names no file"):
-        stager.draft(url + "/")
-    assert not left_over(place)
-    assert not (sshd.root / remote_directory / "out").exists()
-
-
-def test_a_draft_larger_than_the_cache_is_delivered_all_the_same(
-    small, sshd, remote_directory, place
-):
-    draft = small.draft(sshd.url(f"{remote_directory}/large"))
-    draft.path.write_bytes(bytes(50_000))
-    assert draft.deliver().size == 50_000
-    assert (sshd.root / remote_directory / "large").stat().st_size == 50_000
-    assert not files_in(place)
-    assert not left_over(place)
-
-
-def test_the_draft_of_a_killed_process_goes_and_that_of_a_living_one_stays(
-    stager, sshd, remote_directory, place, processes, options
-):
-    draft = stager.draft(sshd.url(f"{remote_directory}/mine"))
-    draft.path.write_bytes(b"mine")
-    process = processes(**options)
-    theirs = Path(process.ask(f"draft {sshd.url(f'{remote_directory}/theirs')}")["path"])
-    assert theirs.exists()
-    process.kill()
-    (other,) = make_files(sshd, remote_directory, ["other"])
-    processes(**options).ask(f"stage {other}")
-    assert not theirs.exists()
-    draft.deliver()
-    assert (sshd.root / remote_directory / "mine").read_bytes() == b"mine"
-
-
-# --- fork ---------------------------------------------------------------------------------------
-
-
-def in_child(work) -> None:
-    """Run ``work`` in a forked child; fail here if it fails there."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        finally:
-            os._exit(status)
-    assert os.waitpid(pid, 0)[1] == 0
-
-
-def test_a_forked_child_stages_with_a_stager_of_its_own(stager, sshd, remote_directory):
-    a, b = make_files(sshd, remote_directory, "ab")
-    stager.lease(a).release()
-
-    def work() -> None:
-        assert stager.lease(a).from_cache
-        assert not stager.lease(b).from_cache
-
-    in_child(work)
-    assert stager.lease(b).from_cache
-
-
-def test_a_forked_child_does_not_hold_the_locks_of_a_parent_that_is_killed(
-    sshd_factory, relay_to, place, processes
-):
-    server = sshd_factory()
-    server.make("a", b"x" * 2_000_000)
-    relay = relay_to(server)
-    url = relay.url(server.url("a"))
-    parent = processes(ssh_config=str(server.ssh_config), cache_dir=str(place))
-    relay.stall(after_bytes=500_000)
-    parent.begin(f"begin {url}")
-    wait_until_stalled(relay)
-    child = parent.ask("fork")["pid"]
-    try:
-        parent.kill()
-        relay.resume()
-        with Stager(server.settings(cache_dir=str(place), timeout_s=5.0)) as stager:
-            assert not stager.lease(url).from_cache
-    finally:
-        os.kill(child, signal.SIGKILL)
-
-
-def test_a_forked_child_keeps_the_files_that_its_parent_leased(
-    small, sshd, remote_directory, place
-):
-    a, b, c, d = make_files(sshd, remote_directory, "abcd")
-    lease = small.lease(a)
-    go_on, tell = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(tell)
-        os.read(go_on, 1)
-        os._exit(0)
-    lease.release()
-    for url in (b, c, d):
-        small.lease(url).release()
-    assert "a" in files_in(place)
-    os.close(tell)
-    os.waitpid(pid, 0)
-    for url in (b, c, d, b):
-        small.lease(url).release()
-    assert "a" not in files_in(place)
-
-
 # --- the place ----------------------------------------------------------------------------------
 
 
@@ -849,7 +406,3 @@ def test_threads_and_processes_that_all_want_many_files_move_each_once(
         assert sum(count["files"] for count in counts) + sum(moved) == len(urls)
         assert server.requests("open") == len(urls)
     assert not left_over(place)
-
-
-def _mtime(server, name: str) -> int:
-    return int((server.root / name).stat().st_mtime)

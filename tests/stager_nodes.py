@@ -1,0 +1,179 @@
+"""What tests of the Stager share: processes with a stager each, places, relays."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from pyremotedata_core.stager import Stager
+
+PATIENCE_S = 60.0
+
+# A process of its own that obeys lines: "stage URL" leases a file and answers with one line of
+# JSON, "release" gives it back, "begin URL" only begins, "draft URL" begins to write one, "fork"
+# answers with the pid of a forked child that does nothing, "exit" ends.
+CHILD = """
+import json, os, signal, sys
+from pyremotedata_core import ConnectionSettings, TransferError
+from pyremotedata_core.stager import Stager
+stager = Stager(ConnectionSettings(**json.loads(sys.argv[1])))
+print("ready", flush=True)
+for line in sys.stdin:
+    verb, _, url = line.strip().partition(" ")
+    if verb == "stage":
+        try:
+            lease = stager.lease(url)
+            answer = {"path": str(lease.path), "from_cache": lease.from_cache}
+        except TransferError as error:
+            answer = {"error": type(error).__name__, "text": str(error)}
+        print(json.dumps({**answer, "counts": stager.counts()._asdict()}), flush=True)
+    elif verb == "release":
+        lease.release()
+        print("{}", flush=True)
+    elif verb == "draft":
+        draft = stager.draft(url)
+        draft.path.write_bytes(b"theirs")
+        print(json.dumps({"path": str(draft.path)}), flush=True)
+    elif verb == "begin":
+        future = stager.stage(url)
+    elif verb == "fork":
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(120)
+            signal.pause()
+        print(json.dumps({"pid": pid}), flush=True)
+    else:
+        break
+"""
+
+
+class Process:
+    """A child process with a Stager."""
+
+    def __init__(self, **settings) -> None:
+        self._child = subprocess.Popen(
+            [sys.executable, "-c", CHILD, json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.pid = self._child.pid
+
+    def begin(self, line: str) -> None:
+        assert self._child.stdin
+        self._child.stdin.write(line + "\n")
+        self._child.stdin.flush()
+
+    def answer(self) -> dict:
+        assert self._child.stdout
+        line = self._child.stdout.readline()
+        return self.answer() if line == "ready\n" else json.loads(line)
+
+    def ask(self, line: str) -> dict:
+        self.begin(line)
+        return self.answer()
+
+    def kill(self) -> None:
+        self._child.kill()
+        self._child.wait()
+
+    def end(self) -> None:
+        with contextlib.suppress(OSError):
+            os.kill(self.pid, signal.SIGCONT)
+        self._child.communicate("exit\n", timeout=PATIENCE_S)
+
+
+@pytest.fixture
+def place(tmp_path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def options(sshd, place) -> dict:
+    return {"ssh_config": str(sshd.ssh_config), "cache_dir": str(place)}
+
+
+@pytest.fixture
+def stager(sshd, place):
+    with Stager(sshd.settings(cache_dir=str(place))) as stager:
+        yield stager
+
+
+@pytest.fixture
+def processes():
+    started: list[Process] = []
+
+    def start(**settings) -> Process:
+        started.append(Process(**settings))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process._child.poll() is None:
+            process.end()
+        process._child.stdin.close()
+        process._child.stdout.close()
+
+
+@pytest.fixture
+def relay_to(relay_factory):
+    """Start a relay to a server, under whose port the server is known, too."""
+
+    def start(server, **options):
+        relay = relay_factory(server.port, **options)
+        host, key = server.known_hosts.read_text().splitlines()[0].split(" ", 1)
+        with open(server.known_hosts, "a") as known:
+            known.write(f"{host.rpartition(':')[0]}:{relay.port} {key}\n")
+        return relay
+
+    return start
+
+
+def root_of(place: Path) -> Path:
+    return place / f"pyremotedata-{os.getuid()}"
+
+
+def files_in(place: Path) -> set[str]:
+    """The names of the staged files."""
+    return {path.name for path in (root_of(place) / "files").glob("*/*")}
+
+
+def left_over(place: Path) -> list[Path]:
+    return [
+        path
+        for name in ("incoming", "trash", "locks")
+        for path in (root_of(place) / name).iterdir()
+    ]
+
+
+def wait_until(true, what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < deadline, f"waited in vain until {what}"
+        time.sleep(0.02)
+
+
+def wait_until_stalled(relay) -> None:
+    wait_until(lambda: relay.status()["faults"], "the transfer has got as far as the stall")
+
+
+@pytest.fixture
+def small(sshd, place):
+    """A stager with room for 30,000 bytes."""
+    with Stager(sshd.settings(cache_dir=str(place), cache_bytes=30_000, timeout_s=3.0)) as stager:
+        yield stager
+
+
+def make_files(sshd, directory: str, names: Iterable[str], size: int = 10_000) -> list[str]:
+    for name in names:
+        sshd.make(f"{directory}/{name}", os.urandom(size))
+    return [sshd.url(f"{directory}/{name}") for name in names]
