@@ -202,7 +202,7 @@ follow() {
 }
 
 # Say what a finished command has left: processes, files, a changed checkout. What pytest, Dask and
-# the product itself keep for the next run may stay.
+# the product itself keep for the next run may stay, and what a Snakemake leaves that a test kills.
 nothing_left() {
     local process left
     left=$(
@@ -212,7 +212,8 @@ nothing_left() {
         inside "$who" checkout git status --porcelain
         find "$machine"/{tmp,var/tmp} "$machine"/usr/sbin/policy-rc.d* -maxdepth 1 \
             ! -path "$machine/tmp" ! -path "$machine/var/tmp" ! -name 'pytest-of-*' \
-            ! -name dask-scratch-space ! -name 'pyremotedata-[0-9]*' 2>/dev/null || true
+            ! -name dask-scratch-space ! -name 'pyremotedata-[0-9]*' \
+            ! -name 'snakemake????????' 2>/dev/null || true
     )
     [ -z "$left" ] || { printf 'left behind: %s\n' "$left"; return 1; }
 }
