@@ -149,6 +149,8 @@ def test_an_engine_that_nobody_holds_ends_its_helper_after_what_is_under_way(
     before = helpers()
     engine = TransferEngine(sshd.settings())
     fetched = engine.fetch(sshd.url(f"{remote_directory}/a"), tmp_path / "a")
+    # Its command line tells it from other children once it has begun.
+    assert wait_until(lambda: set(helpers()) - set(before))
     mine = set(helpers()) - set(before)
     del engine
     assert fetched.result(WAIT_S).size == LARGE
