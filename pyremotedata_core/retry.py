@@ -1,4 +1,4 @@
-"""What is worth another attempt, and when: pure decisions, which the pool carries out."""
+"""What is worth another attempt, and when: decisions without I/O, which the pool carries out."""
 
 from __future__ import annotations
 
