@@ -11,6 +11,8 @@ from .sftp_copy import copy
 from .sftp_sequences import REPEATED, SEQUENCES, Run
 from .sftp_transfers import Download, Listing, Upload
 
+_SEQUENCES = SEQUENCES | {"copy": copy}
+
 
 def begin(session: SftpSession, operation: Operation) -> None:
     """Start an operation on a session."""
@@ -27,5 +29,5 @@ def begin(session: SftpSession, operation: Operation) -> None:
         Listing(session, operation)
     else:
         options = {"again": True} if operation.name in REPEATED and operation.attempts else {}
-        sequence = (SEQUENCES | {"copy": copy})[operation.name](session, *operation.args, **options)
+        sequence = _SEQUENCES[operation.name](session, *operation.args, **options)
         Run(session, sequence, partial(session.finish, operation))
