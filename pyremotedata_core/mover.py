@@ -244,6 +244,8 @@ class Mover:
             leader: SftpSession | None,
         ) -> Any:
             carrier = open_carrier(settings, leader.carrier if leader else None)
+            from .transports import sftp_operations  # noqa: F401  loaded while ssh logs in
+
             return SftpSession(
                 self.loop, carrier, settings, url.server, on_open, on_lost, throttles
             )

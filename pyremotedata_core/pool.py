@@ -23,7 +23,7 @@ from .errors import (
     TransferTimeout,
     cancelled,
 )
-from .growth import SAMPLE_S, more_sessions, windows_worth_having
+from .growth import SAMPLE_S, Processors, more_sessions, windows_worth_having
 from .loop import Loop, Timer
 from .nodestate import SessionSlots
 from .queues import Queues
@@ -94,6 +94,7 @@ class Pool:
         self._sample = (0.0, 0, 0)
         self._grown_at: tuple[float, int] | None = None  # rate and sessions before growth
         self._last_gain: float | None = None
+        self._processors = Processors()
         self._keeper: Timer | None = None
 
     # --- the face --------------------------------------------------------------------------
@@ -428,6 +429,7 @@ class Pool:
         seconds = time.monotonic() - since
         rate_bytes = (self._done_bytes - bytes_then) / seconds
         rate_files = (self._done_files - files_then) / seconds
+        idle = self._processors.idle(worked=bool(rate_bytes or rate_files))
         self._start_sample()
         opened = [s for s in self._sessions if s.opened and s not in self._draining]
         if not opened or len(opened) < len(self._sessions):
@@ -458,6 +460,7 @@ class Pool:
             left_s=left_s,
             connect_s=self._connect_s,
             last_gain=self._last_gain,
+            idle_processors=idle,
         )
         leader = self._find_leader() if self._one_login else None
         if self._one_login and (leader is None or not leader.can_share or not self._can_share):
