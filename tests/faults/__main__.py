@@ -43,6 +43,7 @@ def main() -> int:
                 print(f"    {objection}", flush=True)
             if outcome.objections or options.verbose:
                 last = outcome.text.splitlines()[-SHOWN_LINES:]
+                last += ["--- where it hung", *outcome.hung.splitlines()] if outcome.hung else []
                 print("".join(f"        {line}\n" for line in last), end="", flush=True)
             outcomes.append(outcome)
             number += 1

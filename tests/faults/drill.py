@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.servers import processes_with
 
-from . import audit
+from . import audit, stacks
 from .scene import Files, Scene
 from .strikes import ENDS_RUN, STRIKES, Target, possible
 from .workloads import UPWARDS, WORKLOADS, Places, Work
@@ -23,6 +23,7 @@ from .workloads import UPWARDS, WORKLOADS, Places, Work
 RUN_TIMEOUT_S = 90.0
 BEGIN_TIMEOUT_S = 40.0
 GRACE_S = 60.0
+STACKS_S = 1.0  # in which a process writes where its threads are
 # How often each is drilled: those that start quickly more often.
 SHARES = {"command": 4, "remote": 4, "snakemake": 1, "dask": 2}
 
@@ -42,6 +43,8 @@ class Outcome:
     objections : list of str
     text : str
         What the runs have printed.
+    hung : str
+        Where a run hung that SIGTERM did not end.
     """
 
     number: int
@@ -50,9 +53,11 @@ class Outcome:
     end: str = ""
     objections: list[str] = field(default_factory=list)
     text: str = ""
+    hung: str = ""
 
     def __str__(self) -> str:
-        return f"drill {self.number} ({self.workload}: {', '.join(self.strikes)}): {self.end}"
+        hung = "; needed SIGKILL" if self.hung else ""
+        return f"drill {self.number} ({self.workload}: {', '.join(self.strikes)}): {self.end}{hung}"
 
 
 class Drill:
@@ -83,7 +88,7 @@ class Drill:
             with self._started("first") as (process, log):
                 connections = self._strike(process)
                 if self.outcome.workload == "snakemake" and self._killed():
-                    _kill_after(process, GRACE_S)
+                    outcome.objections += self._kill_after_grace(process, log)
                 status = self._ended(process)
             outcome.text = log.read_text(errors="replace")
             self.scene.calm()
@@ -169,6 +174,18 @@ class Drill:
             finally:
                 process.poll() is None and process.kill()
 
+    def _kill_after_grace(self, process: subprocess.Popen, log: Path) -> list[str]:
+        """Do as clusters do: SIGKILL for what SIGTERM has not ended. Object to a hang of ours."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_S)
+            return []
+        before = log.stat().st_size
+        process.send_signal(signal.SIGUSR1)
+        time.sleep(STACKS_S)
+        process.kill()
+        self.outcome.hung = log.read_bytes()[before:].decode(errors="replace")
+        return stacks.objections(self.outcome.hung)
+
     def _ended(self, process: subprocess.Popen) -> int | None:
         try:
             return process.wait(RUN_TIMEOUT_S)
@@ -188,18 +205,6 @@ def plan(seed: int, number: int, *, disks: bool) -> tuple[str, str]:
     round_, position = divmod(number, len(pairs))
     random.Random(f"{seed}/round/{round_}").shuffle(pairs)
     return pairs[position]
-
-
-def _kill_after(process: subprocess.Popen, grace_s: float) -> None:
-    """Do as clusters do: SIGKILL for what SIGTERM has not ended.
-
-    Snakemake's handler of SIGTERM takes a lock, and waits for ever where the code that it has
-    interrupted holds it.
-    """
-    try:
-        process.wait(grace_s)
-    except subprocess.TimeoutExpired:
-        process.kill()
 
 
 def _kill(pids: list[int]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from . import stacks
 from .scene import Scene
 
 TIMEOUT_S = 4.0  # the setting: nothing moves for so long
@@ -159,7 +160,7 @@ def snakemake(places: Places, names: list[str]) -> Work:
     snakefile = places.work / "Snakefile"
     text = SNAKEFILE.replace("@URL@", places.url).replace("@NAMES@", repr(names))
     snakefile.write_text(text)
-    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--nocolor", "--nolock"]
+    command = [sys.executable, "-c", stacks.SNAKEMAKE, "--cores", "2", "--nocolor", "--nolock"]
     command += ["--rerun-incomplete", "--snakefile", str(snakefile)]
     command += ["--local-storage-prefix", str(places.local / "storage")]
     return Work(command, names, places.remote / "results", 5.0, exactly=False)
