@@ -32,6 +32,7 @@ from .transports.base import Done, MakeSession, Operation, PoolSession
 
 IDLE_S = 60.0  # an idle session is closed after this
 REMEMBER_LOGIN_S = 300.0  # a refused login is not tried again for so long
+TAKEN_S = 600.0  # patience with other processes that have all sessions of this node
 
 
 class Pool:
@@ -243,7 +244,8 @@ class Pool:
         if not self._open():
             # Every slot of this node is taken: another process is at work. Show that we wait.
             self._slots.wait()
-            if now - self._trouble_since > max(600.0, 10 * self._settings.timeout_s):
+            if now - self._trouble_since > max(TAKEN_S, 10 * self._settings.timeout_s):
+                self._stop_waiting()
                 self._fail_queued(
                     TransferTimeout(
                         f"all {self._settings.connections} sessions of this node stayed taken by"
@@ -277,9 +279,16 @@ class Pool:
     def _schedule_open(self, delay_s: float) -> None:
         def open_again() -> None:
             self._reopen = None
+            if not (self._queues or self._waiting):
+                self._stop_waiting()
             self._dispatch()
 
         self._reopen = self._loop.call_later(delay_s, open_again)
+
+    def _stop_waiting(self) -> None:
+        """Let other processes keep their sessions; who asks next has the same patience again."""
+        self._slots.stop_waiting()
+        self._trouble_since = None
 
     def _open(self, leader: PoolSession | None = None) -> bool:
         slot = None
