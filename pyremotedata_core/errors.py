@@ -256,7 +256,8 @@ _SSH: list[tuple[str, type[TransferError], bool, str]] = [
         "client and server have no protocol or algorithm in common",
     ),
     (
-        r"banner line contains invalid|banner exchange.*[Ii]nvalid",
+        r"banner line (contains invalid|too long)|banner exchange.*[Ii]nvalid"
+        r"|No SSH version received",
         ConnectionLost,
         False,
         "no SSH server answers there; check the port",
@@ -334,14 +335,15 @@ def from_ssh_stderr(
                 return _host_key_error(text, url, ssh_config)
             said = line.removeprefix("ssh: ")
             return cls(f"{remedy}: {said}" if remedy else said, url, retryable)
-    if lines:
-        return ConnectionLost(f"ssh ended: {lines[-1]}", url)
-    if exit_status is not None and 0 <= exit_status < 255:  # of what the server ran
+    # Of what the server ran. Its own words do not get here, at the most a banner does.
+    if exit_status is not None and 0 <= exit_status < 255:
         return ServerRefused(
             f"the server ended the session at once (exit status {exit_status}): the login is"
             " closed to SFTP, or the server lacks its SFTP program; ask its administrator",
             url,
         )
+    if lines:
+        return ConnectionLost(f"ssh ended: {lines[-1]}", url)
     how = "" if exit_status is None else f" (exit status {exit_status})"
     return ConnectionLost(f"ssh ended without a word{how}; see what sftp -v says", url)
 

@@ -369,7 +369,7 @@ def _explain(error: Exception, site: Site) -> TransferError:
         text = f"Connection closed by {site.host} port {site.port}"
     elif isinstance(error, paramiko.ChannelException):
         text = f"open failed: {error.text}"
-    elif "protocol banner" in text:
+    elif "protocol banner" in text or "protocol version" in text:
         # A server that hangs up says as little.
         cause = error.__cause__ or error.__context__
         gone = isinstance(cause, EOFError | ConnectionError)

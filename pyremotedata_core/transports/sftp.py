@@ -457,13 +457,11 @@ class SftpSession:
 
     def _conclude(self) -> None:
         self._conclusion.cancel()
-        said = self._said.decode("utf-8", "replace")
-        if said.strip() or not self._why_lost:
-            self._end_session(self.carrier.explain(said, self.url), refine=True)
-        else:
-            self._end_session(ConnectionLost(self._why_lost, self.url))
+        why = self._why_lost
+        self._end_session(ConnectionLost(why, self.url) if why and not self._said.strip() else None)
 
-    def _end_session(self, error: TransferError, tell: bool = True, refine: bool = False) -> None:
+    def _end_session(self, error: TransferError | None, tell: bool = True) -> None:
+        """End it, with the carrier's own explanation if there is no error."""
         if not self.alive:
             return
         self.alive = False
@@ -471,9 +469,10 @@ class SftpSession:
         self.loop.unregister(self._socket_fd)
         self.loop.unregister(self.carrier.stderr_fd)
         status = self.carrier.kill()
-        if refine and not self._said.strip():
+        if error is None:
+            said = self._said.decode("utf-8", "replace")
             # Once it has served, an end is a fault that passes, whatever the status.
-            error = self.carrier.explain("", self.url, None if self.opened else status)
+            error = self.carrier.explain(said, self.url, None if self.opened else status)
         self._pending.clear()
         self._out.clear()
         self._readers.clear()
