@@ -14,7 +14,6 @@ from ..errors import (
     AuthenticationFailed,
     ConnectionLost,
     HostKeyRejected,
-    LocalStorageFull,
     RemoteFileNotFound,
     RemotePermissionDenied,
     ServerRefused,
@@ -22,7 +21,7 @@ from ..errors import (
     TransferTimeout,
 )
 from ..model import Kind, Stat
-from .lftp_text import FULL, Failure, Log, cause, from_words, utc_seconds
+from .lftp_text import FULL, Failure, Log, cause, from_words, local_full, utc_seconds
 
 _REPLY = re.compile(r"(\d{3})([ -])(.*)")
 _STAMP = re.compile(r"(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)")
@@ -186,6 +185,7 @@ _BUSY = re.compile(
 _STORAGE = re.compile(r"disk|quota|space|storage|exceeded", re.I)
 _TLS = re.compile(r"\b(SSL|TLS)\b|encrypt|secure", re.I)
 _CERTIFICATE = re.compile(r"certificate", re.I)
+_NO_HOST = re.compile(r": .*(not known|does not resolve|[Nn]o address|name resolution|ookup)[^/]*$")
 
 
 def from_answer(code: int, text: str, url: str) -> TransferError:
@@ -224,7 +224,9 @@ def from_failure(failure: Failure | None, paths: tuple[str, ...], url: str) -> T
     if text.startswith("Fatal error: "):
         return _from_fatal(text.removeprefix("Fatal error: "), url)
     if FULL.search(text):
-        return LocalStorageFull(f"{text}; free some space and run again", url)
+        return local_full(text, url)
+    if _NO_HOST.search(text):
+        return ConnectionLost(f"unknown host; check its spelling: {text}", url, retryable=False)
     return from_words(text, url)
 
 
@@ -257,8 +259,8 @@ def _from_fatal(text: str, url: str) -> TransferError:
         )
     if "Connection refused" in said:
         return ConnectionLost(f"nothing listens at that port; check host and port: {said}", url)
-    if re.search(r"[Ll]ookup|resolve|not known|No address", said):
-        return ConnectionLost(f"unknown host; check its spelling: {said}", url, retryable=False)
+    if re.search(r"unreachable|No route to host|Host is down", said):
+        return ConnectionLost(f"the network does not reach the server: {said}", url)
     if said.startswith("421") or _BUSY.search(said):
         return ServerRefused(f"the server takes no further session now: {said}", url, True)
     if re.search(r"[Tt]imed? ?out", said):

@@ -43,6 +43,7 @@ _SFTP_OPTIONS = {
     "sftp:size-write": "32k",  # more is not what every server takes
 }
 _FTP_OPTIONS = {
+    "cmd:verify-host": "no",  # the first command says that there is no such host, `open` too early
     "ftp:passive-mode": "yes",
     "ftp:auto-passive-mode": "no",  # else it lets the server connect to us after a failure
     "ftp:use-mlsd": "yes",  # where the server offers it: times to the second

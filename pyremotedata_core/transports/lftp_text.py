@@ -300,7 +300,7 @@ def from_failure(failure: Failure | None, paths: tuple[str, ...], url: str) -> T
     text = cause(failure, paths)
     if not text.startswith(_ACCESS):
         if FULL.search(text):
-            return LocalStorageFull(f"{text}; free some space and run again", url)
+            return local_full(text, url)
         if text == "file size decreased during transfer":
             return RemoteChanged("the file changed while it was read", url)
         return from_words(text, url)
@@ -311,6 +311,13 @@ def from_failure(failure: Failure | None, paths: tuple[str, ...], url: str) -> T
         if re.search(pattern, text):
             return cls(text[:1].lower() + text[1:], url)
     return TransferError(f"the server refuses: {text}", url)
+
+
+def local_full(text: str, url: str) -> LocalStorageFull:
+    """Return the error for a full disk of this machine; lftp does not name the file."""
+    return LocalStorageFull(
+        f"cannot write the local file: {text}; free some space and run again", url
+    )
 
 
 def from_words(text: str, url: str) -> TransferError:
