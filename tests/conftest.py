@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -197,6 +198,15 @@ def site(_site: Site, request: pytest.FixtureRequest, tmp_path: Path) -> Iterato
 def relay_factory() -> Iterator[Callable[..., Relay]]:
     """Start relays to a port: ``relay_factory(server.port, one_way_ms=10)``."""
     yield from _started(Relay)
+
+
+@pytest.fixture
+def alone() -> list[str]:
+    """What begins a command that is to run in a network of its own, in which there is nothing."""
+    command = ["unshare", "--net", *([] if os.getuid() == 0 else ["--map-root-user"])]
+    if not shutil.which("unshare") or subprocess.run([*command, "true"], check=False).returncode:
+        pytest.skip("no network can be made here")
+    return command
 
 
 @pytest.fixture

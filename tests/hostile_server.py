@@ -230,7 +230,8 @@ class Middleman:
     refuse : list of str
         Kinds of requests that are answered with "permission denied".
     spoil : str, mark : str
-        Changes a byte of the first DATA (``read``) or WRITE (``write``) of the first session.
+        Changes a byte of the first DATA (``read``) or WRITE (``write``) of the first session, or
+        says of that WRITE that it is done, and does not do it (``lose``).
     """
 
     def __init__(self, server: str, options: dict) -> None:
@@ -250,6 +251,10 @@ class Middleman:
             if self.asked.get(body[:4]) in self.options.get("refuse", ()):
                 del self.asked[body[:4]]
                 self.send(STATUS, body[:4] + struct.pack(">I", DENIED) + string(b"no") * 2)
+                continue
+            if kind == WRITE and self.options.get("spoil") == "lose" and self.first():
+                del self.asked[body[:4]]
+                self.send(STATUS, body[:4] + struct.pack(">I", OK) + string(b"") * 2)
                 continue
             limit = self.options.get("read_bytes")
             if kind == READ and limit:

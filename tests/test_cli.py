@@ -14,6 +14,7 @@ import pytest
 
 from pyremotedata_core import __version__
 
+from .page import told
 from .servers import free_port
 from .sites import temporaries, tree
 
@@ -147,6 +148,7 @@ def test_a_file_where_a_directory_is_needed_is_named(run, url, make, here):
     ):
         said = run.failure("get", url(source), target)
         assert f"{here}/{what}, but one is needed there" in said
+        told(said, "but one is needed there")
     assert tree(here) == {"file": b"old"}
 
 
@@ -197,7 +199,8 @@ def test_what_can_be_moved_is_moved_and_each_failure_is_a_line(run, url, make, h
     assert len(lines) == 2
     assert url("none") in lines[0]
     assert url("nothing") in lines[1]
-    assert all("no such file" in line for line in lines)
+    for line in lines:
+        told(line, "no such file or directory")
 
 
 def test_put_names_the_local_file_that_is_missing(run, url, here, there):
@@ -236,6 +239,19 @@ def test_sync_makes_the_second_equal_the_first(run, url, make, here, there):
     (here / "t/c").write_bytes(b"3")
     run("sync", "t", url("t"))
     assert tree(there / "t") == {"a": b"1", "sub": None, "sub/b": b"2", "c": b"3"}
+    run("sync", "--delete", "t", url("t"))
+    assert tree(there / "t") == tree(here / "t")
+
+
+def test_what_is_in_the_way_of_a_sync_is_told_and_goes_when_asked_for(run, url, here, there):
+    (here / "t/dir").mkdir(parents=True)
+    (here / "t/file").write_bytes(b"1")
+    (there / "t/file").mkdir(parents=True)
+    (there / "t/dir").write_bytes(b"2")
+    lines = sorted(run("sync", "t", url("t"), status=1).stderr.splitlines())
+    assert len(lines) == 2
+    told(lines[0], "is a file, but a directory")
+    told(lines[1], "is a directory, but a file")
     run("sync", "--delete", "t", url("t"))
     assert tree(there / "t") == tree(here / "t")
 
@@ -287,7 +303,16 @@ def test_a_mistake_of_the_user_is_one_line_and_status_2(run, here, arguments, sa
     line = run.failure(*arguments, status=status)
     assert says in line
     assert "canary" not in line
+    if "--ssh-key" in arguments:
+        told(line, "there is no key")
     assert tree(here) == {}
+
+
+def test_a_name_that_is_too_long_for_the_server_is_told_with_its_length(run, here, there, url):
+    (here / "a").write_bytes(b"1")
+    told(run.failure("put", "a", url("é" * 128)), "is longer than the server can hold")
+    run("put", "a", url("é" * 127))
+    assert tree(there) == {"é" * 127: b"1"}
 
 
 def test_a_working_directory_that_is_gone_is_named(run, url, make, tmp_path):

@@ -21,6 +21,8 @@ from pyremotedata_core import (
 )
 from pyremotedata_core.config import VARIABLES, config_path, parse_bytes
 
+from .page import told
+
 CANARY = "canary-7f3a"
 
 
@@ -148,8 +150,9 @@ def test_a_wrong_variable_is_named(monkeypatch, name, value):
 def test_a_wrong_value_of_the_file_is_named_as_it_is_written(write_config, line):
     write_config(line)
     key, value = line.split(": ")
-    with pytest.raises(ConfigurationError, match=f"{key} is not valid: '{value}'"):
+    with pytest.raises(ConfigurationError, match=f"{key} is not valid: '{value}'") as caught:
         ConnectionSettings.load()
+    told(caught.value, "is not valid")
 
 
 @pytest.mark.parametrize("secret", ["0123456701", "12_34", "1:30", "2024-01-01", "yes", "1e+3"])
@@ -166,6 +169,7 @@ def test_a_wrong_key_of_the_file_is_named_with_the_file(write_config):
     with pytest.raises(ConfigurationError, match="conections") as caught:
         ConnectionSettings.load()
     assert str(path) in str(caught.value)
+    told(caught.value, "unknown setting")
 
 
 def test_a_wrong_argument_is_named():
@@ -199,6 +203,7 @@ def test_a_secret_that_others_may_read_is_refused_with_the_remedy(write_config):
         with pytest.raises(ConfigurationError, match=f"chmod 600 {path}") as caught:
             ConnectionSettings.load()
         assert CANARY not in str(caught.value)
+        told(caught.value, "holds a secret")
     write_config("host: h\n").chmod(0o644)
     assert ConnectionSettings.load().host == "h"
 
@@ -220,6 +225,7 @@ def test_without_a_host_the_error_names_the_variable_and_the_file():
     with pytest.raises(ConfigurationError, match="PYREMOTEDATA_REMOTE_URI") as caught:
         ConnectionSettings.load().root()
     assert str(config_path()) in str(caught.value)
+    told(caught.value, "no remote is configured")
 
 
 def test_removing_the_configuration_says_whether_there_was_one(write_config):

@@ -24,6 +24,8 @@ from pyremotedata_core import (
     RemoteFileNotFound,
 )
 
+from .page import told
+
 CANARY = "canary-7d1f"
 
 
@@ -343,6 +345,7 @@ def test_the_walk_ends_in_circles_and_gives_up_in_deserts():
 def test_the_plugin_refuses_secrets_and_typing_errors():
     with pytest.raises(ConfigurationError, match="PYREMOTEDATA_PASSWORD") as caught:
         StagingPlugin(password=CANARY)
+    told(caught.value, "must not pass through the scheduler")
     assert CANARY not in str(caught.value)
     with pytest.raises(ConfigurationError, match="cache_bites"):
         StagingPlugin(cache_bites=1)

@@ -20,6 +20,7 @@ from pyremotedata_core import (
     TransferTimeout,
 )
 
+from .page import told
 from .relay import Relay
 from .servers import ScriptedSshd, Sshd
 from .sites import TRANSPORTS as ALL_TRANSPORTS
@@ -215,7 +216,9 @@ def test_a_black_hole_ends_a_download_in_time(link, tmp_path, transport):
     future = there.fetch("a")
     wait_until(under_way(tmp_path))
     there.relay.stall()
-    assert type(future.exception(IN_TIME_S)) is TransferTimeout
+    error = future.exception(IN_TIME_S)
+    assert type(error) is TransferTimeout
+    told(error, "the server said nothing" if transport == "lftp" else "the server has been silent")
     assert tree(tmp_path) == {"a": b"old"}
     there.relay.resume()
     there.relay.set(rate=0)
@@ -415,6 +418,7 @@ def test_a_source_that_does_not_stop_changing_is_an_error_and_the_old_file_stays
         changer.join()
     assert isinstance(error, TransferError)
     assert type(error).__name__ == "RemoteChanged"
+    told(error, "the file changed while it was read")
     assert error.retryable
     assert tree(tmp_path) == {"a": b"old"}
     there.relay.set(rate=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 
 import pytest
 
@@ -20,6 +21,7 @@ from pyremotedata_core import (
 )
 
 from .hostile_server import FILE
+from .page import told
 from .servers import ScriptedSshd
 from .sites import WAIT_S, temporaries, tree
 
@@ -94,6 +96,7 @@ def test_what_is_not_sftp_is_an_error_in_time(tmp_path, what, expected):
         assert str(server.port) in str(error)
         if what == "banner":
             assert "Welcome" in str(error)
+            told(error, "the server does not speak SFTP")
         assert tree(tmp_path) == {}
 
 
@@ -156,6 +159,7 @@ def test_a_name_that_leaves_its_directory_is_refused(tmp_path, name):
         assert type(engine.scandir(base).exception(WAIT_S)) is UnsafeName
         error = engine.fetch_tree(base, tmp_path / "in" / "deep").exception(WAIT_S)
         assert type(error) is UnsafeName
+        told(error, "the server lists a name that leaves")
         error = engine.remove(base, recursive=True).exception(WAIT_S)
         assert type(error) is UnsafeName
     assert tree(tmp_path) == {"in": None, "in/deep": None}
@@ -191,7 +195,7 @@ def test_a_file_that_does_not_fit_is_refused(sshd, remote_directory, small_disk)
     with TransferEngine(sshd.settings()) as engine:
         error = engine.fetch(sshd.url(f"{remote_directory}/a"), small_disk / "a").exception(WAIT_S)
     assert type(error) is LocalStorageFull
-    assert "free some space" in str(error)
+    told(error, "has … free; free some space")
     assert str(small_disk) in str(error)
     assert tree(small_disk) == {"a": b"old"}
 
@@ -210,6 +214,14 @@ def test_a_disk_that_fills_up_holds_whole_files_only(sshd, remote_directory, sma
         assert len(full) >= 6
         assert {type(errors[name]) for name in full} == {LocalStorageFull}
         assert tree(small_disk) == {name: data[name] for name in names if name not in full}
+
+        with open(small_disk / "filler", "wb") as file:
+            file.truncate(0)
+            os.posix_fallocate(file.fileno(), 0, os.statvfs(small_disk).f_bavail * 4096)
+        sshd.make(f"{remote_directory}/small", b"1")
+        small = engine.fetch(sshd.url(f"{remote_directory}/small"), small_disk / "small")
+        told(small.exception(WAIT_S), "cannot write …: …; free some space")
+        (sshd.root / remote_directory / "small").unlink()
 
         for path in small_disk.iterdir():
             path.unlink()
@@ -233,7 +245,8 @@ def test_a_full_remote_disk_is_told_and_nothing_remains(sshd, small_disk, tmp_pa
         error = engine.store(tmp_path / "a", f"{base}/a").exception(WAIT_S)
         assert type(error) is ServerRefused
         assert "full" in str(error)
-        assert ("bytes are free" in str(error)) == (size > 8 * 2**20)  # asked before it begins
+        fits = size < 8 * 2**20  # else it is asked for before it begins
+        told(error, "the server cannot write" if fits else "the server's disk is full")
         assert not error.retryable
         assert temporaries(small_disk) == []
         assert (small_disk / "a").read_bytes() == b"old"
@@ -241,6 +254,19 @@ def test_a_full_remote_disk_is_told_and_nothing_remains(sshd, small_disk, tmp_pa
         (tmp_path / "b").write_bytes(b"fits")
         engine.store(tmp_path / "b", f"{base}/a").result(WAIT_S)
     assert tree(small_disk) == {"a": b"fits"}
+
+
+def test_a_remote_disk_that_takes_no_further_file_is_told(sshd, small_disk, tmp_path):
+    (small_disk / "taken").touch()
+    subprocess.run(["mount", "-o", "remount,nr_inodes=2", str(small_disk)], check=True)
+    (tmp_path / "a").write_bytes(b"1")
+    base = f"sftp://{sshd.user}@127.0.0.1:{sshd.port}{small_disk}"
+    with TransferEngine(sshd.settings()) as engine:
+        error = engine.store(tmp_path / "a", f"{base}/a").exception(WAIT_S)
+        told(error, "the server cannot make the file")
+        (small_disk / "taken").unlink()
+        engine.store(tmp_path / "a", f"{base}/a").result(WAIT_S)
+    assert tree(small_disk) == {"a": b"1"}
 
 
 @pytest.mark.parametrize("size", [1, 17 * 2**20])

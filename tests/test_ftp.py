@@ -14,6 +14,7 @@ import pytest
 from pyremotedata_core import (
     AuthenticationFailed,
     ConnectionLost,
+    ConnectionSettings,
     HostKeyRejected,
     Remote,
     RemoteFileNotFound,
@@ -26,6 +27,7 @@ from pyremotedata_core import (
 )
 from pyremotedata_core.filesystem import RemoteFileSystem
 
+from .page import told
 from .sites import needs_lftp, temporaries, tree
 
 pytestmark = needs_lftp
@@ -152,6 +154,7 @@ def test_a_wrong_password_is_told_at_once_and_tried_once(ftp_factory):
         with pytest.raises(AuthenticationFailed) as caught:
             remote.ls("")
         assert "wrong" not in str(caught.value).replace("wrong logins", "")
+        told(caught.value, "the login was refused: check user name")
     assert server.faults()["refused"] == 1
 
 
@@ -189,22 +192,48 @@ def test_a_certificate_for_another_name_is_refused(ftps):
         assert isinstance(error, HostKeyRejected | ConnectionLost)
 
 
+def refusal(server, url: str, **settings) -> TransferError:
+    """Log in, which must fail; return the error."""
+    with TransferEngine(server.settings(**{"timeout_s": 20.0, **settings})) as engine:
+        error = engine.stat(url).exception(WAIT_S)
+    assert isinstance(error, TransferError)
+    return error
+
+
 def test_a_server_that_wants_tls_and_one_that_has_none_are_told_apart(ftp, ftps):
-    for server, url, remedy in (
-        (ftps, ftps.url().replace("ftps:", "ftp:"), "ftps://"),
-        (ftp, ftp.url().replace("ftp:", "ftps:"), "PYREMOTEDATA_FTPS_MODE"),
-    ):
-        with TransferEngine(server.settings(timeout_s=20.0)) as engine:
-            error = engine.stat(url).exception(WAIT_S)
-            assert isinstance(error, ServerRefused)
-            assert remedy in str(error)
+    told(refusal(ftps, ftps.url().replace("ftps:", "ftp:")), "the server asks for TLS")
+    told(refusal(ftp, ftp.url().replace("ftp:", "ftps:")), "the server does not offer TLS")
+
+
+def test_tls_at_the_wrong_moment_is_told(ftps, ftp_factory):
+    error = refusal(ftps, ftps.url(), ftps_mode="implicit")
+    assert type(error) is ConnectionLost
+    told(error, "no TLS could be agreed on")
+    server = ftp_factory(tls="implicit")
+    error = refusal(server, server.url(), ftps_mode="explicit", timeout_s=2.0)
+    assert type(error) is TransferTimeout
+    told(error, "the server said nothing")
+
+
+def test_no_such_host_is_told():
+    with TransferEngine(ConnectionSettings(timeout_s=20.0)) as engine:
+        error = engine.stat("ftp://no-such-host.invalid/").exception(WAIT_S)
+    assert type(error) is ConnectionLost
+    told(error, "its spelling: …")
+
+
+def test_a_machine_without_a_way_out(alone):
+    command = [sys.executable, "-m", "pyremotedata_core.cli", "ls", "ftp://192.0.2.1/"]
+    said = subprocess.run([*alone, *command], capture_output=True, text=True, timeout=60)
+    told(said.stderr, "the network does not reach")
 
 
 def test_where_nothing_listens_is_told(ftp_factory):
     server = ftp_factory()
     server.halt()
-    with reach(server) as remote, remote.engine, pytest.raises(ConnectionLost, match=r"listens"):
+    with reach(server) as remote, remote.engine, pytest.raises(ConnectionLost) as caught:
         remote.ls("")
+    told(caught.value, "nothing listens")
 
 
 # --- poor servers -----------------------------------------------------------------------------

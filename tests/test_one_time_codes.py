@@ -13,6 +13,7 @@ from pyremotedata_core.askpass import kind_of
 from pyremotedata_core.config import ENV, ConnectionSettings, config_path
 
 from .miglike import MigLike
+from .page import told
 from .sites import WAIT_S
 from .test_faults_login import attempt, carrier, changed, new_key  # noqa: F401 - a fixture
 from .test_interactive import CLI, talk
@@ -84,6 +85,7 @@ def test_a_wrong_code_is_sent_once(careful, carrier):  # noqa: F811
 def test_a_password_is_no_answer_to_the_question_for_a_code(careful, carrier):  # noqa: F811
     error = attempt(careful.url(), careful.settings(carrier=carrier))
     assert type(error) is AuthenticationFailed
+    told(error, "asks for more than is configured")
     assert not [line for line in careful.said() if " code " in line]
 
 

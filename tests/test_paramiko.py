@@ -21,6 +21,7 @@ from pyremotedata_core.pyssh.hostkeys import find_entries, judge, matches, name_
 from pyremotedata_core.pyssh.site import find_site
 from workflows.embedded_sshd import descendants, program
 
+from .page import told
 from .sites import WAIT_S
 from .test_faults_login import attempt, changed, new_key
 
@@ -123,7 +124,7 @@ def test_algorithms_are_those_of_ssh_config(sshd_factory, tmp_path, option, only
     for value in (only, f"{only},unheard-of", f"^{only}", f"+{only}"):
         assert works(server, ssh_config=config(value))
     settings = server.settings(carrier="paramiko", ssh_config=config(without))
-    assert "no protocol or algorithm in common" in str(attempt(server.url(), settings))
+    told(attempt(server.url(), settings), "no protocol or algorithm in common")
     settings = server.settings(carrier="paramiko", ssh_config=config("unheard-of"))
     said = str(attempt(server.url(), settings))
     assert f"{option.lower()} (unheard-of)" in said

@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("snakemake")
 
+from .page import told
 from .snakemake_workflow import Workflow, relayed_ssh_config
 
 
@@ -38,7 +39,8 @@ READ_ONLY = """
 
 def test_an_output_in_a_read_only_storage_is_refused_before_the_first_job_runs(workflow):
     workflow.write(READ_ONLY)
-    workflow.run().failed("pyremotedata is read-only (setting read_only), but rule second", "/out")
+    outcome = workflow.run().failed("read-only (setting read_only), but rule second", "/out")
+    told(outcome.text, "is read-only")
     assert not workflow.path("first.txt").exists()
     assert not workflow.remote_path("out.txt").exists()
 

@@ -28,6 +28,7 @@ from pyremotedata_core import (
 from pyremotedata_core.stager import Stager, shared_stager
 from pyremotedata_core.stager.place import cache_root
 
+from .page import told
 from .stager_nodes import (  # noqa: F401
     PATIENCE_S,
     files_in,
@@ -366,17 +367,19 @@ def test_a_link_in_the_place_of_the_cache_is_refused(place, tmp_path):
 def test_a_directory_of_somebody_else_is_refused(place):
     root_of(place).mkdir(parents=True)
     os.chown(root_of(place), 12345, 12345)
-    with pytest.raises(ConfigurationError, match="not a directory of yours"):
+    with pytest.raises(ConfigurationError) as caught:
         cache_root(str(place))
+    told(caught.value, "is not a directory of yours")
 
 
 def test_a_place_that_cannot_be_made_is_named_with_the_remedy(sshd, tmp_path):
     (tmp_path / "file").touch()
     with (
         Stager(sshd.settings(cache_dir=str(tmp_path / "file" / "cache"))) as stager,
-        pytest.raises(ConfigurationError, match="PYREMOTEDATA_CACHE_DIR"),
+        pytest.raises(ConfigurationError) as caught,
     ):
         stager.lease(sshd.url("whatever"), expect=Stat("file", 1, 1))
+    told(caught.value, "cannot make the cache in")
 
 
 def test_threads_and_processes_that_all_want_many_files_move_each_once(

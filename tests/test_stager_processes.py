@@ -21,6 +21,7 @@ from pyremotedata_core import (
 )
 from pyremotedata_core.stager import Stager
 
+from .page import told
 from .stager_nodes import (  # noqa: F401
     PATIENCE_S,
     files_in,
@@ -113,8 +114,9 @@ def test_a_holder_that_shows_no_life_is_named(sshd_factory, relay_to, place, pro
     wait_until_stalled(relay)
     os.kill(holder.pid, signal.SIGSTOP)
     with Stager(server.settings(cache_dir=str(place), timeout_s=2.0)) as stager:
-        with pytest.raises(TransferTimeout, match=f"process {holder.pid} on this node"):
+        with pytest.raises(TransferTimeout, match=f"process {holder.pid} on this node") as caught:
             stager.lease(url, expect=Stat("file", 3_000_000, _mtime(server, "a")))
+        told(caught.value, "has shown no life")
         relay.resume()
         os.kill(holder.pid, signal.SIGCONT)
         assert "error" not in holder.answer()

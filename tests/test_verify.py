@@ -17,6 +17,7 @@ from pyremotedata_core import (
     TransferEngine,
 )
 
+from .page import told
 from .servers import ScriptedSshd
 from .sites import temporaries, tree
 
@@ -50,6 +51,27 @@ def test_bytes_that_arrive_changed_are_noticed_and_fetched_again(spoiling, tmp_p
     assert (tmp_path / "mark").exists(), "no byte was changed"
 
 
+def test_bytes_that_arrive_changed_are_told_where_nobody_asks_again(spoiling, tmp_path):
+    server = spoiling("read")
+    server.make("f", bytes(1000))
+    with TransferEngine(server.settings()) as engine:
+        known = engine.stat(server.url("f")).result(60)
+        future = engine.fetch(server.url("f"), tmp_path / "f", expect=known, verify=True)
+        told(future.exception(60), "was not the same when it was read again")
+    assert tree(tmp_path) == {"mark": b""}
+
+
+def test_an_upload_of_which_the_server_lost_something_is_not_published(spoiling, tmp_path):
+    server = spoiling("lose")
+    server.make("d/f", b"old")
+    (tmp_path / "f").write_bytes(bytes(1000))
+    with TransferEngine(server.settings()) as engine:
+        with pytest.raises(ServerRefused) as caught:
+            engine.store(tmp_path / "f", server.url("d/f")).result(60)
+        told(caught.value, "the server kept")
+    assert tree(server.root / "d") == {"f": b"old"}
+
+
 def test_without_verify_nobody_notices(spoiling, tmp_path):
     """What `verify` is for: the network's and the disk's own checks are all there is without."""
     server = spoiling("read")
@@ -65,8 +87,9 @@ def test_bytes_that_the_server_kept_otherwise_are_not_published(spoiling, tmp_pa
     server.make("d/f", b"old")
     (tmp_path / "f").write_bytes(os.urandom(size))
     with TransferEngine(server.settings()) as engine:
-        with pytest.raises(ServerRefused, match="not what was sent"):
+        with pytest.raises(ServerRefused) as caught:
             engine.store(tmp_path / "f", server.url("d/f"), verify=True).result(60)
+        told(caught.value, "what the server holds is not what was sent")
         assert tree(server.root / "d") == {"f": b"old"}
         assert temporaries(server.root) == []
         engine.store(tmp_path / "f", server.url("d/f"), verify=True).result(60)
@@ -108,9 +131,10 @@ def test_where_nothing_can_be_renamed_the_error_names_the_setting(write_only, tm
     (tmp_path / "f").write_bytes(b"x")
     with (
         TransferEngine(write_only.settings()) as engine,
-        pytest.raises(RemotePermissionDenied, match="PYREMOTEDATA_PUBLISH=direct"),
+        pytest.raises(RemotePermissionDenied) as caught,
     ):
         engine.store(tmp_path / "f", write_only.url("f")).result(30)
+    told(caught.value, "PYREMOTEDATA_PUBLISH=direct")
 
 
 def test_directly_published_files_need_neither_rename_nor_remove(write_only, tmp_path):

@@ -62,7 +62,8 @@ def find_lftp() -> str:
     if path is None:
         raise ConfigurationError(
             "the program lftp is not installed; install it (Debian, Ubuntu: apt install lftp;"
-            " macOS: brew install lftp), or use the SFTP transport (PYREMOTEDATA_TRANSPORT=sftp)"
+            " macOS: brew install lftp), or reach an SFTP server without it"
+            " (PYREMOTEDATA_TRANSPORT=sftp)"
         )
     return path
 
