@@ -349,11 +349,12 @@ class SshChild:
         self.socket.close()
         assert self._process.stderr is not None
         self._process.stderr.close()
-        try:
+        # In an uninterruptible call: Popen reaps it later.
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(1)
-        except subprocess.TimeoutExpired:
-            return status  # in an uninterruptible call; Popen reaps it later
-        return status
+        ended = self._process.returncode
+        # It may have been about to end by itself, its pipes closed already.
+        return status if ended == -signal.SIGKILL else ended
 
 
 def _control_path() -> Path:

@@ -152,7 +152,7 @@ def test_a_silent_server_ends_within_the_time_limit(workflow, relay_factory, tmp
     workflow.env["PYREMOTEDATA_SSH_CONFIG"] = str(relayed_ssh_config(workflow.server, tmp_path))
     workflow.env["PYREMOTEDATA_TIMEOUT"] = "2"
     outcome = copy(workflow, relay.url(workflow.server.url(f"{workflow.remote}/in.txt")))
-    outcome.failed("Failed to check existence of sftp://", "did not answer within 2 s; check host")
+    outcome.failed("Failed to check existence of sftp://", "check host, port and firewall")
     assert "MissingInput" not in outcome.text
 
 
