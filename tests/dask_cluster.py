@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
 
 from dask_plugin import RemoteFile, StagingPlugin
-
-from .dask_nodes import PATIENCE_S
 
 distributed = pytest.importorskip("distributed")
 
@@ -94,24 +91,8 @@ def read_all(nested, *, more=()):
     return read(nested["first"]) + "".join(map(read, nested["rest"])) + "".join(map(read, more))
 
 
-def wait_for(path) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not path.exists():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{path} never came")
-        time.sleep(0.02)
-
-
 def len_of(file):
     return len(Path(file).read_bytes())
-
-
-def relayed(server, relay_factory):
-    relay = relay_factory(server.port)
-    host, key = server.known_hosts.read_text().splitlines()[0].split(" ", 1)
-    with open(server.known_hosts, "a") as known:
-        known.write(f"{host.rpartition(':')[0]}:{relay.port} {key}\n")
-    return relay
 
 
 def handle(server, relay, name: str) -> RemoteFile:

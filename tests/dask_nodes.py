@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from pathlib import Path
 
 import pytest
 
 from dask_plugin import RemoteFile, StagingPlugin
 
-PATIENCE_S = 60.0
+from .waiting import PATIENCE_S
+
 _READ = re.compile(r'close "(.*)" bytes read (\d+)')
 
 
@@ -47,12 +47,8 @@ def archive(sshd_factory, tmp_path) -> Archive:
 
 @pytest.fixture
 def relay(archive, relay_factory):
-    """A relay to the archive, whose key is known there, too; `through` makes handles of it."""
-    relay = relay_factory(archive.server.port)
-    host, key = archive.server.known_hosts.read_text().splitlines()[0].split(" ", 1)
-    with open(archive.server.known_hosts, "a") as known:
-        known.write(f"{host.rpartition(':')[0]}:{relay.port} {key}\n")
-    return relay
+    """A relay to the archive; `through` makes handles of it."""
+    return relay_factory(archive.server.port)
 
 
 def through(relay, file: RemoteFile) -> RemoteFile:
@@ -106,10 +102,3 @@ def on_each(client, function, *args) -> list:
 
 def workers_of(client) -> list[str]:
     return sorted(client.nthreads())  # the client's own `scheduler_info` may be empty at times
-
-
-def wait_until(true, what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not true():
-        assert time.monotonic() < deadline, f"waited in vain until {what}"
-        time.sleep(0.02)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pyremotedata_core import ConnectionSettings, RemoteURL, Stat, TransferError
+from pyremotedata_core import RemoteURL, Stat, TransferError
 from pyremotedata_core.local import LocalSource
 from pyremotedata_core.names import TemporaryNames
 from pyremotedata_core.part import Part
@@ -27,30 +26,23 @@ def end_sessions() -> None:
 
 def connected(server, **more) -> LftpSession:
     """Log in to a server."""
-    url = RemoteURL.parse(server.url())
+    session = through(server, server.port, **more)
+    session.connect()
+    return session
+
+
+def relayed(server, relay, **more) -> LftpSession:
+    """Log in through a relay."""
+    session = through(server, relay.port, **more)
+    session.connect()
+    return session
+
+
+def through(server, port: int, /, **more) -> LftpSession:
+    """Return a session to a server by this port, not connected yet."""
+    url = RemoteURL.parse(f"sftp://{server.user}@127.0.0.1:{port}/")
     session = LftpSession(url, server.settings(**{"timeout_s": 20.0, **more}).for_url(url))
     _sessions.append(session)
-    session.connect()
-    return session
-
-
-def through(sshd, port: int, **more) -> LftpSession:
-    """Return a session to a server by another port, not connected yet."""
-    url = RemoteURL.parse(f"sftp://{sshd.user}@127.0.0.1:{port}/")
-    config = sshd.directory / f"ssh_config_{port}"
-    hosts = sshd.directory / f"known_hosts_{port}"
-    hosts.write_text(sshd.known_hosts.read_text().replace(f":{sshd.port} ", f":{port} "))
-    config.write_text(sshd.ssh_config.read_text().replace(str(sshd.known_hosts), str(hosts)))
-    values = {"ssh_config": str(config), "timeout_s": 20.0, **more}
-    session = LftpSession(url, ConnectionSettings(**values).for_url(url))
-    _sessions.append(session)
-    return session
-
-
-def relayed(sshd, relay, **more) -> LftpSession:
-    """Log in through a relay."""
-    session = through(sshd, relay.port, **more)
-    session.connect()
     return session
 
 
@@ -90,13 +82,6 @@ def children() -> list[int]:
             if command and os.path.basename(command[0]) in (b"lftp", b"ssh"):
                 found.append(pid)
     return found
-
-
-def wait_for(condition, timeout_s=10.0):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
 
 
 @contextmanager

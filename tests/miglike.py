@@ -159,7 +159,7 @@ class MigLike:
     def _write_ssh_config(self) -> None:
         known_hosts = self.directory / "known_hosts"
         host_key = (self.directory / "host_key.pub").read_text()
-        known_hosts.write_text(f"[{ADDRESS}]:{self.port} {host_key}")
+        known_hosts.write_text(f"[{ADDRESS}]:* {host_key}")  # behind a relay, too
         self.ssh_config.write_text(
             "Host *\n"
             f'    UserKnownHostsFile "{known_hosts}"\n'

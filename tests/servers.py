@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pyremotedata_core import ConnectionSettings
-from workflows.embedded_sshd import EmbeddedSshd, free_port, program, run
+from workflows.embedded_sshd import ADDRESS, EmbeddedSshd, free_port, program, run
 from workflows.embedded_sshd import _sftp_server as sftp_server
 
 __all__ = ["ChrootSshd", "ScriptedSshd", "Sshd", "free_port"]
@@ -31,7 +31,8 @@ _HOSTILE = str(Path(__file__).with_name("hostile_server.py"))
 class Sshd(EmbeddedSshd):
     """OpenSSH's sshd run by the calling user; see `EmbeddedSshd` for its options.
 
-    The whole file system is visible, so tests use `url`, which is below `root`.
+    The whole file system is visible, so tests use `url`, which is below `root`. Its key is known
+    at every port, so that `ssh_config` serves behind a relay, too.
 
     Parameters
     ----------
@@ -48,6 +49,11 @@ class Sshd(EmbeddedSshd):
         if self._only_subsystem:
             lines[-1] = f"Subsystem {self._only_subsystem}"
         return lines
+
+    def _write_client_files(self) -> None:
+        super()._write_client_files()
+        known = self.known_hosts.read_text()
+        self.known_hosts.write_text(known.replace(" ", f",[{ADDRESS}]:* ", 1))
 
     def settings(self, **more: Any) -> ConnectionSettings:
         """Return settings that reach this server; ``more`` are other fields."""
@@ -211,8 +217,8 @@ class ChrootSshd(Sshd):
         self.directory.chmod(0o711)
         (self.directory / "authorized_keys").chmod(0o644)
 
-    def _write_config(self) -> None:
-        super()._write_config()
+    def _write_client_files(self) -> None:
+        super()._write_client_files()
         self.password_ssh_config.write_text(
             self._ssh_config("PubkeyAuthentication no", "NumberOfPasswordPrompts 1")
         )

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import unicodedata
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,6 @@ class Site:
     server: Any
     engine: TransferEngine
     place: str = ""
-    gone: list[str] = field(default_factory=list)
 
     @property
     def miglike(self) -> bool:

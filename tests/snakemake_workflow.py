@@ -8,8 +8,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,22 +124,6 @@ def kill_group(process: subprocess.Popen[str]) -> None:
     os.killpg(process.pid, signal.SIGKILL)
 
 
-def relayed_ssh_config(server: Sshd, directory: Path) -> Path:
-    """Write a file for ``ssh -F`` that knows a server by its key behind any port."""
-    path = directory / "ssh_config_relayed"
-    alias = f"Host *\n    HostKeyAlias [127.0.0.1]:{server.port}\n"
-    path.write_text(alias + server.ssh_config.read_text())
-    return path
-
-
 def temporaries(directory: Path) -> list[str]:
     """Return the temporary files below a directory."""
     return [str(path) for path in directory.rglob(".pyremotedata-*")]
-
-
-def wait_until(condition: Callable[[], object], timeout_s: float = 30.0) -> None:
-    """Wait for something that another process does."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)

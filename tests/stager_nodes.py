@@ -1,4 +1,4 @@
-"""What tests of the Stager share: processes with a stager each, places, relays."""
+"""What tests of the Stager share: processes with a stager each, places."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import pytest
 
 from pyremotedata_core.stager import Stager
 
-PATIENCE_S = 60.0
+from .waiting import PATIENCE_S, wait_until
 
 # A process of its own that obeys lines: "stage URL" leases a file and answers with one line of
 # JSON, "release" gives it back, "begin URL" only begins, "draft URL" begins to write one, "fork"
@@ -124,20 +123,6 @@ def processes():
         process._child.stdout.close()
 
 
-@pytest.fixture
-def relay_to(relay_factory):
-    """Start a relay to a server, under whose port the server is known, too."""
-
-    def start(server, **options):
-        relay = relay_factory(server.port, **options)
-        host, key = server.known_hosts.read_text().splitlines()[0].split(" ", 1)
-        with open(server.known_hosts, "a") as known:
-            known.write(f"{host.rpartition(':')[0]}:{relay.port} {key}\n")
-        return relay
-
-    return start
-
-
 def root_of(place: Path) -> Path:
     return place / f"pyremotedata-{os.getuid()}"
 
@@ -153,13 +138,6 @@ def left_over(place: Path) -> list[Path]:
         for name in ("incoming", "trash", "locks")
         for path in (root_of(place) / name).iterdir()
     ]
-
-
-def wait_until(true, what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not true():
-        assert time.monotonic() < deadline, f"waited in vain until {what}"
-        time.sleep(0.02)
 
 
 def wait_until_stalled(relay) -> None:

@@ -17,6 +17,7 @@ from pyremotedata_core import __version__
 from .page import told
 from .servers import free_port
 from .sites import temporaries, tree
+from .waiting import wait_until
 
 MTIME = 1_234_567_890
 
@@ -431,7 +432,7 @@ def test_the_doctor_does_without_ssh(run, url):
     assert "BAD" not in said
 
 
-def test_the_doctor_names_what_is_wrong(run, sshd, url):
+def test_the_doctor_names_what_is_wrong(run, url):
     said = run("doctor", f"sftp://127.0.0.1:{free_port()}/", status=1).stdout
     assert "BAD connection: " in said
     assert "check host and port" in said
@@ -449,23 +450,17 @@ def test_a_signal_ends_it_quietly_and_leaves_nothing(
     run, sshd, url, make, here, there, relay_factory, verb, number, status
 ):
     relay = relay_factory(sshd.port, rate=8e6)
-    config = here.parent / "config"
-    alias = f"Host *\n HostKeyAlias [127.0.0.1]:{sshd.port}\n"
-    config.write_text(alias + sshd.ssh_config.read_text())
     (make("a") if verb == "get" else here / "a").write_bytes(bytes(40 * 2**20))
     target = here if verb == "get" else there
     ends = [relay.url(url("a")), "b"] if verb == "get" else ["a", relay.url(url("b"))]
     process = subprocess.Popen(
-        [sys.executable, "-m", "pyremotedata_core.cli", verb, "--ssh-config", config, *ends],
+        [sys.executable, "-m", "pyremotedata_core.cli", verb, *ends],
         cwd=here,
         env=run.environment,
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 30
-    while not temporaries(target):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: temporaries(target))
     process.send_signal(number)
     _, said = process.communicate(timeout=20)
     assert process.returncode == status
@@ -473,11 +468,8 @@ def test_a_signal_ends_it_quietly_and_leaves_nothing(
     assert "b" not in tree(target)
     if verb == "put":
         # The next login clears away what the connection was too slow for.
-        run("ls", "--ssh-config", config, relay.url(url()))
-    deadline = time.monotonic() + 10
-    while temporaries(target):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+        run("ls", relay.url(url()))
+    wait_until(lambda: not temporaries(target))
 
 
 # --- the login that is begun while the program loads -----------------------------------------

@@ -26,12 +26,10 @@ from .dask_cluster import (  # noqa: F401
     place,
     read,
     register,
-    relayed,
     start_cluster,
     two_workers,
-    wait_for,
 )
-from .dask_nodes import PATIENCE_S, wait_until
+from .waiting import PATIENCE_S, wait_until
 
 distributed = pytest.importorskip("distributed")
 psutil = pytest.importorskip("psutil")  # comes with distributed
@@ -80,11 +78,11 @@ def test_a_cancelled_task_keeps_its_file_while_its_thread_runs(
     def use(file):
         path = Path(file)
         opened.touch()
-        wait_for(go_on)
+        wait_until(go_on.exists, "the task may go on")
         verdict.write_text(str(path.exists()))
 
     task = client.submit(use, make("kept", bytes(10_000)))
-    wait_for(opened)
+    wait_until(opened.exists, "the task has its file")
     task.cancel()
     wait_until(
         lambda: "cancelled" in states(client).values(), "the worker knows that it was cancelled"
@@ -92,8 +90,7 @@ def test_a_cancelled_task_keeps_its_file_while_its_thread_runs(
     for n in range(6):
         assert client.submit(len_of, make(f"other{n}", bytes(10_000))).result() == 10_000
     go_on.touch()
-    wait_for(verdict)
-    wait_until(verdict.read_text, "the verdict is written")
+    wait_until(lambda: verdict.exists() and verdict.read_text(), "the verdict is written")
     assert verdict.read_text() == "True"
 
 
@@ -140,11 +137,11 @@ def test_registering_anew_leaves_running_tasks_their_files(
     def use(file):
         path = Path(file)
         opened.touch()
-        wait_for(go_on)
+        wait_until(go_on.exists, "the task may go on")
         return path.exists()
 
     task = client.submit(use, make("kept", bytes(10_000)))
-    wait_for(opened)
+    wait_until(opened.exists, "the task has its file")
     register(client, sshd, **options)
     for n in range(6):
         assert client.submit(len_of, make(f"other{n}", bytes(10_000))).result() == 10_000
@@ -243,7 +240,7 @@ def test_a_worker_killed_while_it_fetches_is_replaced(
     server = sshd_factory()
     data = os.urandom(3_000_000)
     server.make("a", data)
-    relay = relayed(server, relay_factory)
+    relay = relay_factory(server.port)
     client = register(start_cluster(n_workers=1, threads_per_worker=1), server)
     relay.stall(after_bytes=500_000)
     task = client.submit(lambda file: Path(file).read_bytes(), handle(server, relay, "a"))

@@ -1,5 +1,8 @@
 """Faults, on clusters of real worker processes: what dies, is full, changes, is gone."""
 
+# Fixtures are imported, and then arguments have their names.
+# ruff: noqa: F811
+
 from __future__ import annotations
 
 import os
@@ -8,37 +11,28 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from dask_plugin import RemoteFile, StagingPlugin, glob, stats
+from dask_plugin import RemoteFile, glob, stats
 from pyremotedata_core import ConnectionLost, RemoteChanged
+
+from .dask_cluster import place, register, start_cluster  # noqa: F401 - fixtures
+from .dask_nodes import content
+from .waiting import PATIENCE_S, wait_until
 
 distributed = pytest.importorskip("distributed")
 
-PATIENCE_S = 60.0
-
 
 @pytest.fixture
-def start(tmp_path):
+def start(start_cluster, register):
     """Start a cluster with the plugin; it ends with the test."""
-    started = []
 
     def start(server, workers: int = 1, **options):
-        cluster = distributed.LocalCluster(
-            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None
-        )
-        started.append(cluster)
-        client = distributed.Client(cluster)
-        started.append(client)
-        settings = {"ssh_config": str(server.ssh_config), "cache_dir": str(tmp_path / "cache")}
-        client.register_plugin(StagingPlugin(**{**settings, **options}))
-        return client
+        client = start_cluster(n_workers=workers, threads_per_worker=1)
+        return register(client, server, **options)
 
-    yield start
-    for one in reversed(started):
-        one.close()
+    return start
 
 
 @pytest.fixture
@@ -46,14 +40,7 @@ def relayed(sshd_factory, relay_factory):
     """A server behind a relay: (server, relay, a handle by name)."""
     server = sshd_factory()
     relay = relay_factory(server.port)
-    host, key = server.known_hosts.read_text().splitlines()[0].split(" ", 1)
-    with open(server.known_hosts, "a") as known:
-        known.write(f"{host.rpartition(':')[0]}:{relay.port} {key}\n")
     return server, relay, lambda name: RemoteFile(relay.url(server.url(name)))
-
-
-def content(file, *_) -> bytes:
-    return Path(file).read_bytes()
 
 
 def test_eight_processes_fetch_one_file_once(sshd_factory, start):
@@ -76,10 +63,7 @@ def test_an_archive_that_is_down_for_a_while_delays_the_task(relayed, start):
     client = start(server)
     relay.stall(after_bytes=500_000)
     task = client.submit(content, handle("a"))
-    deadline = time.monotonic() + PATIENCE_S
-    while not relay.status()["faults"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: relay.status()["faults"], "the transfer has got as far as the stall")
     relay.refuse()
     relay.reset()
     time.sleep(3)  # attempts fail meanwhile
@@ -101,7 +85,7 @@ def test_an_archive_that_is_gone_is_the_tasks_error_and_other_tasks_go_on(relaye
     assert "nothing listens" in str(error)
 
 
-def test_a_file_that_has_changed_since_it_was_listed_is_the_tasks_error(sshd, start, tmp_path):
+def test_a_file_that_has_changed_since_it_was_listed_is_the_tasks_error(sshd, start):
     sshd.make("changing/a", b"old")
     (file,) = glob(sshd.url("changing/*"), ssh_config=str(sshd.ssh_config))
     sshd.make("changing/a", b"newer")

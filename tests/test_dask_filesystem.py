@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import dask
@@ -12,10 +11,11 @@ import pytest
 from dask_plugin import StagingPlugin, stats
 from dask_plugin.walk import handles_in
 
+from .waiting import PATIENCE_S, wait_until
+
 distributed = pytest.importorskip("distributed")
 pandas = pytest.importorskip("pandas")
 
-PATIENCE_S = 60.0
 ROWS = 3000
 
 
@@ -150,10 +150,8 @@ def test_the_next_partition_comes_while_one_is_computed(client, folder, options,
     def compute_until_here(file, place, name):
         with file as stream:
             data = stream.read()
-        deadline = time.monotonic() + PATIENCE_S
-        while name and not any(place.glob(f"*/files/*/{name}")):
-            assert time.monotonic() < deadline, f"{name} was not fetched ahead"
-            time.sleep(0.02)
+        if name:
+            wait_until(lambda: any(place.glob(f"*/files/*/{name}")), f"{name} is fetched ahead")
         return len(data)
 
     tasks = [

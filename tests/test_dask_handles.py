@@ -145,7 +145,7 @@ def test_outside_of_tasks_a_file_stays_as_long_as_its_handle(remote, monkeypatch
     assert Path(kept).exists()
 
 
-def test_a_held_file_stays_as_long_as_its_owner(remote, monkeypatch, tmp_path):
+def test_a_held_file_stays_as_long_as_its_owner(remote, monkeypatch):
     class Reader:
         pass
 
@@ -274,20 +274,8 @@ class Sample:
 Pair = namedtuple("Pair", "left right")
 
 
-def closure():
-    def inner():
-        return A
-
-    return inner
-
-
 def default(f=A, *, g=B):
     return f, g
-
-
-class Method:
-    def __iter__(self):
-        return iter(())
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from dask_plugin import RemoteFile, stats
 
-from .dask_nodes import PATIENCE_S, content, wait_until, workers_of
+from .dask_nodes import content, workers_of
+from .waiting import wait_until
 
 distributed = pytest.importorskip("distributed")
 
@@ -51,10 +50,7 @@ def test_tasks_run_elsewhere_when_the_preferred_node_is_busy(archive, start_node
     def use(file, number):
         place = where(file)
         (gate.parent / f"started-{number}").touch()
-        deadline = time.monotonic() + PATIENCE_S
-        while not gate.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_until(gate.exists, "the task may go on")
         return place
 
     tasks = client.map(use, [file] * 8, range(8))

@@ -19,11 +19,10 @@ from .dask_cluster import (  # noqa: F401
     place,
     read,
     register,
-    relayed,
     start_cluster,
     two_workers,
 )
-from .dask_nodes import wait_until
+from .waiting import wait_until
 
 distributed = pytest.importorskip("distributed")
 
@@ -85,7 +84,7 @@ def test_an_output_of_a_killed_worker_is_written_by_another_attempt(
 ):
     server = sshd_factory()
     server.make_directory("out")
-    relay = relayed(server, relay_factory)
+    relay = relay_factory(server.port)
     client = register(start_cluster(n_workers=1, threads_per_worker=1), server)
 
     def write(url):

@@ -10,7 +10,8 @@ import pytest
 
 from dask_plugin import StagingPlugin, glob, stage_out, stats
 
-from .dask_nodes import PATIENCE_S, content, on_each, through, wait_until, workers_of
+from .dask_nodes import content, on_each, through, workers_of
+from .waiting import PATIENCE_S, wait_until
 
 pytest.importorskip("distributed")
 

@@ -1,11 +1,13 @@
 """What users see of staging: counters on the Prometheus endpoint, and a plot."""
 
+# Fixtures are imported, and then arguments have their names.
+# ruff: noqa: F811
+
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
-from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
@@ -13,11 +15,9 @@ import pytest
 from dask_plugin import RemoteFile, StagingPlugin, plot
 from dask_plugin.plotting import STEPS, draw, spread
 
-distributed = pytest.importorskip("distributed")
+from .dask_cluster import len_of, place, register, start_cluster  # noqa: F401 - fixtures
 
-
-def length(file) -> int:
-    return len(Path(file).read_bytes())
+pytest.importorskip("distributed")
 
 
 def metrics_of(port: int) -> dict[str, float]:
@@ -27,16 +27,8 @@ def metrics_of(port: int) -> dict[str, float]:
 
 
 @pytest.fixture
-def client(sshd, tmp_path):
-    with (
-        distributed.LocalCluster(
-            n_workers=1, threads_per_worker=1, processes=True, dashboard_address=":0"
-        ) as cluster,
-        distributed.Client(cluster) as client,
-    ):
-        cache = str(tmp_path / "cache")
-        client.register_plugin(StagingPlugin(ssh_config=str(sshd.ssh_config), cache_dir=cache))
-        yield client
+def client(start_cluster, register, sshd):
+    return register(start_cluster(n_workers=1, threads_per_worker=1), sshd)
 
 
 def test_the_workers_endpoint_counts_files_and_bytes(client, sshd, remote_directory):
@@ -44,7 +36,7 @@ def test_the_workers_endpoint_counts_files_and_bytes(client, sshd, remote_direct
     sshd.make(f"{remote_directory}/a", bytes(1000))
     file = RemoteFile(sshd.url(f"{remote_directory}/a"))
     for _ in range(2):
-        assert client.submit(length, file, pure=False).result() == 1000
+        assert client.submit(len_of, file, pure=False).result() == 1000
     (port,) = client.run(lambda dask_worker: dask_worker.http_server.port).values()
     found = metrics_of(port)
     assert found['pyremotedata_files_total{source="archive"}'] == 1
@@ -62,7 +54,7 @@ def test_a_plot_is_drawn_from_the_events(client, sshd, remote_directory, tmp_pat
         plot(client, tmp_path / "none.png")
     sshd.make(f"{remote_directory}/a", bytes(100_000))
     file = RemoteFile(sshd.url(f"{remote_directory}/a"))
-    assert client.submit(length, file).result() == 100_000
+    assert client.submit(len_of, file).result() == 100_000
     plot(client, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     plot(client, tmp_path / "plot.svg")

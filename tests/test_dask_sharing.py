@@ -11,7 +11,8 @@ import pytest
 from dask_plugin import RemoteFile, stats
 from pyremotedata_core import RemoteChanged
 
-from .dask_nodes import content, through, wait_until, workers_of
+from .dask_nodes import content, through, workers_of
+from .waiting import wait_until
 
 pytest.importorskip("distributed")
 

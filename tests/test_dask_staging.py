@@ -18,6 +18,7 @@ from dask_plugin import RemoteFile, glob, local, stats
 
 from .dask_cluster import (  # noqa: F401
     client,
+    files_in,
     handle,
     len_of,
     make,
@@ -26,11 +27,10 @@ from .dask_cluster import (  # noqa: F401
     read_after,
     read_all,
     register,
-    relayed,
     start_cluster,
     two_workers,
 )
-from .dask_nodes import PATIENCE_S, wait_until
+from .waiting import wait_until
 
 distributed = pytest.importorskip("distributed")
 
@@ -160,21 +160,16 @@ def test_the_next_tasks_file_comes_while_a_task_computes(start_cluster, register
     client = register(start_cluster(n_workers=1, threads_per_worker=1), sshd)
     handles = [make("first"), make("second")]
 
-    def compute_until_the_other_is_here(file, names):
+    def compute_until_the_other_is_here(file, other):
         # Ends only when the file of the task that waits behind this one is on the node.
         mine = Path(file)
-        for name in names:
-            others = mine.parent.parent
-            deadline = time.monotonic() + PATIENCE_S
-            while not any(others.glob(f"*/{name}")):
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"{name} was not fetched ahead")
-                time.sleep(0.02)
+        if other:
+            wait_until(lambda: any(mine.parents[1].glob(f"*/{other}")), "it is fetched ahead")
         return mine.name
 
     tasks = [
-        client.submit(compute_until_the_other_is_here, handles[0], ["second"], priority=1),
-        client.submit(compute_until_the_other_is_here, handles[1], []),
+        client.submit(compute_until_the_other_is_here, handles[0], "second", priority=1),
+        client.submit(compute_until_the_other_is_here, handles[1], None),
     ]
     assert client.gather(tasks) == ["first", "second"]
     total = stats(client).total
@@ -193,14 +188,7 @@ def test_a_handle_that_only_its_pickle_shows_is_fetched_ahead(
             self.file = file
 
     def compute_until_here():
-        wait_for_any(place, "hidden")
-
-    def wait_for_any(place, name):
-        deadline = time.monotonic() + PATIENCE_S
-        while not any(place.glob(f"*/files/*/{name}")):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{name} was not fetched ahead")
-            time.sleep(0.02)
+        wait_until(lambda: any(place.glob("*/files/*/hidden")), "it is fetched ahead")
 
     first = client.submit(compute_until_here, priority=1, pure=False)
     second = client.submit(lambda one: read(one.file), Opaque(file), pure=False)
@@ -212,18 +200,14 @@ def test_what_is_fetched_ahead_is_bounded(start_cluster, register, sshd, make, p
         client = start_cluster(n_workers=1, threads_per_worker=1)
     register(client, sshd, ahead_files=3)
 
-    def compute(file, gate, place, wanted):
+    def compute(file, place, wanted):
         mine = Path(file).name
-        deadline = time.monotonic() + PATIENCE_S
-        while len({path.name for path in place.glob("*/files/*/*")}) < wanted:
-            if time.monotonic() > deadline:
-                raise TimeoutError
-            time.sleep(0.02)
+        wait_until(lambda: len(files_in(place)) >= wanted, "as many as may be are there")
         time.sleep(0.5)  # time for more to come, if it were not bounded
-        return mine, len({path.name for path in place.glob("*/files/*/*")})
+        return mine, len(files_in(place))
 
     tasks = [
-        client.submit(compute, make(f"{n:02}"), None, place, 4 if n == 0 else 0, priority=-n)
+        client.submit(compute, make(f"{n:02}"), place, 4 if n == 0 else 0, priority=-n)
         for n in range(10)
     ]
     assert tasks[0].result() == ("00", 4)
@@ -235,7 +219,7 @@ def test_a_waiting_task_does_not_hold_up_its_worker(
 ):
     server = sshd_factory()
     server.make("a", b"x" * 2_000_000)
-    relay = relayed(server, relay_factory)
+    relay = relay_factory(server.port)
     client = register(start_cluster(n_workers=1, threads_per_worker=1), server)
     relay.stall(after_bytes=500_000)
     task = client.submit(lambda file: len(Path(file).read_bytes()), handle(server, relay, "a"))
@@ -250,11 +234,11 @@ def test_a_waiting_task_does_not_hold_up_its_worker(
 
 
 def test_fetches_are_bars_of_their_tasks_and_openings_are_events(
-    sshd_factory, relay_factory, start_cluster, register, tmp_path
+    sshd_factory, relay_factory, start_cluster, register
 ):
     server = sshd_factory()
     server.make("a", b"x" * 100_000)
-    relay = relayed(server, relay_factory)
+    relay = relay_factory(server.port)
     relay.set(one_way_ms=20)
     client = register(start_cluster(n_workers=1, threads_per_worker=1), server)
     with distributed.get_task_stream(client) as stream:

@@ -11,14 +11,15 @@ import pytest
 from dask_plugin import RemoteFile, stage_out, stats
 from pyremotedata_core import LocalStorageFull, ServerRefused
 
-from .dask_nodes import content, wait_until
+from .dask_nodes import content
 from .page import told
+from .waiting import wait_until
 
 pytest.importorskip("distributed")
 
 
 @pytest.fixture
-def small_disk(tmp_path):
+def small_disk():
     """Mount disks of their own: ``small_disk(path, "8m")``."""
     if os.geteuid():
         pytest.skip("only root can mount a small file system")

@@ -151,7 +151,7 @@ def test_every_remedy_for_ssh_is_on_the_troubleshooting_page():
     assert remedies <= set(headings())
 
 
-def test_what_the_site_takes_from_the_program_is_all_of_it(tmp_path):
+def test_what_the_site_takes_from_the_program_is_all_of_it():
     """The site itself is built by tests/run.sh."""
     from pyremotedata_core.cli.parser import make_parser
 

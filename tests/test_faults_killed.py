@@ -15,6 +15,7 @@ from workflows.embedded_sshd import descendants
 
 from .servers import ScriptedSshd
 from .sites import temporaries, tree
+from .waiting import wait_until
 
 SIZES = [0, 1, 100_000, 300_000, 5 * 2**20, 18 * 2**20 + 1]
 OWNER = """\
@@ -69,9 +70,6 @@ def kill(process: subprocess.Popen, everything: bool) -> None:
 def test_killed_at_random_moments(sshd_factory, relay_factory, tmp_path, verb, times):
     server = sshd_factory()
     relay = relay_factory(server.port, rate=40e6)
-    config = tmp_path / "config"
-    alias = f"Host *\n HostKeyAlias [127.0.0.1]:{server.port}\n"
-    config.write_text(alias + server.ssh_config.read_text())
     here, there = tmp_path / "t", server.root / "t"
     source, target = (there, here) if verb == "get" else (here, there)
     old = make_tree(target)
@@ -88,7 +86,7 @@ def test_killed_at_random_moments(sshd_factory, relay_factory, tmp_path, verb, t
     by_command = [sys.executable, "-m", "pyremotedata_core.cli", *arguments]
     by_script = [sys.executable, "-c", OWNER, verb, arguments[-1] if verb == "put" else url]
     by_script.append(arguments[-1] if verb == "get" else str(here))
-    environment = {**os.environ, "PYREMOTEDATA_SSH_CONFIG": str(config)}
+    environment = {**os.environ, **server.environment()}
 
     interrupted = 0
     for number in range(times):
@@ -120,25 +118,17 @@ def test_a_file_that_stood_aside_for_a_killed_upload_comes_back(relay_factory, t
     """A server without posix-rename cannot replace a file in one step."""
     with ScriptedSshd("relay", {"extensions": False}) as server:
         relay = relay_factory(server.port, one_way_ms=100)
-        config = tmp_path / "config"
-        alias = f"Host *\n HostKeyAlias [127.0.0.1]:{server.port}\n"
-        config.write_text(alias + server.ssh_config.read_text())
-        environment = {**os.environ, "PYREMOTEDATA_SSH_CONFIG": str(config)}
+        environment = {**os.environ, **server.environment()}
         command = [sys.executable, "-m", "pyremotedata_core.cli"]
         final = server.make("t/a", b"old")
         (tmp_path / "a").write_bytes(b"new")
         put = [*command, "put", str(tmp_path / "a"), relay.url(server.url("t/a"))]
         process = subprocess.Popen(put, env=environment)
-        deadline = time.monotonic() + 30
-        while final.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        wait_until(lambda: not final.exists())
         kill(process, everything=True)
         time.sleep(0.5)  # what is under way arrives
         assert not final.exists()
         assert len(temporaries(final.parent)) == 2
         subprocess.run([*put[:-1], relay.url(server.url("t/b"))], env=environment, check=True)
-        while temporaries(final.parent):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(lambda: not temporaries(final.parent))
         assert tree(final.parent) == {"a": b"old", "b": b"new"}

@@ -443,12 +443,7 @@ def test_one_engine_gets_all_done_in_one_session(carrier, sshd_factory, relay_fa
     relay = relay_factory(server.port, one_way_ms=20)
     data = os.urandom(30 * 2**20)
     server.make("large", data)
-    config = changed(
-        server,
-        tmp_path / "config",
-        ("Host *\n", f"Host *\n HostKeyAlias [127.0.0.1]:{server.port}\n"),
-    )
-    settings = server.settings(carrier=carrier, ssh_config=config, timeout_s=30.0)
+    settings = server.settings(carrier=carrier, timeout_s=30.0)
     with TransferEngine(settings) as engine:
         engine.fetch(relay.url(server.url("large")), tmp_path / "large").result(WAIT_S)
         engine.store(tmp_path / "large", relay.url(server.url("up"))).result(WAIT_S)

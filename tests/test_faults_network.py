@@ -25,6 +25,7 @@ from .relay import Relay
 from .servers import ScriptedSshd, Sshd
 from .sites import TRANSPORTS as ALL_TRANSPORTS
 from .sites import WAIT_S, temporaries, tree
+from .waiting import wait_until
 
 LARGE = 17 * 2**20 + 12_345
 FULL = pytest.mark.full
@@ -38,11 +39,7 @@ class Link:
 
     def __init__(self, server, relay: Relay, local: Path, **settings) -> None:
         self.server, self.relay, self.local = server, relay, local
-        config = server.directory / f"ssh_config_{relay.port}"
-        alias = f"Host *\n    HostKeyAlias [127.0.0.1]:{server.port}\n"
-        config.write_text(alias + server.ssh_config.read_text())
-        values = {"timeout_s": 30.0, "ssh_config": str(config), **settings}
-        self.engine = TransferEngine(server.settings(**values))
+        self.engine = TransferEngine(server.settings(**{"timeout_s": 30.0, **settings}))
 
     def url(self, name: str) -> str:
         return self.relay.url(self.server.url(name))
@@ -91,13 +88,6 @@ def link(victim, relay_factory, tmp_path):
         each.engine.close()
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.01)
-
-
 def under_way(directory: Path) -> Callable[[], object]:
     """Whether a temporary file there has some bytes."""
 
@@ -130,7 +120,7 @@ def test_a_download_goes_on_after_the_connection_broke(link, tmp_path, transport
 
 @pytest.mark.parametrize("kind", ["close", pytest.param("reset", marks=FULL)])
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_an_upload_goes_on_after_the_connection_broke(link, tmp_path, transport, kind):
+def test_an_upload_goes_on_after_the_connection_broke(link, transport, kind):
     there = link(transport)
     data = there.make_local("a", LARGE)
     there.server.make("a", b"old")
@@ -192,7 +182,7 @@ def test_a_server_that_does_not_come_back_is_given_up(link, tmp_path):
     assert not (there.server.root / "b").exists()
 
 
-def test_a_connection_that_breaks_before_it_gets_any_further_is_given_up(link, tmp_path):
+def test_a_connection_that_breaks_before_it_gets_any_further_is_given_up(link):
     there = link(timeout_s=2.0)
     there.make("a", LARGE)
     there.make_local("b", LARGE)
@@ -227,7 +217,7 @@ def test_a_black_hole_ends_a_download_in_time(link, tmp_path, transport):
 
 
 @pytest.mark.parametrize("transport", ALL_TRANSPORTS)
-def test_a_black_hole_ends_an_upload_in_time(link, tmp_path, transport):
+def test_a_black_hole_ends_an_upload_in_time(link, transport):
     there = link(transport, timeout_s=3.0)
     data = there.make_local("a", LARGE)
     there.server.make("a", b"old")
@@ -449,20 +439,14 @@ def test_small_files_of_a_tree_that_is_given_up_are_whole_or_absent(
     for name, content in data.items():
         server.make(f"t/{name}", content)
     relay = relay_factory(server.port, one_way_ms=10, rate=4e6)
-    config = tmp_path / "config"
-    alias = f"Host *\n HostKeyAlias [127.0.0.1]:{server.port}\n"
-    config.write_text(alias + server.ssh_config.read_text())
-    with TransferEngine(server.settings(ssh_config=str(config))) as engine:
+    with TransferEngine(server.settings()) as engine:
         for wanted in (1, 60, 200):
             here = tmp_path / str(wanted)
             moved: list[int] = []
             future = engine.fetch_tree(
                 relay.url(server.url("t")), here, on_progress=lambda _, n, m=moved: m.append(n)
             )
-            deadline = time.monotonic() + 60
-            while sum(moved) < wanted:
-                assert time.monotonic() < deadline
-                time.sleep(0.005)
+            wait_until(lambda moved=moved, wanted=wanted: sum(moved) >= wanted)
             future.cancel()
             assert engine.wait_cancelled(30)
             found = tree(here)
@@ -475,16 +459,10 @@ def test_an_upload_given_up_while_its_directory_is_made_is_not_begun_again(
 ):
     server = sshd_factory()
     relay = relay_factory(server.port, one_way_ms=300)
-    config = tmp_path / "config"
-    alias = f"Host *\n HostKeyAlias [127.0.0.1]:{server.port}\n"
-    config.write_text(alias + server.ssh_config.read_text())
     (tmp_path / "f").write_bytes(b"x")
-    with TransferEngine(server.settings(ssh_config=str(config))) as engine:
+    with TransferEngine(server.settings()) as engine:
         future = engine.store(tmp_path / "f", relay.url(server.url("new/f")))
-        deadline = time.monotonic() + 60
-        while not (server.root / "new").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        wait_until((server.root / "new").exists)
         future.cancel()  # the server's answer is still on its way
         assert engine.wait_cancelled(30)
         assert list((server.root / "new").iterdir()) == []

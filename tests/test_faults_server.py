@@ -141,7 +141,7 @@ def test_wrong_data_make_no_file(tmp_path, what, expected):
         assert tree(tmp_path) == {}
 
 
-def test_a_listing_that_promises_too_many_names_is_refused(tmp_path):
+def test_a_listing_that_promises_too_many_names_is_refused():
     with liar("too many names") as (engine, base, _):
         assert type(engine.scandir(base).exception(WAIT_S)) is ServerRefused
 

@@ -162,7 +162,7 @@ def test_one_may_seek_and_read_while_writing(fs, place):
     assert (place / "b").read_bytes() == b"9123"
 
 
-def test_a_refused_upload_is_the_cores_error(chroot_sshd, tmp_path):
+def test_a_refused_upload_is_the_cores_error(chroot_sshd):
     closed = chroot_sshd.make_directory("written-never")
     closed.chmod(0o500)
     fs = fsspec.filesystem(
@@ -175,7 +175,7 @@ def test_a_refused_upload_is_the_cores_error(chroot_sshd, tmp_path):
         fs.pipe(path, b"1")
 
 
-def test_a_full_local_disk_is_told_and_stores_nothing(fs, place, tmp_path, monkeypatch):
+def test_a_full_local_disk_is_told_and_stores_nothing(fs, place):
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -377,11 +377,8 @@ def test_touch_makes_empties_or_only_dates(fs, place):
 def test_ctrl_c_gives_up_what_is_under_way(sshd, place, relay_factory, tmp_path):
     (place / "a").write_bytes(os.urandom(LARGE))
     relay = relay_factory(sshd.port)
-    config = tmp_path / "ssh_config"
-    alias = f"Host *\n    HostKeyAlias [127.0.0.1]:{sshd.port}\n"
-    config.write_text(alias + sshd.ssh_config.read_text())
     url = "pyremotedata+" + relay.url(sshd.url(place.name))
-    fs, path = fsspec.url_to_fs(f"{url}/a", ssh_config=str(config))
+    fs, path = fsspec.url_to_fs(f"{url}/a", ssh_config=str(sshd.ssh_config))
     assert fs.exists(path)
     relay.stall()
     timer = threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT))

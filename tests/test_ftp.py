@@ -114,7 +114,7 @@ def test_a_directory_that_is_filled_while_it_is_listed_is_listed(ftplist):
         assert remote.ls("filled") == ["a.bin"]
 
 
-def test_the_command_takes_ftp_urls(ftp, tmp_path):
+def test_the_command_takes_ftp_urls(ftp):
     ftp.make("command/a b.txt", b"hello")
     environment = {**os.environ, "PYREMOTEDATA_PASSWORD": ftp.password}
 

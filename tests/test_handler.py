@@ -1,4 +1,4 @@
-"""pyRemoteData's own names: IOHandler, RemotePathIterator, remove_config."""
+"""pyRemoteData's own names: IOHandler and RemotePathIterator."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from pyremotedata_core import IOHandler, RemoteFileNotFound, RemotePathIterator, TransferError
-from pyremotedata_core.config import config_path, remove_config
 
 FILES = {"a.bin": 300, "ab.txt": 5, "sub/c.bin": 20_000, "sub/deep/d e.bin": 0, "sub2/f.bin": 77}
 
@@ -232,11 +231,3 @@ def test_shuffle_subset_and_split_part_the_files(io):
     iterator.subset(slice(0, 2))
     assert len(iterator) == 2
     assert len(list(first)) == 1
-
-
-def test_remove_config_deletes_the_file_and_says_whether_there_was_one():
-    config_path().parent.mkdir(parents=True, exist_ok=True)
-    config_path().write_text("timeout_s: 3\n")
-    assert remove_config()
-    assert not config_path().exists()
-    assert not remove_config()

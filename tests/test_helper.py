@@ -75,18 +75,8 @@ def engine(sshd):
 def slow(sshd, relay_factory):
     """An engine at the far end of a link of 8 MB/s, and the relay."""
     relay = relay_factory(sshd.port, rate=8e6)
-    settings = sshd.settings(timeout_s=30.0, ssh_config=str(via(sshd, relay)))
-    with TransferEngine(settings) as engine:
+    with TransferEngine(sshd.settings(timeout_s=30.0)) as engine:
         yield engine, relay
-
-
-def via(server, relay) -> Path:
-    """Return an ssh_config that knows the server's key at the relay's port."""
-    path = server.directory / f"ssh_config_{relay.port}"
-    path.write_text(
-        f"Host *\n    HostKeyAlias [127.0.0.1]:{server.port}\n" + server.ssh_config.read_text()
-    )
-    return path
 
 
 # --- start and end --------------------------------------------------------------------------
@@ -220,7 +210,7 @@ def test_helper_and_ssh_end_with_the_parent(
     relay = relay_factory(sshd.port, rate=4e6)
     sshd.make(f"{remote_directory}/a", bytes(4 * LARGE))
     url = relay.url(sshd.url(f"{remote_directory}/a"))
-    environment = {**os.environ, "PYREMOTEDATA_SSH_CONFIG": str(via(sshd, relay))}
+    environment = {**os.environ, **sshd.environment()}
     code = textwrap.dedent(OWNER).format(before=before, then=then)
     owner = subprocess.Popen(
         [sys.executable, "-c", code, url, str(tmp_path / "a")],
@@ -551,7 +541,7 @@ def test_engines_that_come_and_go_leave_no_descriptor_thread_or_zombie(sshd):
 # --- secrets --------------------------------------------------------------------------------
 
 
-def test_a_password_stands_in_no_command_line(miglike, tmp_path):
+def test_a_password_stands_in_no_command_line(miglike):
     """Neither of the helper nor of ssh nor of what ssh asks."""
     seen: set[str] = set()
     stop = threading.Event()

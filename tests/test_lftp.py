@@ -57,12 +57,6 @@ def session(sshd) -> LftpSession:
     return connected(sshd)
 
 
-@pytest.fixture
-def there(sshd, remote_directory) -> Path:
-    """A directory on the server, which is on this machine."""
-    return sshd.root / remote_directory
-
-
 @pytest.mark.parametrize("size", [0, 1, 100_000, 3_000_001])
 def test_a_file_comes_back_as_it_went(session, there, tmp_path, size):
     data = os.urandom(size)

@@ -41,11 +41,11 @@ from .lftp_sessions import (
     runs,
     store,
     through,
-    wait_for,
 )
 from .page import told
 from .servers import ScriptedSshd, free_port
 from .sites import needs_lftp
+from .waiting import wait_until
 
 pytestmark = needs_lftp
 
@@ -59,12 +59,6 @@ def _sessions_end_with_their_test() -> Iterator[None]:
 @pytest.fixture
 def session(sshd) -> LftpSession:
     return connected(sshd)
-
-
-@pytest.fixture
-def there(sshd, remote_directory) -> Path:
-    """A directory on the server, which is on this machine."""
-    return sshd.root / remote_directory
 
 
 # --- sources that change ------------------------------------------------------------------------
@@ -178,7 +172,7 @@ def test_a_server_that_breaks_the_protocol_ends_the_transfer(lie, tmp_path):
             login_and_fetch()
         session.kill()
     assert os.listdir(tmp_path) == []
-    wait_for(lambda: children() == [])
+    wait_until(lambda: children() == [])
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "/etc/passwd", "..", ".", "", "a\nb"])
@@ -248,7 +242,7 @@ def test_a_host_that_looks_like_an_option_is_a_host(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_password_is_used_and_seen_nowhere(chroot_sshd, tmp_path):
+def test_a_password_is_used_and_seen_nowhere(chroot_sshd):
     name = f"secret-{secrets.token_hex(4)}"
     chroot_sshd.make(name, b"abc")
     session = connected(chroot_sshd, **vars(chroot_sshd.password_settings()) | {"timeout_s": 20.0})
@@ -284,7 +278,7 @@ def test_a_silent_server_ends_in_a_timeout_and_leaves_no_process(
     assert os.listdir(tmp_path) == []
     with pytest.raises(TransferTimeout):
         through(sshd, relay.port, timeout_s=2.0).connect()
-    wait_for(lambda: children() == [])
+    wait_until(lambda: children() == [])
 
 
 def test_a_killed_lftp_is_noticed_at_once(sshd, relay_factory, there, tmp_path):
@@ -293,14 +287,14 @@ def test_a_killed_lftp_is_noticed_at_once(sshd, relay_factory, there, tmp_path):
     session = relayed(sshd, relay, timeout_s=3600.0)
     moved: list[int] = []
     with in_background(store, session, tmp_path / "out", f"{there}/f", True, moved.append) as end:
-        wait_for(lambda: moved)
+        wait_until(lambda: moved)
         (pid,) = (p for p in children() if b"lftp" in Path(f"/proc/{p}/cmdline").read_bytes())
         os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: end)
+        wait_until(lambda: end)
     assert isinstance(end[0], ConnectionLost)
     assert not session.alive
     assert all(is_temporary(name) for name in os.listdir(there))
-    wait_for(lambda: children() == [])
+    wait_until(lambda: children() == [])
 
 
 def test_an_lftp_that_hangs_is_killed(sshd, there):
@@ -311,7 +305,7 @@ def test_an_lftp_that_hangs_is_killed(sshd, there):
     with pytest.raises(TransferTimeout):
         session.stat(f"{there}/f")
     assert not session.alive
-    wait_for(lambda: children() == [])
+    wait_until(lambda: children() == [])
 
 
 def test_a_killed_ssh_is_noticed_at_once(sshd, relay_factory, there, tmp_path):
@@ -320,12 +314,12 @@ def test_a_killed_ssh_is_noticed_at_once(sshd, relay_factory, there, tmp_path):
     session = relayed(sshd, relay, timeout_s=3600.0)
     moved: list[int] = []
     with in_background(store, session, tmp_path / "out", f"{there}/f", True, moved.append) as end:
-        wait_for(lambda: moved)
+        wait_until(lambda: moved)
         for pid in children():
             if b"lftp" not in Path(f"/proc/{pid}/cmdline").read_bytes():
                 os.kill(pid, signal.SIGKILL)
         relay.set(rate=0)
-        wait_for(lambda: end)
+        wait_until(lambda: end)
     assert isinstance(end[0], ConnectionLost)
     assert not (there / "f").exists()
     session.kill()
@@ -337,13 +331,13 @@ def test_kill_from_another_thread_ends_a_transfer(sshd, relay_factory, there, tm
     session = relayed(sshd, relay, timeout_s=3600.0)
     moved: list[int] = []
     with in_background(store, session, tmp_path / "out", f"{there}/f", True, moved.append) as end:
-        wait_for(lambda: moved)
+        wait_until(lambda: moved)
         session.kill()
         session.kill()
-        wait_for(lambda: end)
+        wait_until(lambda: end)
     assert isinstance(end[0], ConnectionLost)
     assert not (there / "f").exists()
-    wait_for(lambda: children() == [])
+    wait_until(lambda: children() == [])
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
@@ -362,10 +356,10 @@ def test_a_cancelled_transfer_ends_soon_leaves_nothing_and_keeps_the_login(
     else:
         call = (fetch, session, there / "in", tmp_path / "f", None, moved.append)
     with in_background(*call) as end:
-        wait_for(lambda: moved)
+        wait_until(lambda: moved)
         cancelled.set()
         relay.set(rate=0)
-        wait_for(lambda: end)
+        wait_until(lambda: end)
     assert isinstance(end[0], ConnectionLost)
     assert not end[0].retryable
     assert os.listdir(there) == ["in"]
@@ -376,7 +370,7 @@ def test_a_cancelled_transfer_ends_soon_leaves_nothing_and_keeps_the_login(
     assert sshd.logins() == before
 
 
-def test_a_server_that_dies_ends_the_session(sshd_factory, tmp_path):
+def test_a_server_that_dies_ends_the_session(sshd_factory):
     server = sshd_factory()
     server.make("f", b"abc")
     session = connected(server)
@@ -384,7 +378,7 @@ def test_a_server_that_dies_ends_the_session(sshd_factory, tmp_path):
     with pytest.raises(ConnectionLost):
         session.stat(f"{server.root}/f")
     assert not session.alive
-    wait_for(lambda: children() == [])
+    wait_until(lambda: children() == [])
 
 
 def test_lftp_ends_when_its_parent_is_killed_in_mid_transfer(sshd, relay_factory, there, tmp_path):
@@ -415,5 +409,5 @@ session.read(path, Part({str(tmp_path / "in")!r}), 0, expect.size, expect,
     child.kill()
     child.wait()
     child.stdout.close()
-    wait_for(lambda: not any(runs(pid) for pid in below))
+    wait_until(lambda: not any(runs(pid) for pid in below))
     assert all(is_temporary(name) for name in os.listdir(tmp_path))

@@ -99,10 +99,7 @@ def test_further_sessions_share_the_connection_that_took_the_code(
     relay = relay_factory(server.port, one_way_ms=20)
     data = os.urandom(40 * 2**20)
     server.make("codes/large", data)
-    alias = ("Host *\n", f"Host *\n HostKeyAlias [127.0.0.1]:{server.port}\n")
-    config = changed(server, tmp_path / "config", alias)
-    settings = careful.settings(careful.code(), carrier=carrier, ssh_config=config)
-    with TransferEngine(settings) as engine:
+    with TransferEngine(careful.settings(careful.code(), carrier=carrier)) as engine:
         url = relay.url(careful.url("codes/large"))
         engine.fetch(url, tmp_path / "large").result(WAIT_S)
     assert (tmp_path / "large").read_bytes() == data
@@ -125,7 +122,7 @@ def test_a_connection_that_took_a_code_is_not_given_up_to_others(careful):
     assert [line for line in careful.said() if line.startswith("login")] == LOGIN
 
 
-def test_a_code_does_not_belong_in_the_config_file(monkeypatch):
+def test_a_code_does_not_belong_in_the_config_file():
     path = config_path()
     path.parent.mkdir(parents=True)
     path.write_text("one_time_code: '123456'\n")

@@ -27,12 +27,7 @@ def slow(sshd, remote_directory, relay_factory, tmp_path):
     names = [f"{remote_directory}/{number}" for number in range(FILES)]
     for name in names:
         sshd.make(name, data, mtime=stat.mtime)
-    config = tmp_path / "config"
-    known = f"Host *\n HostKeyAlias [127.0.0.1]:{sshd.port}\n"
-    config.write_text(known + sshd.ssh_config.read_text())
-    settings = sshd.settings(
-        connections=1, cache_dir=str(tmp_path / "cache"), ssh_config=str(config)
-    )
+    settings = sshd.settings(connections=1, cache_dir=str(tmp_path / "cache"))
     return settings, [relay.url(sshd.url(name)) for name in names], stat, data
 
 

@@ -14,6 +14,8 @@ from pyremotedata_core.names import TemporaryNames, aside_name, is_temporary
 from pyremotedata_core.transports import wire
 from pyremotedata_core.transports.lftp_text import Log, parse_listing, parse_one
 
+from .fuzz.wire import READERS
+
 settings.register_profile("suite", max_examples=150, derandomize=True, deadline=None)
 settings.load_profile("suite")
 
@@ -79,13 +81,7 @@ def test_a_pattern_of_plain_characters_matches_its_name_alone(names):
 @example(b"\x00\x00\x00\x01" + b"\x00\x00\x00\x01a" * 2 + b"\x80\x00\x00\x00\xff\xff\xff\xff")
 def test_any_bytes_of_a_server_are_an_answer_or_garbage(data):
     body = memoryview(data)
-    for read in (
-        wire.read_names,
-        wire.read_attrs,
-        wire.read_status,
-        wire.read_extensions,
-        wire.read_limits,
-    ):
+    for read in READERS:
         with contextlib.suppress(wire.Garbage):
             read(body)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
 
@@ -36,24 +35,8 @@ def engine(sshd):
 
 
 @pytest.fixture
-def there(sshd, remote_directory) -> Path:
-    """Where the remote directory really is."""
-    return sshd.root / remote_directory
-
-
-@pytest.fixture
 def remote(sshd, remote_directory, engine) -> Remote:
     return Remote(sshd.url(remote_directory), engine=engine)
-
-
-@pytest.fixture
-def make(sshd, remote_directory):
-    """Write a file in the remote directory."""
-
-    def write(relative: str, data: bytes = b"", **options) -> Path:
-        return sshd.make(f"{remote_directory}/{relative}", data, **options)
-
-    return write
 
 
 # --- which remote ---------------------------------------------------------------------------
@@ -264,7 +247,7 @@ def test_two_files_of_one_name_are_refused_before_anything_moves(remote, make, t
     assert tree(tmp_path) == {}
 
 
-def test_a_single_path_where_several_are_meant_is_refused(remote, tmp_path):
+def test_a_single_path_where_several_are_meant_is_refused(remote):
     for move in (remote.get_many, remote.stream):
         with pytest.raises(ConfigurationError, match=r"write \['a.bin'\]"):
             move("a.bin")
@@ -359,7 +342,7 @@ def test_directories_and_files_are_made_and_removed(remote, make, there):
     assert tree(there) == {}
 
 
-def test_listing_a_silent_server_waits_only_once(tmp_path):
+def test_listing_a_silent_server_waits_only_once():
     """The second look, whether it is a file, is for servers that answer."""
     with (
         ScriptedSshd("lie", "silent") as server,
@@ -380,7 +363,6 @@ def test_repr_names_the_remote_and_no_secret(sshd):
     with Remote(sshd.url(), password="canary") as remote:
         assert str(RemoteURL.parse(sshd.url())) in repr(remote)
         assert "canary" not in repr(remote) + repr(remote.engine)
-    os.environ.pop("PYREMOTEDATA_PASSWORD", None)
 
 
 @pytest.mark.parametrize("size", [3, LARGE])

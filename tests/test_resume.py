@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from pyremotedata_core.jobs import SEGMENT_BYTES
 
 from .sites import temporaries
 from .test_faults_killed import kill
+from .waiting import wait_until
 
 SIZE = 10 * SEGMENT_BYTES + 12_345
 OWNER = """\
@@ -33,10 +33,7 @@ class Line:
     """A server behind a relay, a large file at one end, and a directory at the other."""
 
     def __init__(self, server, relay, tmp_path: Path, verb: str) -> None:
-        self.relay, self.verb = relay, verb
-        self.config = tmp_path / "config"
-        alias = f"Host *\n HostKeyAlias [127.0.0.1]:{server.port}\n"
-        self.config.write_text(alias + server.ssh_config.read_text())
+        self.server, self.relay, self.verb = server, relay, verb
         here, there = tmp_path / "here", server.root / "there"
         here.mkdir()
         there.mkdir()
@@ -52,9 +49,6 @@ class Line:
         self.data = os.urandom(SIZE)
         self.source.write_bytes(self.data)
 
-    def settings(self, server, **more):
-        return server.settings(ssh_config=str(self.config), **more)
-
     def run(self, engine: TransferEngine, **options):
         return getattr(engine, self.verb)(*self.arguments, **options)
 
@@ -63,30 +57,24 @@ class Line:
 
     def wait_for(self, share: float) -> None:
         """Wait until so much of the file has arrived."""
-        deadline = time.monotonic() + 60
-        while sum(os.stat(p).st_blocks * 512 for p in temporaries(self.place)) < SIZE * share:
-            assert time.monotonic() < deadline, "it does not get on"
-            time.sleep(0.01)
+        blocks = SIZE * share / 512
+        wait_until(lambda: sum(os.stat(p).st_blocks for p in temporaries(self.place)) >= blocks)
 
     def break_off(self, how: str) -> None:
         """Let another process move a good part, and end it."""
         self.relay.set(rate=60e6)
-        command = [sys.executable, "-c", OWNER, self.verb, *self.arguments, str(self.config)]
+        config = self.server.ssh_config
+        command = [sys.executable, "-c", OWNER, self.verb, *self.arguments, str(config)]
         process = subprocess.Popen(command)
         self.wait_for(0.7)
         kill(process, everything=how == "everything")
         self.relay.set(rate=0)
-        deadline = time.monotonic() + 30
-        while processes_of(self.config):  # the helper notices, and leaves what can be continued
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        # The helper notices, and leaves what can be continued.
+        wait_until(lambda: not processes_of(config))
 
     def finished(self) -> None:
         assert self.target.read_bytes() == self.data
-        deadline = time.monotonic() + 10
-        while temporaries(self.place) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert temporaries(self.place) == []
+        wait_until(lambda: not temporaries(self.place))
 
 
 def processes_of(config: Path) -> list[str]:
@@ -102,9 +90,7 @@ def processes_of(config: Path) -> list[str]:
 @pytest.fixture
 def line(sshd_factory, relay_factory, tmp_path, request):
     server = sshd_factory()
-    line = Line(server, relay_factory(server.port), tmp_path, request.param)
-    line.server = server
-    return line
+    return Line(server, relay_factory(server.port), tmp_path, request.param)
 
 
 both_ways = pytest.mark.parametrize("line", ["fetch", "store"], indirect=True)
@@ -118,7 +104,7 @@ def test_what_a_killed_process_has_moved_is_not_moved_again(line, how):
     assert temporaries(line.place)
     before = line.moved()
     told: list[int] = []
-    with TransferEngine(line.settings(line.server)) as engine:
+    with TransferEngine(line.server.settings()) as engine:
         line.run(engine, on_progress=lambda count, _: told.append(count)).result(60)
     line.finished()
     assert line.moved() - before < SIZE * 0.8
@@ -130,7 +116,7 @@ def test_nothing_of_a_source_that_has_changed_is_continued(line):
     line.break_off("everything")
     line.new_source()
     os.utime(line.source, (1_600_000_000, 1_600_000_000))
-    with TransferEngine(line.settings(line.server)) as engine:
+    with TransferEngine(line.server.settings()) as engine:
         line.run(engine).result(60)
     line.finished()
 
@@ -140,7 +126,7 @@ def test_what_nobody_can_continue_goes_with_the_next_process(line):
     line.break_off("everything")
     line.source.unlink()
     line.data = b"something else"
-    with TransferEngine(line.settings(line.server)) as engine:
+    with TransferEngine(line.server.settings()) as engine:
         (line.source_place / "other").write_bytes(b"1")
         url = line.arguments[1].replace("there/g", "there/other")
         engine.store(line.source_place / "other", url).result(60)
@@ -157,7 +143,7 @@ def test_a_part_with_the_time_of_an_old_source_is_continued_by_a_sync(line):
     (part,) = temporaries(line.place)
     os.utime(part, (1_600_000_000, 1_600_000_000))
     before = line.moved()
-    with TransferEngine(line.settings(line.server)) as engine:
+    with TransferEngine(line.server.settings()) as engine:
         url = line.arguments[1].removesuffix("/f")
         result = engine.store_tree(line.source_place, url, compare=True).result(60)
     assert result.failed == []
@@ -177,14 +163,14 @@ def test_a_part_of_another_size_of_segments_or_another_boot_is_not_continued(
     part = record.with_suffix(".part")
     with part.open("r+b") as file:
         file.write(bytes(SIZE))
-    with TransferEngine(line.settings(server)) as engine:
+    with TransferEngine(server.settings()) as engine:
         line.run(engine).result(60)
     line.finished()
 
 
 @both_ways
 def test_a_connection_that_comes_back_too_late_loses_nothing(line):
-    with TransferEngine(line.settings(line.server, timeout_s=2.0)) as engine:
+    with TransferEngine(line.server.settings(timeout_s=2.0)) as engine:
         line.relay.set(rate=60e6)
         future = line.run(engine)
         line.wait_for(0.7)
@@ -207,14 +193,14 @@ def test_a_part_that_has_gone_from_the_server_is_made_anew(sshd_factory, relay_f
     line.break_off("everything")
     shutil.rmtree(line.place)
     line.place.mkdir()
-    with TransferEngine(line.settings(server)) as engine:
+    with TransferEngine(server.settings()) as engine:
         line.run(engine).result(60)
     line.finished()
 
 
 @both_ways
 def test_a_transfer_that_is_given_up_leaves_nothing(line):
-    with TransferEngine(line.settings(line.server)) as engine:
+    with TransferEngine(line.server.settings()) as engine:
         line.relay.set(rate=60e6)
         future = line.run(engine)
         line.wait_for(0.5)
@@ -227,7 +213,8 @@ def test_a_transfer_that_is_given_up_leaves_nothing(line):
 def test_the_command_broken_off_at_the_keyboard_goes_on_with_the_next(line):
     line.relay.set(rate=60e6)
     verb = "get" if line.verb == "fetch" else "put"
-    command = [sys.executable, "-m", "pyremotedata_core.cli", verb, "--ssh-config", line.config]
+    config = line.server.ssh_config
+    command = [sys.executable, "-m", "pyremotedata_core.cli", verb, "--ssh-config", config]
     process = subprocess.Popen([*command, *line.arguments])
     line.wait_for(0.7)
     process.send_signal(signal.SIGINT)

@@ -41,7 +41,7 @@ def test_the_server_is_known_by_its_host_key_only(sshd, tmp_path):
     assert "Host key verification failed" in done.stderr
 
 
-def test_denied_requests_are_denied(sshd_factory, tmp_path):
+def test_denied_requests_are_denied(sshd_factory):
     server = sshd_factory(sftp_arguments="-P posix-rename,rename")
     server.make("a", b"1")
     done = sftp_client(server, f"rename {server.root}/a {server.root}/b\n")
@@ -124,7 +124,7 @@ def test_a_stopped_server_leaves_no_process_and_no_file():
         socket.create_connection(("127.0.0.1", server.port), timeout=5)
 
 
-def test_a_configuration_that_sshd_refuses_is_told(tmp_path):
+def test_a_configuration_that_sshd_refuses_is_told():
     server = EmbeddedSshd(lines=["NoSuchKeyword yes"])
     with pytest.raises(ServerUnavailable, match="NoSuchKeyword"):
         server.start()

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("snakemake")
 
-from .servers import free_port
-from .snakemake_workflow import Workflow, kill_group, relayed_ssh_config, temporaries, wait_until
+from .servers import free_port, processes_with
+from .snakemake_workflow import Workflow, kill_group, temporaries
+from .waiting import wait_until
 
 COPY = """
     rule copy:
@@ -29,7 +28,7 @@ SECRET = "canary-7d0e"
 def workflow(sshd, remote_directory, tmp_path):
     made = Workflow(tmp_path / "work", sshd, remote_directory)
     made.make_remote("in.txt", b"hello\n")
-    made.env["PYREMOTEDATA_TIMEOUT"] = "10"
+    made.env |= {"PYREMOTEDATA_TIMEOUT": "10", "PLACE": str(made.directory)}
     return made
 
 
@@ -146,30 +145,27 @@ def test_a_password_is_nowhere_to_be_seen(chroot_sshd, tmp_path):
         assert not path.is_file() or chroot_sshd.password.encode() not in path.read_bytes()
 
 
-def test_a_silent_server_ends_within_the_time_limit(workflow, relay_factory, tmp_path):
+def test_a_silent_server_ends_within_the_time_limit(workflow, relay_factory):
     relay = relay_factory(workflow.server.port)
     relay.stall()
-    workflow.env["PYREMOTEDATA_SSH_CONFIG"] = str(relayed_ssh_config(workflow.server, tmp_path))
     workflow.env["PYREMOTEDATA_TIMEOUT"] = "2"
     outcome = copy(workflow, relay.url(workflow.server.url(f"{workflow.remote}/in.txt")))
     outcome.failed("Failed to check existence of sftp://", "check host, port and firewall")
     assert "MissingInput" not in outcome.text
 
 
-def test_a_connection_lost_while_retrieving_is_made_again(workflow, relay_factory, tmp_path):
+def test_a_connection_lost_while_retrieving_is_made_again(workflow, relay_factory):
     data = os.urandom(8_000_000)
     workflow.make_remote("big", data)
     relay = relay_factory(workflow.server.port)
     relay.drop_after(3_000_000, kind="reset")
-    workflow.env["PYREMOTEDATA_SSH_CONFIG"] = str(relayed_ssh_config(workflow.server, tmp_path))
     copy(workflow, relay.url(workflow.server.url(f"{workflow.remote}/big"))).succeeded()
     assert relay.status()["faults"] == 1
     assert workflow.remote_path("out.txt").read_bytes() == data
 
 
-def test_a_connection_lost_while_storing_is_made_again(workflow, relay_factory, tmp_path):
+def test_a_connection_lost_while_storing_is_made_again(workflow, relay_factory):
     relay = relay_factory(workflow.server.port)
-    workflow.env["PYREMOTEDATA_SSH_CONFIG"] = str(relayed_ssh_config(workflow.server, tmp_path))
     workflow.write(
         """
         rule make:
@@ -208,13 +204,12 @@ def test_a_failed_input_stops_the_others_and_leaves_nothing_half_done(chroot_ssh
     assert not temporaries(workflow.directory)
 
 
-def stalled(workflow, relay_factory, tmp_path, data):
+def stalled(workflow, relay_factory, data):
     """Write a workflow whose inputs stop coming halfway."""
     workflow.make_remote("tree/a", data)
     workflow.make_remote("tree/sub/b", data)
     workflow.make_remote("file", data)
     relay = relay_factory(workflow.server.port)
-    workflow.env["PYREMOTEDATA_SSH_CONFIG"] = str(relayed_ssh_config(workflow.server, tmp_path))
     workflow.write(
         """
         storage:
@@ -232,15 +227,15 @@ def stalled(workflow, relay_factory, tmp_path, data):
 
 
 def test_a_run_killed_while_retrieving_leaves_nothing_half_done_and_can_be_repeated(
-    workflow, relay_factory, tmp_path
+    workflow, relay_factory
 ):
     data = os.urandom(4_000_000)
-    relay = stalled(workflow, relay_factory, tmp_path, data)
+    relay = stalled(workflow, relay_factory, data)
     with workflow.start() as process:
         wait_until(lambda: relay.status()["faults"])
-        assert clients(tmp_path)
+        assert processes(workflow)
         kill_group(process)
-    wait_until(lambda: not clients(tmp_path))
+    wait_until(lambda: not processes(workflow))
     storage = workflow.directory / ".snakemake/storage"
     assert temporaries(storage), "it was killed too late"
     trees = [path for path in storage.rglob("tree") if not path.parent.name.startswith(".")]
@@ -254,17 +249,15 @@ def test_a_run_killed_while_retrieving_leaves_nothing_half_done_and_can_be_repea
     assert not temporaries(workflow.directory)
 
 
-def test_a_run_interrupted_while_retrieving_ends_and_leaves_nothing(
-    workflow, relay_factory, tmp_path
-):
+def test_a_run_interrupted_while_retrieving_ends_and_leaves_nothing(workflow, relay_factory):
     data = os.urandom(4_000_000)
-    relay = stalled(workflow, relay_factory, tmp_path, data)
+    relay = stalled(workflow, relay_factory, data)
     with workflow.start() as process:
         wait_until(lambda: relay.status()["faults"])
         os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
         text, _ = process.communicate(timeout=60)
     assert process.returncode, text
-    wait_until(lambda: not clients(tmp_path))
+    wait_until(lambda: not processes(workflow))
     storage = workflow.directory / ".snakemake/storage"
     assert not temporaries(storage)
     assert not [path for path in storage.rglob("*") if path.is_file() and path.name != "file"]
@@ -276,10 +269,9 @@ def test_a_run_interrupted_while_retrieving_ends_and_leaves_nothing(
 
 
 def test_a_run_killed_while_storing_leaves_nothing_half_done_and_can_be_repeated(
-    workflow, relay_factory, tmp_path
+    workflow, relay_factory
 ):
     relay = relay_factory(workflow.server.port)
-    workflow.env["PYREMOTEDATA_SSH_CONFIG"] = str(relayed_ssh_config(workflow.server, tmp_path))
     workflow.write(
         """
         rule make:
@@ -292,9 +284,9 @@ def test_a_run_killed_while_storing_leaves_nothing_half_done_and_can_be_repeated
     relay.stall(after_bytes=6_000_000, direction="up")
     with workflow.start() as process:
         wait_until(lambda: relay.status()["faults"])
-        assert clients(tmp_path)
+        assert processes(workflow)
         kill_group(process)
-    wait_until(lambda: not clients(tmp_path))
+    wait_until(lambda: not processes(workflow))
     for path in workflow.server.root.joinpath(workflow.remote).rglob("*"):
         if path.is_file() and path.name in ("a", "b", "file"):
             assert path.stat().st_size == 4_000_000, path
@@ -306,14 +298,9 @@ def test_a_run_killed_while_storing_leaves_nothing_half_done_and_can_be_repeated
         assert workflow.remote_path(name).read_bytes() == bytes(4_000_000)
 
 
-def clients(directory):
-    """Return the processes whose command line names a file below a directory."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if os.fsencode(directory) in path.read_bytes():
-                found.append(path.parent.name)
-    return found
+def processes(workflow):
+    """Return the processes of runs in this workflow's directory."""
+    return processes_with(f"PLACE={workflow.directory}")
 
 
 def test_a_full_disk_of_the_server(workflow, small_disk):

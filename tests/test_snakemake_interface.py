@@ -12,8 +12,6 @@ pytest.importorskip("snakemake")
 from snakemake_interface_storage_plugins.tests import TestStorageBase
 from snakemake_storage_plugin_pyremotedata import StorageProvider, StorageProviderSettings
 
-from .snakemake_workflow import relayed_ssh_config
-
 
 class _Suite(TestStorageBase):
     __test__ = False
@@ -70,12 +68,8 @@ class TestThroughASlowNetwork(_Suite):
     __test__ = True
 
     @pytest.fixture(autouse=True)
-    def _relay(self, sshd, relay_factory, tmp_path):
+    def _relay(self, sshd, relay_factory):
         self.relay = relay_factory(sshd.port, one_way_ms=10)
-        self.ssh_config = relayed_ssh_config(sshd, tmp_path)
-
-    def get_storage_provider_settings(self):
-        return StorageProviderSettings(ssh_config=str(self.ssh_config))
 
     def get_query(self, tmp_path):
         return self.relay.url(super().get_query(tmp_path))

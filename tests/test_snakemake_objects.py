@@ -29,20 +29,20 @@ from snakemake_storage_plugin_pyremotedata.memory import NEGATIVE_S
 from snakemake_storage_plugin_pyremotedata.prefetch import fits
 from snakemake_storage_plugin_pyremotedata.workspace import Workspace
 
-from .snakemake_workflow import relayed_ssh_config, temporaries, wait_until
+from .snakemake_workflow import temporaries
+from .waiting import wait_until
 
 
 class Bench:
     """A provider and the directory of a server that it works on."""
 
-    def __init__(self, server, directory, local, ssh_config=None, relay=None, **settings):
+    def __init__(self, server, directory, local, relay=None, **settings):
         self.server, self.directory, self.relay = server, directory, relay
         self.local = local
-        config = str(ssh_config or server.ssh_config)
         self.provider = StorageProvider(
             local_prefix=local,
             logger=logging.getLogger("test"),
-            settings=StorageProviderSettings(ssh_config=config, **settings),
+            settings=StorageProviderSettings(ssh_config=str(server.ssh_config), **settings),
         )
 
     def object(self, relative):
@@ -77,8 +77,7 @@ def counted(sshd_factory, tmp_path):
 @pytest.fixture
 def relayed(sshd, remote_directory, tmp_path, relay_factory):
     relay = relay_factory(sshd.port)
-    config = relayed_ssh_config(sshd, tmp_path)
-    made = Bench(sshd, remote_directory, tmp_path / "local", config, relay, timeout="4")
+    made = Bench(sshd, remote_directory, tmp_path / "local", relay, timeout="4")
     yield made
     made.provider.prefetch.close()
     made.provider.engine().close()

@@ -210,7 +210,7 @@ def test_importing_the_plugin_loads_no_engine_and_needs_no_programs(tmp_path):
         "import snakemake_storage_plugin_pyremotedata as plugin, logging, pathlib\n"
         "p = plugin.StorageProvider(local_prefix=pathlib.Path('x'), logger=logging.getLogger())\n"
         "p.object('sftp://h/{a}.txt').local_path()\n"
-        "heavy = {'pyremotedata_core.engine', 'pyremotedata_core.ssh', 'subprocess32', 'tqdm'}\n"
+        "heavy = {'pyremotedata_core.engine', 'pyremotedata_core.ssh', 'tqdm'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     done = subprocess.run(

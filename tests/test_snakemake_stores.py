@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("snakemake")
 
 from .page import told
-from .snakemake_workflow import Workflow, relayed_ssh_config
+from .snakemake_workflow import Workflow
 
 
 @pytest.fixture
@@ -191,7 +191,6 @@ def test_the_outputs_of_a_job_are_stored_at_the_same_time_and_once(
     server.make_directory("data")
     relay = relay_factory(server.port, one_way_ms=10)  # enough for all to be under way
     workflow = Workflow(tmp_path / "work", server, "data")
-    workflow.env["PYREMOTEDATA_SSH_CONFIG"] = str(relayed_ssh_config(server, tmp_path))
     workflow.write(EIGHT.replace("@URL@", relay.url(server.url("data"))))
     workflow.run("--keep-storage-local-copies").succeeded()
     for n in range(8):

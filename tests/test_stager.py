@@ -30,18 +30,17 @@ from pyremotedata_core.stager.place import cache_root
 
 from .page import told
 from .stager_nodes import (  # noqa: F401
-    PATIENCE_S,
     files_in,
     left_over,
     make_files,
     options,
     place,
     processes,
-    relay_to,
     root_of,
     small,
     stager,
 )
+from .waiting import PATIENCE_S
 
 # --- one file -----------------------------------------------------------------------------------
 
@@ -136,10 +135,10 @@ def test_a_directory_is_refused(stager, sshd, remote_directory):
         stager.lease(sshd.url(remote_directory))
 
 
-def test_a_failed_transfer_leaves_nothing_and_is_not_remembered(sshd_factory, relay_to, place):
+def test_a_failed_transfer_leaves_nothing_and_is_not_remembered(sshd_factory, relay_factory, place):
     server = sshd_factory()
     server.make("a", b"x" * 3_000_000)
-    relay = relay_to(server)
+    relay = relay_factory(server.port)
     url = relay.url(server.url("a"))
     with Stager(server.settings(cache_dir=str(place), timeout_s=2.0)) as stager:
         relay.stall(after_bytes=500_000)
@@ -305,26 +304,19 @@ def test_a_cache_that_stays_full_is_an_error_with_the_remedy(small, sshd, remote
     del leases
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a small disk")
 def test_a_full_disk_is_an_error_with_the_remedy_and_old_files_make_room(
-    sshd, remote_directory, tmp_path
+    sshd, remote_directory, small_disk
 ):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", disk], check=True)
-    try:
-        a, b, c = make_files(sshd, remote_directory, "abc", size=1_500_000)
-        (large,) = make_files(sshd, remote_directory, "d", size=5_000_000)
-        with Stager(sshd.settings(cache_dir=str(disk), timeout_s=2.0)) as stager:
-            for url in (a, b, c):
-                stager.lease(url).release()
-            assert files_in(disk) == {"b", "c"}
-            with pytest.raises(LocalStorageFull, match="PYREMOTEDATA_CACHE_DIR") as caught:
-                stager.lease(large)
-            assert caught.type is LocalStorageFull, "nobody can make room: it waits for nobody"
-            assert files_in(disk) == {"b", "c"}
-    finally:
-        subprocess.run(["umount", "-l", disk], check=True)
+    a, b, c = make_files(sshd, remote_directory, "abc", size=3_000_000)
+    (large,) = make_files(sshd, remote_directory, "d", size=10_000_000)
+    with Stager(sshd.settings(cache_dir=str(small_disk), timeout_s=2.0)) as stager:
+        for url in (a, b, c):
+            stager.lease(url).release()
+        assert files_in(small_disk) == {"b", "c"}
+        with pytest.raises(LocalStorageFull, match="PYREMOTEDATA_CACHE_DIR") as caught:
+            stager.lease(large)
+        assert caught.type is LocalStorageFull, "nobody can make room: it waits for nobody"
+        assert files_in(small_disk) == {"b", "c"}
 
 
 # --- the place ----------------------------------------------------------------------------------

@@ -21,22 +21,21 @@ from pyremotedata_core import (
 )
 from pyremotedata_core.stager import Stager
 
+from .forks import in_a_fork
 from .page import told
 from .stager_nodes import (  # noqa: F401
-    PATIENCE_S,
     files_in,
     left_over,
     make_files,
     options,
     place,
     processes,
-    relay_to,
     root_of,
     small,
     stager,
-    wait_until,
     wait_until_stalled,
 )
+from .waiting import PATIENCE_S, wait_until
 
 # --- many processes, and their deaths -----------------------------------------------------------
 
@@ -57,11 +56,13 @@ def test_eight_processes_that_want_one_file_move_it_once(sshd_factory, place, pr
     assert not left_over(place)
 
 
-def test_a_process_killed_while_it_fetches_does_no_harm(sshd_factory, relay_to, place, processes):
+def test_a_process_killed_while_it_fetches_does_no_harm(
+    sshd_factory, relay_factory, place, processes
+):
     server = sshd_factory()
     data = os.urandom(4_000_000)
     server.make("a", data)
-    relay = relay_to(server)
+    relay = relay_factory(server.port)
     url = relay.url(server.url("a"))
     settings = {"ssh_config": str(server.ssh_config), "cache_dir": str(place)}
     first, second = processes(**settings), processes(**settings)
@@ -103,10 +104,10 @@ def test_killed_at_any_moment_a_process_leaves_a_sound_cache(
     assert int((root_of(place) / "usage").read_text()) == 10_000 * len(files_in(place))
 
 
-def test_a_holder_that_shows_no_life_is_named(sshd_factory, relay_to, place, processes):
+def test_a_holder_that_shows_no_life_is_named(sshd_factory, relay_factory, place, processes):
     server = sshd_factory()
     server.make("a", b"x" * 3_000_000)
-    relay = relay_to(server)
+    relay = relay_factory(server.port)
     url = relay.url(server.url("a"))
     holder = processes(ssh_config=str(server.ssh_config), cache_dir=str(place))
     relay.stall(after_bytes=500_000)
@@ -124,11 +125,11 @@ def test_a_holder_that_shows_no_life_is_named(sshd_factory, relay_to, place, pro
 
 
 def test_a_holder_that_lives_is_waited_for_longer_than_the_time_limit(
-    sshd_factory, relay_to, place, processes
+    sshd_factory, relay_factory, place, processes
 ):
     server = sshd_factory()
     server.make("a", b"x" * 3_000_000)
-    relay = relay_to(server, rate=1_000_000)
+    relay = relay_factory(server.port, rate=1_000_000)
     url = relay.url(server.url("a"))
     holder = processes(ssh_config=str(server.ssh_config), cache_dir=str(place), timeout_s=2)
     holder.begin(f"stage {url}")
@@ -140,11 +141,11 @@ def test_a_holder_that_lives_is_waited_for_longer_than_the_time_limit(
 
 
 def test_a_cancelled_request_stops_the_transfer_unless_others_want_the_file(
-    sshd_factory, relay_to, place
+    sshd_factory, relay_factory, place
 ):
     server = sshd_factory()
     server.make("a", b"x" * 2_000_000)
-    relay = relay_to(server)
+    relay = relay_factory(server.port)
     url = relay.url(server.url("a"))
     with Stager(server.settings(cache_dir=str(place))) as stager:
         relay.stall(after_bytes=500_000)
@@ -158,10 +159,10 @@ def test_a_cancelled_request_stops_the_transfer_unless_others_want_the_file(
         assert not stager.lease(url).from_cache
 
 
-def test_closing_ends_what_is_under_way(sshd_factory, relay_to, place):
+def test_closing_ends_what_is_under_way(sshd_factory, relay_factory, place):
     server = sshd_factory()
     server.make("a", b"x" * 2_000_000)
-    relay = relay_to(server)
+    relay = relay_factory(server.port)
     stager = Stager(server.settings(cache_dir=str(place)))
     relay.stall(after_bytes=500_000)
     future = stager.stage(relay.url(server.url("a")))
@@ -261,19 +262,6 @@ def test_the_draft_of_a_killed_process_goes_and_that_of_a_living_one_stays(
 # --- fork ---------------------------------------------------------------------------------------
 
 
-def in_child(work) -> None:
-    """Run ``work`` in a forked child; fail here if it fails there."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        finally:
-            os._exit(status)
-    assert os.waitpid(pid, 0)[1] == 0
-
-
 def test_a_forked_child_stages_with_a_stager_of_its_own(stager, sshd, remote_directory):
     a, b = make_files(sshd, remote_directory, "ab")
     stager.lease(a).release()
@@ -282,16 +270,16 @@ def test_a_forked_child_stages_with_a_stager_of_its_own(stager, sshd, remote_dir
         assert stager.lease(a).from_cache
         assert not stager.lease(b).from_cache
 
-    in_child(work)
+    assert in_a_fork(work) == ""
     assert stager.lease(b).from_cache
 
 
 def test_a_forked_child_does_not_hold_the_locks_of_a_parent_that_is_killed(
-    sshd_factory, relay_to, place, processes
+    sshd_factory, relay_factory, place, processes
 ):
     server = sshd_factory()
     server.make("a", b"x" * 2_000_000)
-    relay = relay_to(server)
+    relay = relay_factory(server.port)
     url = relay.url(server.url("a"))
     parent = processes(ssh_config=str(server.ssh_config), cache_dir=str(place))
     relay.stall(after_bytes=500_000)

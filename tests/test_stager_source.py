@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -11,7 +10,8 @@ import pytest
 from pyremotedata_core import RemoteURL, Stat, TransferError
 from pyremotedata_core.stager import Stager
 
-PATIENCE_S = 30.0
+from .waiting import wait_until
+
 FILE = "sftp://nowhere.invalid/data/a.bin"
 STAT = Stat("file", 10, 1_600_000_000)
 
@@ -35,13 +35,6 @@ class Gift:
 
     def ended(self, url: RemoteURL, stat: Stat, *, is_here: bool) -> None:
         self.told.append((str(url), is_here))
-
-
-def wait_until(true) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.fixture

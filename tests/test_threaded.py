@@ -23,8 +23,9 @@ from pyremotedata_core.part import Part
 from pyremotedata_core.transports.base import Operation
 from pyremotedata_core.transports.threaded import ThreadedSession
 
-from .lftp_sessions import children, end_sessions, through, wait_for
+from .lftp_sessions import children, end_sessions, through
 from .sites import needs_lftp
+from .waiting import wait_until
 
 pytestmark = needs_lftp
 
@@ -176,7 +177,7 @@ def test_there_is_room_for_one_operation(stage, sshd, remote_directory, tmp_path
 def test_a_login_that_fails_is_told_once(sshd, relay):
     relay.refuse()
     stage = Stage(sshd, relay.port, timeout_s=WAIT_S)
-    wait_for(lambda: stage.lost)
+    wait_until(lambda: stage.lost)
     stage.close()
     (error,) = stage.lost
     assert isinstance(error, ConnectionLost)
@@ -192,17 +193,17 @@ def test_a_session_that_breaks_fails_its_operation_and_then_is_lost(
     relay.set(rate=1 << 20)
     part = Part(str(tmp_path / "f"))
     read = stage.begin("read", path, part, 0, stat.size, stat, load_bytes=stat.size)
-    wait_for(lambda: read.moved)
+    wait_until(lambda: read.moved)
     for pid in children():
         if b"lftp" in Path(f"/proc/{pid}/cmdline").read_bytes():
             os.kill(pid, signal.SIGKILL)
     with pytest.raises(ConnectionLost):
         read.wait()
-    wait_for(lambda: stage.lost)
+    wait_until(lambda: stage.lost)
     part.discard()
     assert not stage.session.alive
     assert not stage.call(lambda: stage.session.has_room(read.operation))
-    wait_for(lambda: children() == [])
+    wait_until(lambda: children() == [])
 
 
 def test_a_cancelled_operation_ends_soon_and_the_session_goes_on(
@@ -213,7 +214,7 @@ def test_a_cancelled_operation_ends_soon_and_the_session_goes_on(
     relay.set(rate=1 << 20)
     part = Part(str(tmp_path / "f"))
     read = stage.begin("read", path, part, 0, stat.size, stat, load_bytes=stat.size)
-    wait_for(lambda: read.moved)
+    wait_until(lambda: read.moved)
     read.operation.cancelled = True
     relay.set(rate=0)
     with pytest.raises(ConnectionLost, match="cancelled"):
@@ -229,12 +230,12 @@ def test_close_ends_an_operation_and_all_processes(stage, sshd, remote_directory
     relay.set(rate=1 << 20)
     part = Part(str(tmp_path / "f"))
     read = stage.begin("read", path, part, 0, stat.size, stat, load_bytes=stat.size)
-    wait_for(lambda: read.moved)
+    wait_until(lambda: read.moved)
     stage.call(stage.session.close)
     with pytest.raises(ConnectionLost):
         read.wait()
     part.discard()
-    wait_for(lambda: children() == [])
+    wait_until(lambda: children() == [])
     assert stage.lost == []
 
 

@@ -117,8 +117,10 @@ class EmbeddedSshd:
                 self.stop()
                 raise
         for attempts_left in (2, 1, 0):
-            self.port = self.port or free_port()
-            self._write_config()
+            if not self.port:
+                self.port = free_port()
+                self._write_client_files()  # once: clients may read them during a restart
+            (self.directory / "sshd_config").write_text("\n".join(self._sshd_config()) + "\n")
             try:
                 self._launch()
                 return self
@@ -223,8 +225,7 @@ class EmbeddedSshd:
             # sshd started by root wants its privilege separation directory; systemd makes it.
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
 
-    def _write_config(self) -> None:
-        (self.directory / "sshd_config").write_text("\n".join(self._sshd_config()) + "\n")
+    def _write_client_files(self) -> None:
         host_key = (self.directory / "host_key.pub").read_text()
         self.known_hosts.write_text(f"[{ADDRESS}]:{self.port} {host_key}")
         self.ssh_config.write_text(self._ssh_config(f"IdentityFile {_quoted(self.key)}"))

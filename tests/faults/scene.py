@@ -54,9 +54,6 @@ class Scene:
             )
             self.server._give(self.server.root)
             self.relay = stack.enter_context(Relay(self.server.port, rate=LINK_BYTES_PER_S))
-            self.ssh_config = self.logs / "ssh_config"
-            alias = f"Host *\n    HostKeyAlias [127.0.0.1]:{self.server.port}\n"
-            self.ssh_config.write_text(alias + self.server.ssh_config.read_text())
             self._stack = stack.pop_all()
         return self
 

@@ -121,7 +121,7 @@ class Places(NamedTuple):
         temporary.mkdir(parents=True, exist_ok=True)
         return {
             **kept,
-            "PYREMOTEDATA_SSH_CONFIG": str(self.scene.ssh_config),
+            "PYREMOTEDATA_SSH_CONFIG": str(self.scene.server.ssh_config),
             "PYREMOTEDATA_TIMEOUT": str(TIMEOUT_S),
             "PYREMOTEDATA_CACHE_DIR": str(self.local / "cache"),
             "XDG_CONFIG_HOME": str(self.work / "xdg"),
