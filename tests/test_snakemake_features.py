@@ -165,6 +165,15 @@ def test_a_report_that_cannot_be_written_stops_no_run(workflow):
     assert text.count("The report cannot be written") == 1
 
 
+def test_a_picture_that_cannot_be_drawn_stops_no_run(workflow):
+    for n in range(2):
+        workflow.make_remote(f"in/{n}", b"x")
+    workflow.write(PICTURE)
+    workflow.path("matplotlib").mkdir()
+    workflow.path("matplotlib/__init__.py").write_text("raise AttributeError('made for another')")
+    assert "report.jsonl: made for another" in workflow.run().succeeded().text
+
+
 def test_what_is_read_once_from_begin_to_end_is_a_link_into_the_cache(workflow):
     data = os.urandom(100_000)
     for name in ("once", "random"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import fcntl
 import logging
 import os
 import subprocess
@@ -27,7 +28,7 @@ from snakemake_storage_plugin_pyremotedata import (
 )
 from snakemake_storage_plugin_pyremotedata.memory import NEGATIVE_S
 from snakemake_storage_plugin_pyremotedata.prefetch import fits
-from snakemake_storage_plugin_pyremotedata.workspace import Workspace
+from snakemake_storage_plugin_pyremotedata.workspace import Workspace, sweep
 
 from .snakemake_workflow import temporaries
 from .waiting import wait_until
@@ -503,6 +504,22 @@ def test_a_workspace_of_a_killed_process_is_removed_and_of_a_living_one_is_not(b
         other.kill()
     Workspace(bench.local).close()
     assert not made.exists()
+
+
+def test_a_workspace_is_not_swept_by_another_process_before_it_is_locked(tmp_path, monkeypatch):
+    lock = fcntl.flock
+
+    def sweep_and_lock(descriptor, how):
+        monkeypatch.setattr(fcntl, "flock", lock)
+        sweep(tmp_path)
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", sweep_and_lock)
+    workspace = Workspace(tmp_path)
+    assert workspace.path.is_dir()
+    assert fcntl.flock is lock
+    workspace.close()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -125,9 +125,9 @@ class Fetching:
 
     def _link(self, lease: Lease, path: Path) -> None:
         """Make the local copy a link into the cache, where the file stays as long as the link."""
-        for other in [other for other in self._linked if not os.path.lexists(other)]:
-            if (lease_of_other := self._linked.pop(other, None)) is not None:
-                lease_of_other.release()
+        for other in list(self._linked):
+            if not os.path.lexists(other) and (unused := self._linked.pop(other, None)) is not None:
+                unused.release()
         part = temporary_path(path.parent)
         part.symlink_to(lease.path)
         os.replace(part, path)

@@ -79,8 +79,10 @@ class Report:
                 draw(lines, path.with_suffix(".png"))
             except ImportError:
                 self._warn(f"No picture of {path}: matplotlib is missing (pip install matplotlib)")
-            except (OSError, ValueError) as error:
+            except OSError as error:
                 self._give_up(error)
+            except Exception as error:  # matplotlib's are of any kind, and the run is done
+                self._warn(f"No picture of {path}: {error}")
 
     def _give_up(self, error: Exception) -> None:
         self._warn(f"The report cannot be written: {error}")

@@ -136,7 +136,7 @@ def prefetch_bytes(settings: Any) -> int:
         return PREFETCH_BYTES
     try:
         return max(0, parse_bytes(value))
-    except (ValueError, KeyError):
+    except ValueError:
         raise ConfigurationError(
             f"pyremotedata settings: prefetch is not valid: {value!r}"
         ) from None

@@ -33,11 +33,13 @@ class Workspace:
         parent.mkdir(parents=True, exist_ok=True)
         sweep(parent)
         self.path = temporary_path(parent)
-        self.path.mkdir()
+        unlocked = self.path.with_suffix(".new")  # a name that no other process sweeps
+        unlocked.mkdir()
         self._owner = os.getpid()
-        self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._lock = os.open(unlocked, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         with contextlib.suppress(OSError):
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        unlocked.rename(self.path)
 
     def close(self) -> None:
         """Remove it with all that is in it; more than once, or in a forked child, is nothing."""
