@@ -215,7 +215,7 @@ def main() -> None:
         print(f"\n{tables[-1]}")
     if options.out:
         about = f"{outcome.machine()}, Dask {dask.__version__}"
-        about += f", {options.rounds} alternating rounds after a warm-up"
+        about += f", {options.rounds} alternating rounds"
         outcome.write(options.out, "Dask tasks with remote inputs", about, tables, results)
 
 

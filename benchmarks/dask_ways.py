@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from distributed import Client
 
-from benchmarks.transfer import Place
+from benchmarks.peers import Place
 
 OURS = "pyremotedata"
 FLOOR = "local files"
@@ -38,19 +38,13 @@ class Site:
         """The directory of the files."""
         return self.place.root / self.name
 
-    def options(self) -> dict[str, str]:
-        """Return what the ssh_config says."""
-        lines = self.place.config.read_text().splitlines()
-        return dict(line.strip().split(" ", 1) for line in lines if line.startswith(" "))
-
     def login(self) -> dict[str, Any]:
         """Return paramiko's arguments."""
-        told = self.options()
         return {
-            "hostname": told["HostName"],
-            "port": int(told["Port"]),
-            "username": told["User"],
-            "key_filename": told["IdentityFile"].strip('"'),
+            "hostname": self.place.option("HostName"),
+            "port": int(self.place.option("Port")),
+            "username": self.place.option("User"),
+            "key_filename": self.place.option("IdentityFile"),
             "look_for_keys": False,
             "allow_agent": False,
         }
@@ -70,7 +64,7 @@ def local_inputs(site: Site, _: Client) -> list[Any]:
     return sorted(site.remote.iterdir())
 
 
-def fsspec_inputs(site: Site, _: Client, protocol: str = "sftp", **options: Any) -> list[Any]:
+def fsspec_inputs(site: Site, _: Client, protocol: str = "sftp") -> list[Any]:
     """List with fsspec, and have the tasks open with it."""
     import fsspec
 
@@ -78,7 +72,7 @@ def fsspec_inputs(site: Site, _: Client, protocol: str = "sftp", **options: Any)
     host = login.pop("hostname")
     found = fsspec.filesystem("sftp", host=host, **login).ls(str(site.remote), detail=False)
     prefix, storage = (
-        ("sftp", login) if protocol == "sftp" else (f"{protocol}::sftp", {"sftp": login, **options})
+        ("sftp", login) if protocol == "sftp" else (f"{protocol}::sftp", {"sftp": login})
     )
     return [(f"{prefix}://{host}{path}", storage) for path in sorted(found)]
 

@@ -17,7 +17,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -32,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.charts import draw_lines
+from benchmarks.outcome import machine
 from pyremotedata_core import ConnectionSettings, Remote
 from pyremotedata_core.stager import Lease, Stager
 from workflows.embedded_sshd import EmbeddedSshd, descendants
@@ -261,8 +261,7 @@ class Outcome:
 
     def __init__(self, scale: float) -> None:
         self.about = (
-            f"{platform.machine()}, {os.cpu_count()} cores shared by client and server,"
-            f" Python {platform.python_version()};"
+            f"{machine()};"
             f" {SMALL_FILES * scale:,.0f} files of {SMALL_BYTES} bytes,"
             f" {LARGE_BYTES * scale / 1e9:g} GB in files of {LARGE_FILE_BYTES // 10**6} MB;"
             f" the cache may keep {BUDGET_BYTES // 10**9} GB"

@@ -27,11 +27,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.relay import Relay
 from tests.servers import Sshd
 
-from . import outcome
-from .transfer import timed
+from . import outcome, transfer
 
 OURS, PEER, FLOOR = "pyremotedata", "sftp plugin", "local files"
 PEER_PACKAGES = ("snakemake-storage-plugin-sftp==0.1.3", "paramiko<4")
@@ -194,8 +192,8 @@ def main() -> None:
     tables: list[str] = []
     with (
         tempfile.TemporaryDirectory(prefix="benchmark-") as folder,
-        Sshd(lines=["MaxStartups 100", "MaxSessions 100"]) as server,
-        Sshd(lines=["MaxStartups 100", "MaxSessions 100"], log_requests=True) as counting,
+        Sshd() as server,
+        Sshd(log_requests=True) as counting,
     ):
         for name in options.cases:
             make_data(server.root / name, CASES[name])
@@ -295,7 +293,7 @@ class Bench:
             argv = ["sh", "-c", f"exec {shlex.join(argv)} > {shlex.quote(str(log))} 2>&1"]
         else:
             argv.append("-q")
-        seconds, _memory = timed(
+        seconds, _memory = transfer.timed(
             argv,
             {
                 "PYREMOTEDATA_SSH_CONFIG": str(self._place.config),
@@ -378,20 +376,10 @@ def make_data(root: Path, case: Case) -> None:
 @contextmanager
 def place_at(server: Sshd, round_trip_ms: float, folder: Path) -> Iterator[Place]:
     """Give the server, behind a relay that makes the round trip."""
-    if not round_trip_ms:
-        home = make_home(folder / f"home-{server.port}", server, server.known_hosts)
-        yield Place(server, server.port, server.ssh_config, home)
-        return
-    with Relay(server.port, one_way_ms=round_trip_ms / 2) as relay:
-        key = " ".join(server.known_hosts.read_text().split()[1:])
-        known = folder / "known_hosts"
-        known.write_text(f"[127.0.0.1]:{relay.port} {key}\n")
-        config = folder / "ssh_config"
-        text = server.ssh_config.read_text().replace(str(server.known_hosts), str(known))
-        config.write_text(text.replace(f"Port {server.port}", f"Port {relay.port}"))
-        yield Place(
-            server, relay.port, config, make_home(folder / f"home-{server.port}", server, known)
-        )
+    with transfer.place_at(server, round_trip_ms, folder) as seen:
+        known = Path(seen.option("UserKnownHostsFile"))
+        home = make_home(folder / f"home-{server.port}", server, known)
+        yield Place(server, int(seen.option("Port")), seen.config, home)
 
 
 def make_home(home: Path, server: Sshd, known_hosts: Path) -> Path:
