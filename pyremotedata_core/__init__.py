@@ -38,24 +38,11 @@ if TYPE_CHECKING:
 if sys.platform == "win32":
     raise ImportError("pyremotedata needs Linux or macOS; on Windows, use it within WSL")
 
+# Where the names are at home; all others are errors.
 _HOME = {
     "config": ("ConnectionSettings", "Secret", "remove_config"),
     "engine": ("TransferEngine", "shared_engine"),
     "entries": ("Entries",),
-    "errors": (
-        "AuthenticationFailed",
-        "ConfigurationError",
-        "ConnectionLost",
-        "HostKeyRejected",
-        "LocalStorageFull",
-        "RemoteChanged",
-        "RemoteFileNotFound",
-        "RemotePermissionDenied",
-        "ServerRefused",
-        "TransferError",
-        "TransferTimeout",
-        "UnsafeName",
-    ),
     "handler": ("IOHandler",),
     "iterator": ("RemotePathIterator",),
     "model": ("Entry", "Stat", "TreeResult"),
@@ -99,8 +86,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULE:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_MODULE[name]}", __name__), name)
+    value = getattr(import_module(f".{_MODULE.get(name, 'errors')}", __name__), name)
     globals()[name] = value
     return value

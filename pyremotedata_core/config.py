@@ -45,8 +45,13 @@ VARIABLES: dict[str, str] = {
 TRANSPORTS = ("auto", "sftp", "lftp")
 FTPS_MODES = ("auto", "explicit", "implicit")
 CARRIERS = ("auto", "openssh", "paramiko")
+PUBLISHING = ("rename", "direct")
 SECRETS = ("password", "key_passphrase", "one_time_code")
 SHOWN_CHARACTERS = 200  # of a value that is not valid
+_FLAGS = {
+    **dict.fromkeys(("yes", "true", "1", "on"), True),
+    **dict.fromkeys(("no", "false", "0", "off"), False),
+}
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
@@ -349,14 +354,7 @@ def _secret(value: Any) -> Secret:
 
 
 def _flag(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    return {"yes": True, "true": True, "1": True, "on": True}.get(str(value).lower()) or {
-        "no": False,
-        "false": False,
-        "0": False,
-        "off": False,
-    }[str(value).lower()]
+    return _FLAGS[str(value).lower()]
 
 
 def _positive(value: Any) -> int:
@@ -393,12 +391,6 @@ def _one_of(choices: tuple[str, ...]) -> Callable[[Any], str]:
     return choose
 
 
-def _publish(value: Any) -> str:
-    if value not in ("rename", "direct"):
-        raise ValueError
-    return str(value)
-
-
 def _host(value: Any) -> str:
     url = RemoteURL.parse(f"sftp://{value}/")
     if url.user or url.port or url.path != "/":
@@ -424,7 +416,7 @@ _WANTED = {  # for people
     "timeout_s": "a number of seconds, more than 0",
     "bandwidth": _BYTES,
     "fsync": _FLAG,
-    "publish": "rename or direct",
+    "publish": " or ".join(PUBLISHING),
     "cache_bytes": _BYTES,
 }
 
@@ -447,7 +439,7 @@ _CONVERTERS = {
     "timeout_s": _seconds,
     "bandwidth": _bytes,
     "fsync": _flag,
-    "publish": _publish,
+    "publish": _one_of(PUBLISHING),
     "cache_dir": _path,
     "cache_bytes": _bytes,
 }

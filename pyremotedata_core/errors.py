@@ -128,22 +128,9 @@ class NoRemoteConfigured(ConfigurationError):
 
 
 _TREE = {
-    cls.__name__: cls
-    for cls in (
-        TransferError,
-        RemoteFileNotFound,
-        RemotePermissionDenied,
-        AuthenticationFailed,
-        HostKeyRejected,
-        ConnectionLost,
-        TransferTimeout,
-        RemoteChanged,
-        LocalStorageFull,
-        UnsafeName,
-        ServerRefused,
-        ConfigurationError,
-        NoRemoteConfigured,
-    )
+    name: cls
+    for name, cls in list(globals().items())
+    if isinstance(cls, type) and issubclass(cls, TransferError)
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Iterator
+from copy import copy
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -116,8 +117,7 @@ class RemotePathIterator:
             self._iterating = False
 
     def _part(self, places: list[int]) -> RemotePathIterator:
-        part = RemotePathIterator.__new__(RemotePathIterator)
-        part.__dict__.update(self.__dict__)
+        part = copy(self)
         part.remote_paths = [self.remote_paths[place] for place in places]
         return part
 

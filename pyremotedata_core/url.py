@@ -205,8 +205,7 @@ def _decode(text: str) -> str:
 def _split_port(hostport: str) -> tuple[str, int | None]:
     host, colon, port_text = hostport.rpartition(":")
     if not colon or hostport.endswith("]"):
-        host, port_text = hostport, ""
-        colon = ""
+        host, colon = hostport, ""
     if not _HOST.fullmatch(host):
         raise ConfigurationError(
             f"not a host name: {host!r}" if host else "the URL names no host; sftp://host/path"

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future
+from itertools import chain, starmap
 from typing import Any
 
 from ..engine import TransferEngine
@@ -72,14 +73,7 @@ def _look_into(
         if stat.kind == "directory":
             raise
         return stat, iter(())
-    return None, _entries(first, walk)
-
-
-def _entries(first: tuple[str, Stat] | None, others: Iterator[tuple[str, Stat]]) -> Iterator[Entry]:
-    if first is not None:
-        yield Entry(*first)
-        for path, stat in others:
-            yield Entry(path, stat)
+    return None, starmap(Entry, chain([first] if first else [], walk))
 
 
 def stat(engine: TransferEngine, options: argparse.Namespace) -> int:
@@ -124,8 +118,7 @@ def du(engine: TransferEngine, options: argparse.Namespace) -> int:
 
     def show(path: str) -> None:
         for url, known in meant(remote, path):
-            is_file = known is not None and known.kind != "directory"
-            size = known.size if known is not None and is_file else remote.du(url)
+            size = known.size if known and known.kind != "directory" else remote.du(url)
             sizes.append({"url": str(url), "bytes": size})
             if not options.json:
                 shown = size_text(size, options.human)

@@ -115,7 +115,7 @@ class Changes:
     def end(self) -> int:
         """Print the outcome for machines; return the exit status."""
         if self._options.json:
-            said = {"done": [], "planned": [], "failed": [e.to_plain() for e in self._failed]}
-            said["planned" if self._options.dry_run else "done"] = self._said  # type: ignore[assignment]
-            print_json(said)
+            done, planned = ([], self._said) if self._options.dry_run else (self._said, [])
+            failed = [error.to_plain() for error in self._failed]
+            print_json({"done": done, "planned": planned, "failed": failed})
         return int(bool(self._failed))
