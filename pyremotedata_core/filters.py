@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from .errors import ConfigurationError
 
@@ -36,15 +36,9 @@ class TreeKeywords(TypedDict, total=False):
 def tree_options(given: TreeKeywords) -> TreeOptions:
     """Return the options that a caller has given; a wrong pattern is told here and now."""
     chosen = Filter(given.get("include", ()), given.get("exclude", ()))
-    return TreeOptions(
-        given.get("compare", False),
-        given.get("delete", False),
-        tuple(chosen.include),
-        tuple(chosen.exclude),
-        given.get("dry_run", False),
-        given.get("verify", False),
-        given.get("modes", False),
-    )
+    patterns = {"include": tuple(chosen.include), "exclude": tuple(chosen.exclude)}
+    options: dict[str, Any] = {**given, **patterns}
+    return TreeOptions(**options)
 
 
 class Filter:
@@ -71,9 +65,8 @@ class Filter:
 
     def wants_file(self, path: str) -> bool:
         """Whether a file is meant; its directory is taken to be."""
-        if any(pattern.fullmatch(path) for pattern in self._exclude):
-            return False
-        return not self._include or any(pattern.fullmatch(path) for pattern in self._include)
+        included = not self._include or any(one.fullmatch(path) for one in self._include)
+        return included and not any(one.fullmatch(path) for one in self._exclude)
 
     def wants_directory(self, path: str) -> bool:
         """Whether a directory may hold files that are meant."""
@@ -82,7 +75,7 @@ class Filter:
     def is_meant(self, path: str, is_directory: bool) -> bool:
         """Whether an entry may be deleted: a directory only if all that it may hold is meant."""
         if is_directory:
-            return not self._include and not self._exclude and self.wants_directory(path)
+            return not self._include and not self._exclude
         return self.wants_file(path)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pyremotedata_core import ConfigurationError, Remote, TransferEngine, TransferError, spool
-from pyremotedata_core.filters import Filter
+from pyremotedata_core.filters import Filter, tree_options
 from pyremotedata_core.trees.many import FILES_UNDER_WAY
 
 TREE = ["a.csv", "b.txt", "raw/c.csv", "raw/d.txt", "raw/old/e.csv", "tmp/f.csv", "[x].csv"]
@@ -45,6 +45,11 @@ def test_a_pattern_that_means_nothing_is_an_error():
     for pattern in ("", "/"):
         with pytest.raises(ConfigurationError):
             Filter([pattern])
+
+
+def test_an_option_that_there_is_not_is_refused():
+    with pytest.raises(TypeError, match="exlude"):
+        tree_options({"exlude": ["*"]})
 
 
 def make_tree(top: Path, mtime: int) -> None:
