@@ -54,29 +54,10 @@ def set_up() -> ConnectionSettings:
     if not known.host:
         _say("No remote is configured yet.")
     _say("Four questions; an empty answer keeps what is in [].")
-    answers = read_config()  # what is not asked about stays
-    while True:
-        try:
-            answers = _ask_all(known, answers)
-            settings = ConnectionSettings.load(**answers)
-            _say(f"Logging in to {settings.root()} ...")
-            # What a password cannot answer, a one-time code, is asked for when the server asks.
-            with TransferEngine(settings, ask="password" in answers) as engine:
-                engine.stat(settings.root()).result()
-        except (EOFError, KeyboardInterrupt):
-            raise ConfigurationError("the set-up was broken off; nothing was written") from None
-        except (ConfigurationError, TransferError) as error:
-            _say(f"That did not work. {error}")
-            if isinstance(error, AuthenticationFailed) and "password" not in answers:
-                secret = getpass.getpass("Password (empty: none): ", stream=sys.stderr)
-                if secret:
-                    answers["password"] = secret
-            if isinstance(error, HostKeyRejected):
-                _say("Accept the key first, in another terminal.")
-            if not _yes("Try again?"):
-                raise ConfigurationError("the set-up was broken off; nothing was written") from None
-        else:
-            break
+    try:
+        settings, answers = _ask_until_it_works(known)
+    except (EOFError, KeyboardInterrupt):
+        raise ConfigurationError("the set-up was broken off; nothing was written") from None
     path = write_config(answers)
     _say(f"It works. Written to {path}")
     return settings
@@ -120,6 +101,36 @@ def _document(values: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _ask_until_it_works(known: ConnectionSettings) -> tuple[ConnectionSettings, dict[str, Any]]:
+    """Return settings with which a login succeeded, and what the config file is to hold of them.
+
+    Raises
+    ------
+    EOFError
+        If the person gives up.
+    """
+    answers = read_config()  # what is not asked about stays
+    while True:
+        try:
+            answers = _ask_all(known, answers)
+            settings = ConnectionSettings.load(**answers)
+            _say(f"Logging in to {settings.root()} ...")
+            # What a password cannot answer, a one-time code, is asked for when the server asks.
+            with TransferEngine(settings, ask="password" in answers) as engine:
+                engine.stat(settings.root()).result()
+            return settings, answers
+        except TransferError as error:
+            _say(f"That did not work. {error}")
+            if isinstance(error, AuthenticationFailed) and "password" not in answers:
+                secret = getpass.getpass("Password (empty: none): ", stream=sys.stderr)
+                if secret:
+                    answers["password"] = secret
+            if isinstance(error, HostKeyRejected):
+                _say("Accept the key first, in another terminal.")
+            if not _prompt("Try again? (y/n) ").lower().startswith("y"):
+                raise EOFError from None
+
+
 def _ask_all(known: ConnectionSettings, before: dict[str, Any]) -> dict[str, Any]:
     answers = dict(before)
     for key, question in (
@@ -150,13 +161,6 @@ def _prompt(text: str) -> str:
     if not line:
         raise EOFError
     return line.strip()
-
-
-def _yes(question: str) -> bool:
-    try:
-        return _prompt(f"{question} (y/n) ").lower().startswith("y")
-    except EOFError:
-        return False
 
 
 def _say(text: str) -> None:

@@ -115,6 +115,20 @@ def test_a_wrong_answer_is_told_and_nothing_is_written_when_given_up(home):
     assert not config_of(home).exists()
 
 
+def test_an_end_of_input_in_place_of_a_password_gives_up_in_one_line(sshd, home):
+    answers = [
+        ("Server", sshd.alias),
+        ("User name", "no-such-user"),
+        ("Port", ""),
+        ("Remote directory", ""),
+        ("Password", "\x04"),
+    ]
+    said = talk([*CLI, "config", "--setup"], home, answers)
+    assert "the set-up was broken off" in said
+    assert "Traceback" not in said
+    assert said.endswith("exit 2")
+
+
 def test_nobody_is_asked_with_auto_or_without_a_terminal(home):
     said = talk([*CLI, "ls"], {**home, "PYREMOTEDATA_AUTO": "yes"}, [])
     assert "PYREMOTEDATA_REMOTE_URI" in said
