@@ -90,3 +90,15 @@ def test_empty_leaves_only_what_is_in_use(cache):
         assert len(urls_of(run("empty"))) == 3
         assert urls_of(run()) == [urls[1]]
         assert lease.path.stat().st_size == SIZE
+
+
+def test_a_size_to_keep_is_refused_where_all_would_go(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "pyremotedata_core.cli", "cache", "empty", "--to", "10G"],
+        env={**os.environ, "PYREMOTEDATA_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--to is for trim" in done.stderr

@@ -42,6 +42,7 @@ def cache(options: argparse.Namespace) -> int:
     from ..stager.place import cache_root
 
     settings = ConnectionSettings.load()
+    target = _target(options, settings)
     cache = NodeCache(cache_root(settings.cache_dir), settings.cache_bytes)
     before = list_entries(cache)
     gone: list[CacheEntry] = []
@@ -50,9 +51,6 @@ def cache(options: argparse.Namespace) -> int:
         if not options.dry_run:
             gone = remove_unsound(cache)
     elif options.action != "show":
-        target = 0
-        if options.action == "trim":
-            target = _bytes(options.to) if options.to else settings.cache_bytes
         gone = _oldest(before, target)
         if not options.dry_run:
             went = set(cache.trim(target))
@@ -81,11 +79,16 @@ def cache(options: argparse.Namespace) -> int:
     return 0
 
 
-def _bytes(text: str) -> int:
+def _target(options: argparse.Namespace, settings: ConnectionSettings) -> int:
+    """Return how many bytes a trim, or what empties, leaves."""
+    if options.to is None:
+        return 0 if options.action == "empty" else settings.cache_bytes
+    if options.action != "trim":
+        raise ConfigurationError(f"--to is for trim, not for {options.action}")
     try:
-        return parse_bytes(text)
+        return parse_bytes(options.to)
     except ValueError:
-        raise ConfigurationError(f"--to: not a number of bytes, as 10G: {text!r}") from None
+        raise ConfigurationError(f"--to: not a number of bytes, as 10G: {options.to!r}") from None
 
 
 def _oldest(entries: list[CacheEntry], target_bytes: int) -> list[CacheEntry]:
