@@ -26,6 +26,8 @@ from pyremotedata_core import (
     TransferError,
 )
 from pyremotedata_core.stager import Stager, shared_stager
+from pyremotedata_core.stager.lease import Pins
+from pyremotedata_core.stager.locks import Pin
 from pyremotedata_core.stager.place import cache_root
 
 from .page import told
@@ -254,6 +256,22 @@ def test_a_lease_that_is_dropped_frees_its_file(small, sshd, remote_directory, p
     for url in (b, c, d):
         small.lease(url).release()
     assert files_in(place) == {"b", "c", "d"}
+
+
+def test_a_lease_that_is_dropped_in_the_midst_of_another_frees_its_file(tmp_path):
+    pins = Pins()
+    pins.add("a", Pin(dropped := os.open(tmp_path, os.O_RDONLY), tmp_path))
+
+    class Other(type(tmp_path)):
+        def exists(self, **_):
+            pins.give_back_later("a")  # as the collector may
+            return True
+
+    pins.add("b", Pin(other := os.open(tmp_path, os.O_RDONLY), Other(tmp_path)))
+    assert pins.borrow("b") is not None
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(dropped)
+    os.close(other)
 
 
 def test_the_budget_holds_over_all_processes(sshd, remote_directory, place, processes, options):

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import signal
 import stat
 import time
@@ -243,6 +245,17 @@ def test_a_draft_larger_than_the_cache_is_delivered_all_the_same(
     assert not left_over(place)
 
 
+def test_a_draft_is_delivered_though_the_cache_takes_nothing_more(sshd, remote_directory, place):
+    with Stager(sshd.settings(cache_dir=str(place))) as stager:
+        draft = stager.draft(sshd.url(f"{remote_directory}/out"))
+        draft.path.write_bytes(b"out")
+        locks = root_of(place) / "locks"
+        shutil.rmtree(locks)
+        locks.touch()
+        assert draft.deliver().size == 3
+    assert (sshd.root / remote_directory / "out").read_bytes() == b"out"
+
+
 def test_the_draft_of_a_killed_process_goes_and_that_of_a_living_one_stays(
     stager, sshd, remote_directory, place, processes, options
 ):
@@ -293,6 +306,32 @@ def test_a_forked_child_does_not_hold_the_locks_of_a_parent_that_is_killed(
             assert not stager.lease(url).from_cache
     finally:
         os.kill(child, signal.SIGKILL)
+
+
+def test_a_child_that_is_forked_while_the_cache_looks_around_blocks_nobody(
+    small, sshd, remote_directory, monkeypatch
+):
+    (url,) = make_files(sshd, remote_directory, "a")
+    small.lease(url).release()
+    ((_, key),) = small.cache.keys_by_use()
+    children = []
+    flock = fcntl.flock
+
+    def lock_and_fork(fd: int, how: int) -> None:
+        flock(fd, how)
+        if "/pins/" in os.readlink(f"/proc/self/fd/{fd}") and not children:
+            children.append(os.fork())
+            if children == [0]:
+                signal.alarm(120)
+                signal.pause()
+
+    monkeypatch.setattr(fcntl, "flock", lock_and_fork)
+    assert not small.cache.is_in_use(key)
+    try:
+        assert small.lease(url).from_cache
+    finally:
+        os.kill(children[0], signal.SIGKILL)
+        os.waitpid(children[0], 0)
 
 
 def test_a_forked_child_keeps_the_files_that_its_parent_leased(

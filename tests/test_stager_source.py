@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 from pyremotedata_core import RemoteURL, Stat, TransferError
 from pyremotedata_core.stager import Stager
 
-from .waiting import wait_until
+from .forks import in_a_fork
+from .waiting import PATIENCE_S, wait_until
 
 FILE = "sftp://nowhere.invalid/data/a.bin"
 STAT = Stat("file", 10, 1_600_000_000)
@@ -75,6 +77,34 @@ def test_a_request_that_is_cancelled_stops_the_source(stager, tmp_path):
     wait_until(lambda: gift.told)
     assert gift.told == [(FILE, False)]
     wait_until(lambda: not any(tmp_path.glob("cache/*/incoming/*")))
+
+
+def test_a_forked_child_does_without_its_parents_source(stager, sshd, remote_directory):
+    sshd.make(f"{remote_directory}/a", b"12345")
+    stager.source = gift = Gift(b"", at_once=False)
+
+    def work() -> None:
+        lease = stager.stage(sshd.url(f"{remote_directory}/a")).result(PATIENCE_S)
+        assert lease.path.read_bytes() == b"12345"
+
+    assert in_a_fork(work) == ""
+    assert not gift.orders
+
+
+def test_closing_does_not_wait_for_a_file_that_another_brings(stager, monkeypatch):
+    monkeypatch.setattr("pyremotedata_core.stager.bringing._CLOSE_S", 10 * PATIENCE_S)
+    stager.source = gift = Gift(b"", at_once=False)
+    stager.stage(FILE, expect=STAT)
+    wait_until(lambda: gift.orders)
+    other = Stager(stager.settings)
+    request = other.stage(FILE, expect=STAT)
+    wait_until(lambda: "pyremotedata-await" in [one.name for one in threading.enumerate()])
+    closing = threading.Thread(target=other.close, daemon=True)
+    closing.start()
+    closing.join(PATIENCE_S)
+    assert not closing.is_alive()
+    with pytest.raises(TransferError, match="closed"):
+        request.result(0)
 
 
 def test_only_what_is_in_the_cache_is_found(stager):

@@ -13,6 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -95,12 +96,13 @@ class Bringing:
         with self._mutex:
             self._closed = True
             stagings = list(self._stagings.values())
+            # Those that wait for another process hold nothing, and may wait for long.
+            holding = [staging for staging in stagings if staging.phase != "lock"]
         for staging in stagings:
             self._fail(staging, TransferError("the stager was closed", str(staging.url)))
         deadline = monotonic() + _CLOSE_S
-        for staging in stagings:
-            if staging.phase != "lock":
-                staging.over.wait(max(0.0, deadline - monotonic()))
+        for staging in holding:
+            staging.over.wait(max(0.0, deadline - monotonic()))
 
     # --- the steps --------------------------------------------------------------------------
 
@@ -308,13 +310,12 @@ class Bringing:
         with self._mutex:
             pin, staging.pin = staging.pin, None
             lock, staging.lock = staging.lock, None
-        try:
+        with suppress(OSError):  # who asked has been answered; the next sweep counts anew
             if pin is not None:
                 self._stager.cache.withdraw(staging.key, pin, staging.incoming)
-        finally:
-            if lock is not None:
-                lock.release()
-            staging.over.set()
+        if lock is not None:
+            lock.release()
+        staging.over.set()
 
     # --- deadlines, signs of life, room -----------------------------------------------------
 

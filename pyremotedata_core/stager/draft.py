@@ -106,10 +106,11 @@ class Draft:
         """Make the file an entry of the cache if there is room; return whether it is one now."""
         cache, name = self._stager.cache, self.url.name
         key = self._stager.remember(self.url, stat)
-        lock = cache.try_lock(key)
-        if lock is None:
-            return False
+        lock = None
         try:
+            lock = cache.try_lock(key)
+            if lock is None:
+                return False
             found = cache.find(key, name)
             if found is not None:
                 found.release()
@@ -127,4 +128,5 @@ class Draft:
         except (OSError, LocalStorageFull):
             return False  # it is on the server; who wants it here fetches it
         finally:
-            lock.release()
+            if lock is not None:
+                lock.release()

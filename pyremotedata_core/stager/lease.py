@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ class Pins:
 
     def add(self, key: str, pin: Pin) -> Pin:
         """Take in a pin and count it once; return the pin to use."""
-        with self._lock:
+        with self._settled():
             held = self._held.setdefault(key, _Held(pin))
             held.count += 1
         if held.pin is not pin:
@@ -100,7 +100,7 @@ class Pins:
 
     def borrow(self, key: str) -> Pin | None:
         """Count once more a pin that is held, if its file is there; return it."""
-        with self._lock:
+        with self._settled():
             held = self._held.get(key)
             if held is None or not held.pin.path.exists():
                 return None
@@ -109,17 +109,23 @@ class Pins:
 
     def give_back(self, key: str) -> None:
         """Count once less; the last one releases the pin."""
-        with self._lock:
+        with self._settled():
             self._give_back(key)
-        self.settle()
 
     def give_back_later(self, key: str) -> None:
         """Count once less from a destructor, which may run in the midst of anything."""
         self._later.append(key)
-        self.settle()
+        self._settle()
 
-    def settle(self) -> None:
-        """Do what destructors have left, unless this thread is in the midst of something."""
+    @contextmanager
+    def _settled(self) -> Iterator[None]:
+        """Hold the lock; then do what destructors have left meanwhile."""
+        with self._lock:
+            yield
+        self._settle()
+
+    def _settle(self) -> None:
+        """Do what destructors have left, unless a thread is in the midst of something."""
         while self._later and self._lock.acquire(blocking=False):
             try:
                 with suppress(IndexError):

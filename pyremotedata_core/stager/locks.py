@@ -51,7 +51,8 @@ class TransferLock:
         """Give the right back; a second call does nothing."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            self._path.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._path.unlink()
             close_exclusive(fd)
 
 

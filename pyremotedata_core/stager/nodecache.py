@@ -360,6 +360,7 @@ class NodeCache:
             return False
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_UN)  # also for a child that is forked just now
         except BlockingIOError:
             return True
         finally:

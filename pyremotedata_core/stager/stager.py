@@ -67,7 +67,7 @@ class Stager:
         Called, on any thread, when a file waits for room in the cache: who holds leases that it
         can do without releases them then. Must not block.
     source : Source or None
-        What brings files in place of the engine; see `Source`.
+        What brings files in place of the engine; see `Source`. A forked child has none.
 
     Notes
     -----
@@ -79,7 +79,6 @@ class Stager:
     ) -> None:
         self.settings = settings if settings is not None else ConnectionSettings.load()
         self.when_full: set[Callable[[], None]] = set()
-        self.source: Source | None = None
         self._given_engine = engine
         self._open_cache: NodeCache | None = None
         self._pins = Pins()
@@ -361,6 +360,7 @@ class Stager:
         """Set up what threads share; in a forked child, anew: the parent's are not here."""
         self._mutex = threading.Lock()
         self._opening = threading.Lock()
+        self.source: Source | None = None
         self._known: dict[RemoteURL, tuple[Stat, float]] = {}
         self._asked: dict[RemoteURL, Future[Stat]] = {}
         self._steps = Daemons("pyremotedata-stage", STEP_THREADS)
