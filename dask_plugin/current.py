@@ -7,6 +7,7 @@ the task ends. Anywhere else the process's own stager brings it, and the handle 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import weakref
 from collections.abc import Sequence
@@ -38,6 +39,14 @@ def enlist(worker: Any, staging: WorkerStaging) -> None:
 def dismiss(worker: Any) -> None:
     """Undo `enlist`."""
     _stagings.pop(worker, None)
+
+
+def _begin_in_child() -> None:
+    for staging in list(_stagings.values()):
+        staging.begin_in_child()
+
+
+os.register_at_fork(after_in_child=_begin_in_child)
 
 
 def staging_of(worker: Any) -> WorkerStaging | None:
@@ -165,7 +174,8 @@ def _bring(
         for handle, stat in zip(handles, expected, strict=True)
     ]
     try:
-        _forbid_blocking(worker, futures)
+        if not all(future.done() for future in futures) and _is_on_loop(worker):
+            raise RuntimeError(_ON_LOOP)
         leases = [_lease(handle, future) for handle, future in zip(handles, futures, strict=True)]
         for handle, lease in zip(handles, leases, strict=True):
             check(handle, lease.stat)
@@ -226,13 +236,6 @@ def _here() -> tuple[Any, WorkerStaging | None, Any]:
     except ValueError:
         return None, None, None
     return worker, _stagings.get(worker), getattr(module.thread_state, "key", None)
-
-
-def _forbid_blocking(worker: Any, futures: Sequence[Future[Lease]]) -> None:
-    """Refuse to wait on a worker's event loop, where coroutine tasks run."""
-    waits = not all(future.done() for future in futures)
-    if waits and _is_on_loop(worker):
-        raise RuntimeError(_ON_LOOP)
 
 
 def _is_on_loop(worker: Any) -> bool:

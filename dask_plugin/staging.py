@@ -160,7 +160,9 @@ class WorkerStaging:
             for handle in handles:
                 wishes.setdefault(handle, Wish(handle))
             claimed = [wishes[handle] for handle in handles]
-            starting = [wish for wish in wishes.values() if wish.demand is None]
+            starting = [
+                wish for wish in wishes.values() if wish.demand is None and wish.lease is None
+            ]
         for wish in starting:
             self._demand(wish)
         return [wish.lease or self._wait(key, wish) for wish in claimed]
@@ -242,18 +244,21 @@ class WorkerStaging:
                 priority, number, wish = heapq.heappop(self._queue)
                 if wish.over or wish.demand is not None or wish.lease is not None:
                     continue
-                if wish.stat is None:
+                stat = wish.stat
+                if stat is None:
                     self._asking += 1
                 else:
-                    self._held[wish] = wish.stat.size
+                    self._held[wish] = stat.size
             try:
-                if wish.stat is None:
+                if stat is None:
                     self._ask(priority, number, wish)
                 else:
-                    self._fetch(wish, wish.stat)
+                    self._fetch(wish, stat)
             except Exception as error:  # wrong settings, a closed engine: the task will say it
                 _log.debug("not fetched ahead: %s: %s", wish.handle, error)
                 with self._changed:
+                    if stat is None:
+                        self._asking -= 1
                     self._held.pop(wish, None)
 
     def _may_go_on(self) -> bool:
@@ -285,7 +290,7 @@ class WorkerStaging:
 
     def _fetch(self, wish: Wish, stat: Stat) -> None:
         began = monotonic()
-        wish.ahead = self.stager.stage(wish.handle.url, expect=stat, background=True)
+        ahead = self.stager.stage(wish.handle.url, expect=stat, background=True)
 
         def came(done: Future[Lease]) -> None:
             error = done.exception()
@@ -302,7 +307,11 @@ class WorkerStaging:
                     self._held.pop(wish, None)
                 self._changed.notify()
 
-        wish.ahead.add_done_callback(came)
+        with self._changed:
+            wish.ahead = ahead
+            if wish.over or wish.lease is not None:  # meanwhile
+                self._let_go(wish)
+        ahead.add_done_callback(came)
 
     # --- keeping house ----------------------------------------------------------------------
 
@@ -362,6 +371,13 @@ class WorkerStaging:
         if self._stager is not None:
             self._stager.when_full.discard(self._make_room)
         return not self._tasks
+
+    def begin_in_child(self) -> None:
+        """Forget, in a forked child, what is on its way: it comes to the parent only."""
+        self._changed = threading.Condition()
+        for wishes in self._tasks.values():
+            for wish in wishes.values():
+                wish.ahead = wish.demand = None
 
     def rest(self) -> None:
         """End the engine's helper process, unless others want something of it. Blocks."""

@@ -1,0 +1,131 @@
+"""What a worker's staging keeps of its tasks' files, at moments that a cluster rarely meets."""
+
+# The fixtures are imported, and named as arguments.
+# ruff: noqa: F811
+
+from __future__ import annotations
+
+from threading import Thread, Timer
+
+import pytest
+
+from dask_plugin import current
+from dask_plugin.remotefile import RemoteFile
+from dask_plugin.staging import QUESTIONS_AT_ONCE, WorkerStaging
+from pyremotedata_core import ConfigurationError, Lease
+from pyremotedata_core.stager import Stager
+
+from .forks import in_a_fork
+from .stager_nodes import (  # noqa: F401
+    files_in,
+    make_files,
+    place,
+    stager,
+    wait_until_stalled,
+)
+from .waiting import PATIENCE_S, wait_until
+
+
+@pytest.fixture
+def serve():
+    """Make the staging of a worker, with a stager or what makes one."""
+    served: list[WorkerStaging] = []
+
+    def make(make_stager) -> WorkerStaging:
+        served.append(WorkerStaging(make_stager, 64, 2**30, lambda _opened: None))
+        return served[-1]
+
+    yield make
+    for staging in served:
+        staging.close()
+
+
+class Worker:
+    """Where a staging is enlisted."""
+
+
+def known(stager: Stager, url: str) -> RemoteFile:
+    stat = stager.stat(url).result()
+    return RemoteFile(url, stat.size, stat.mtime)
+
+
+def test_a_file_that_a_task_has_open_is_not_staged_again(serve, stager, sshd, remote_directory):
+    a, b = map(RemoteFile, make_files(sshd, remote_directory, "ab"))
+    staging = serve(lambda: stager)
+    (lease,) = staging.claim("task", [a])
+    counts = stager.counts()
+    assert staging.claim("task", [a]) == [lease]
+    assert stager.counts() == counts
+    staging.claim("task", [b])
+    assert stager.counts().cache_hits == counts.cache_hits
+
+
+def test_files_are_fetched_ahead_once_settings_are_right_again(
+    serve, stager, sshd, remote_directory, place
+):
+    failures = iter(range(QUESTIONS_AT_ONCE))
+
+    def make_stager() -> Stager:
+        if next(failures, None) is not None:
+            raise ConfigurationError("not yet")
+        return stager
+
+    (url,) = make_files(sshd, remote_directory, "a")
+    staging = serve(make_stager)
+    staging.want("failing", (0,), [RemoteFile(f"{url}{n}") for n in range(QUESTIONS_AT_ONCE)])
+    staging.want("task", (1,), [RemoteFile(url)])
+    wait_until(lambda: staging.counts().files, "the file was fetched ahead")
+    assert files_in(place) == {"a"}
+
+
+def test_a_task_that_ends_while_its_file_is_ordered_keeps_nothing(
+    serve, sshd, remote_directory, place
+):
+    (url,) = make_files(sshd, remote_directory, "a")
+
+    class Hasty(Stager):
+        def stage(self, *args, **options):
+            future = super().stage(*args, **options)
+            staging.end("task")
+            return future
+
+    with Hasty(sshd.settings(cache_dir=str(place))) as stager:
+        staging = serve(lambda: stager)
+        staging.want("task", (0,), [known(stager, url)])
+        wait_until(lambda: staging.counts().files, "the file was fetched ahead")
+        ((_, key),) = stager.cache.keys_by_use()
+        wait_until(lambda: not stager.cache.is_in_use(key), "nobody uses the file")
+
+
+def test_a_forked_child_waits_for_no_file_that_comes_to_its_parent(
+    serve, sshd_factory, relay_factory, place
+):
+    server = sshd_factory()
+    server.make("a", b"x" * 2_000_000)
+    relay = relay_factory(server.port)
+    handle = RemoteFile(relay.url(server.url("a")))
+    with Stager(server.settings(cache_dir=str(place))) as stager:
+        staging = serve(lambda: stager)
+        current.enlist(worker := Worker(), staging)
+        leases: list[Lease] = []
+
+        def read() -> Thread:
+            reader = Thread(
+                target=lambda: leases.extend(staging.claim("task", [handle])), daemon=True
+            )
+            reader.start()
+            return reader
+
+        def work() -> None:
+            read().join(PATIENCE_S)
+            assert leases[0].path.read_bytes() == b"x" * 2_000_000
+
+        relay.stall(after_bytes=500_000)
+        reader = read()
+        wait_until_stalled(relay)
+        resuming = Timer(0.5, relay.resume)
+        resuming.start()
+        assert in_a_fork(work) == ""
+        reader.join()
+        resuming.join()
+        current.dismiss(worker)
