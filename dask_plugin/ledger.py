@@ -6,7 +6,7 @@ No I/O and no Dask: calls take what workers tell, and return what is to be told 
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -139,12 +139,6 @@ class Ledger:
                 chosen[node].append(worker)
         return [worker for workers in chosen.values() for worker in workers]
 
-    def workers_with(self, file: Hashable) -> set[Worker]:
-        """Return the workers whose node holds a file."""
-        entry = self._files.get(file)
-        holders = entry.holders if entry is not None else set()
-        return {worker for worker, node in self._nodes.items() if node in holders}
-
     def nearest(self, files: Iterable[tuple[Hashable, int]]) -> set[Worker]:
         """Return the workers of the nodes that hold the most bytes; none if no node has a file.
 
@@ -208,9 +202,7 @@ class Ledger:
 
     def _use_slots(self) -> list[Word]:
         """Let files be read from the archive as far as the limit allows, foreground first."""
-        return list(self._readers())
-
-    def _readers(self) -> Iterator[Word]:
+        words: list[Word] = []
         while self._reading < self.archive_reads and (queue := self._queues[0] or self._queues[1]):
             file, _ = queue.popitem(last=False)
             entry = self._files[file]
@@ -220,7 +212,8 @@ class Ledger:
             del entry.waiting[worker]
             entry.reader = worker
             self._reading += 1
-            yield worker, ("fetch", file, None)
+            words.append((worker, ("fetch", file, None)))
+        return words
 
     def _release(self, entry: File, worker: Worker) -> None:
         if entry.reader == worker:

@@ -127,11 +127,8 @@ class PeerSource:
         self._orders[order.file] = order
         order.asked, order.answered = monotonic(), False
         order.is_moving, order.pulling = False, None
-        more = {"lost": lost} if lost else {}
-        sent = not self._is_closed and self._send(
-            {"what": "want", "file": order.file, "background": order.background, **more}
-        )
-        if not sent:
+        want = {"what": "want", "file": order.file, "background": order.background, "lost": lost}
+        if self._is_closed or not self._send(want):
             self._read_archive(order)
         elif self._look is None:
             self._look = self._loop.call_later(LOOK_S, self._look_after)

@@ -79,12 +79,12 @@ class StagingPlugin(WorkerPlugin):
         filesystem: bool = True,
         **settings: Any,
     ) -> None:
-        from pyremotedata_core import config
-        from pyremotedata_core.config import ConfigurationError, ConnectionSettings, parse_bytes
+        from pyremotedata_core import ConfigurationError, ConnectionSettings
+        from pyremotedata_core.config import SECRETS, parse_bytes
 
         known = {field.name for field in fields(ConnectionSettings)}
         for key in settings:
-            if key in config.SECRETS:
+            if key in SECRETS:
                 raise ConfigurationError(
                     f"{key} must not pass through the scheduler: set"
                     f" PYREMOTEDATA_{key.upper()} or the config file on the workers"
@@ -99,7 +99,7 @@ class StagingPlugin(WorkerPlugin):
         self.filesystem = filesystem
         try:
             self.ahead_bytes = parse_bytes(ahead_bytes)
-        except (ValueError, KeyError):
+        except ValueError:
             raise ConfigurationError(f"ahead_bytes is not valid: {ahead_bytes!r}") from None
         self.settings = settings
         self._serving: Serving | None = None

@@ -80,7 +80,7 @@ def test_a_node_holds_its_files_for_as_long_as_one_of_its_workers_lives():
     ledger = cluster(3, per_node=2)
     ledger.want("w0", "f", background=False)
     ledger.ended("w0", "f", is_here=True)
-    assert ledger.workers_with("f") == {"w0", "w1"}
+    assert ledger.nearest([("f", 1)]) == {"w0", "w1"}
     ledger.leave("w0")
     assert ledger.want("w2", "f", background=False) == [("w2", ("pull", "f", "w1"))]
     ledger.leave("w1")
