@@ -8,16 +8,21 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import paramiko
 import pytest
+from paramiko.common import cMSG_SERVICE_ACCEPT
 
 from pyremotedata_core import ConfigurationError, ConnectionSettings, TransferEngine
 from pyremotedata_core.carriers import open_carrier, takes_paramiko
 from pyremotedata_core.pyssh.hostkeys import find_entries, judge, matches, name_of, remember
+from pyremotedata_core.pyssh.login import OnceAsking
 from pyremotedata_core.pyssh.site import find_site
 from workflows.embedded_sshd import descendants, program
 
@@ -103,6 +108,40 @@ def test_a_certificate_opens(sshd_factory, tmp_path):
             assert works(server, ssh_config=config("both", held, named))
         private.rename(key)
         assert works(server, ssh_config=config("named", named))
+
+
+def test_the_service_of_logins_is_asked_for_once():
+    """Many a server ends the connection when it is asked again."""
+
+    class Host(paramiko.ServerInterface):
+        def get_allowed_auths(self, _user):
+            return "password"
+
+        def check_auth_password(self, _user, password):
+            return paramiko.AUTH_SUCCESSFUL if password == "right" else paramiko.AUTH_FAILED
+
+    class Server(paramiko.Transport):
+        accepted = 0
+
+        def _send_message(self, data):
+            self.accepted += data.asbytes()[:1] == cMSG_SERVICE_ACCEPT
+            super()._send_message(data)
+
+    ours, theirs = socket.socketpair()
+    server, client = Server(theirs), OnceAsking(ours)
+    try:
+        server.add_server_key(paramiko.ECDSAKey.generate())
+        server.start_server(threading.Event(), Host())
+        client.start_client(timeout=WAIT_S)
+        with pytest.raises(paramiko.BadAuthenticationType):
+            client.auth_none("me")
+        with pytest.raises(paramiko.AuthenticationException):
+            client.auth_password("me", "wrong")
+        assert client.auth_password("me", "right") == []
+    finally:
+        client.close()
+        server.close()
+    assert server.accepted == 1
 
 
 @pytest.mark.parametrize(

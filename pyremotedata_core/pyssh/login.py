@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 import paramiko
+from paramiko.common import cMSG_SERVICE_REQUEST
 
 from ..askpass import NO_ANSWER, find_answer
 from ..config import ConnectionSettings
@@ -106,7 +107,7 @@ def log_in(login: Login) -> paramiko.Transport:
 def _enter(login: Login, site: Site, depth: int, url: RemoteURL) -> paramiko.Transport:
     if depth > _JUMPS:
         raise ConfigurationError(f"ProxyJump leads through more than {_JUMPS} hosts: {site.name}")
-    transport = paramiko.Transport(
+    transport = OnceAsking(
         Stream(_connect(login, site, depth)),  # type: ignore[arg-type]
         default_window_size=WINDOW_BYTES,
         default_max_packet_size=PACKET_BYTES,
@@ -156,6 +157,28 @@ class Stream:
         data = bytes(self._buffer[:size])
         self._buffer = self._buffer[size:]
         return data
+
+
+class OnceAsking(paramiko.Transport):
+    """Asks for the service of logins once, where paramiko asks before each attempt.
+
+    RFC 4252 has it once for all, and servers in Go, as well as asyncssh, end the connection
+    when they are asked again.
+    """
+
+    _asked = False
+
+    def _send_message(self, data: paramiko.Message) -> None:
+        if self.authenticated or data.asbytes()[:1] != cMSG_SERVICE_REQUEST:
+            super()._send_message(data)  # type: ignore[misc]
+        elif not self._asked:
+            self._asked = True
+            super()._send_message(data)  # type: ignore[misc]
+        else:
+            accepted = paramiko.Message()
+            accepted.add_string("ssh-userauth")
+            accepted.rewind()
+            self.auth_handler._parse_service_accept(accepted)  # type: ignore[union-attr]
 
 
 def _connect(login: Login, site: Site, depth: int) -> Any:
