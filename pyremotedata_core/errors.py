@@ -219,8 +219,9 @@ _SSH: list[tuple[str, type[TransferError], bool, str]] = [
         r"Too many authentication failures|Permission denied \(|No more authentication methods",
         AuthenticationFailed,
         False,
-        "check user name, key (PYREMOTEDATA_SSH_KEY, ssh-agent) or PYREMOTEDATA_PASSWORD;"
-        " not tried again, as some servers ban an address after a few wrong logins",
+        "check user name, key (PYREMOTEDATA_SSH_KEY, ssh-agent), its passphrase"
+        " (PYREMOTEDATA_KEY_PASSPHRASE), PYREMOTEDATA_PASSWORD or one-time code; not tried again,"
+        " as some servers ban an address after a few wrong logins",
     ),
     (
         r"Could not resolve hostname",
@@ -314,6 +315,9 @@ def from_ssh_stderr(
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     lines = [line for line in lines if not _NOISE.match(line)]
+    if exit_status is not None and 0 <= exit_status < 255:
+        # Of what the server ran. ssh had nothing to complain of: what it showed was a banner.
+        return ended_at_once(url, exit_status)
     for pattern, cls, retryable, remedy in _SSH:
         for line in reversed(lines):
             if not re.search(pattern, line):
@@ -322,17 +326,20 @@ def from_ssh_stderr(
                 return _host_key_error(text, url, ssh_config)
             said = line.removeprefix("ssh: ")
             return cls(f"{remedy}: {said}" if remedy else said, url, retryable)
-    # Of what the server ran. Its own words do not get here, at the most a banner does.
-    if exit_status is not None and 0 <= exit_status < 255:
-        return ServerRefused(
-            f"the server ended the session at once (exit status {exit_status}): the login is"
-            " closed to SFTP, or the server lacks its SFTP program; ask its administrator",
-            url,
-        )
-    if lines:
-        return ConnectionLost(f"ssh ended: {lines[-1]}", url)
+    if lines:  # maybe those of the server's greeting
+        return ConnectionLost(f"ssh ended; the last that it showed: {lines[-1]}", url)
     how = "" if exit_status is None else f" (exit status {exit_status})"
     return ConnectionLost(f"ssh ended without a word{how}; see what sftp -v says", url)
+
+
+def ended_at_once(url: str, exit_status: int | None = None) -> ServerRefused:
+    """Return the error for a server that lets in, and runs something else in the place of SFTP."""
+    how = "" if exit_status is None else f" (exit status {exit_status})"
+    return ServerRefused(
+        f"the server ended the session at once{how}: the login is closed to SFTP, or the server"
+        " lacks its SFTP program; ask its administrator",
+        url,
+    )
 
 
 def changed_host_key(url: str, fingerprint: str, where: str) -> HostKeyRejected:

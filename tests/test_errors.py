@@ -201,8 +201,9 @@ def test_what_a_banner_says_is_not_the_cause():
     assert "no SFTP" in str(error)
 
 
-def test_a_server_that_runs_something_else_in_the_place_of_sftp_is_not_asked_again():
-    error = from_ssh_stderr("", URL, 127)
+@pytest.mark.parametrize("said", ["", "Connections are closed after a Timeout of 10 minutes.\n"])
+def test_a_server_that_runs_something_else_in_the_place_of_sftp_is_not_asked_again(said):
+    error = from_ssh_stderr(said, URL, 127)
     assert type(error) is ServerRefused
     assert not error.retryable
     assert "administrator" in str(error)

@@ -326,15 +326,6 @@ def test_a_server_without_sftp(carrier, sshd_factory):
     assert server.logins() <= 2
 
 
-def test_a_server_that_runs_something_else_in_the_place_of_sftp(sshd_factory, tmp_path):
-    (tmp_path / "banner").write_text("Authorised users only!\n")
-    server = sshd_factory(lines=["ForceCommand /bin/false", f"Banner {tmp_path}/banner"])
-    error = attempt(server.url(), server.settings(), times=5)
-    assert type(error) is ServerRefused
-    told(error, "the server ended the session at once")
-    assert server.logins() <= 2
-
-
 def test_what_a_server_offers_may_be_allowed_in_ssh_config(sshd_factory, tmp_path):
     server = sshd_factory(lines=["Ciphers aes256-ctr"])
     change = "Host *\n", "Host *\n Ciphers aes128-ctr\n"
@@ -346,6 +337,30 @@ def test_what_a_server_offers_may_be_allowed_in_ssh_config(sshd_factory, tmp_pat
     config = changed(server, tmp_path / "config", (change[0], f"Host *\n Ciphers +{offer}\n"))
     with TransferEngine(server.settings(ssh_config=config)) as engine:
         assert engine.stat(server.url()).result(WAIT_S).kind == "directory"
+
+
+@pytest.mark.parametrize("greeting", [False, True])
+def test_a_server_that_ends_the_session_at_once(carrier, sshd_factory, tmp_path, greeting):
+    (tmp_path / "greeting").write_text("Idle sessions end by Timeout.\n")
+    banner = [f"Banner {tmp_path}/greeting"] if greeting else []
+    server = sshd_factory(lines=["ForceCommand exit 3", *banner])
+    error = attempt(server.url(), server.settings(carrier=carrier), times=5)
+    assert type(error) is ServerRefused
+    assert not error.retryable
+    told(error, "the server ended the session at once")
+    assert "(exit status 3)" in str(error)
+    assert server.logins() <= 2
+
+
+def test_a_greeting_is_not_why_a_session_breaks(sshd_factory, tmp_path):
+    (tmp_path / "greeting").write_text("Idle sessions end by Timeout.\n")
+    server = sshd_factory(lines=[f"Banner {tmp_path}/greeting"])
+    server.make("large", bytes(60 * 2**20))
+    with TransferEngine(server.settings(bandwidth=2**20, timeout_s=5.0)) as engine:
+        engine.stat(server.url("large")).result(WAIT_S)
+        fetch = engine.fetch(server.url("large"), tmp_path / "large")
+        server.halt()
+        assert "Timeout" not in str(fetch.exception(WAIT_S))
 
 
 def test_an_ssh_config_that_ssh_does_not_take(sshd, tmp_path):

@@ -21,6 +21,7 @@ from pyremotedata_core import (
     HostKeyRejected,
     RemoteChanged,
     RemoteURL,
+    ServerRefused,
     Stat,
     TransferError,
     TransferTimeout,
@@ -223,9 +224,17 @@ def test_a_refused_port_and_an_unknown_host_are_named(sshd):
 
 def test_a_server_that_serves_no_sftp_ends_the_login(sshd_factory):
     server = sshd_factory(lines=["ForceCommand /bin/false"])
-    with pytest.raises(TransferError):
+    with pytest.raises(ServerRefused, match="ended the session at once"):
         connected(server)
     assert children() == []
+
+
+def test_a_login_script_that_prints_is_named_as_a_cause():
+    with (
+        ScriptedSshd("lie", "banner") as server,
+        pytest.raises(TransferTimeout, match="login script"),
+    ):
+        connected(server, timeout_s=2.0)
 
 
 def test_a_missing_lftp_says_how_to_get_it(monkeypatch, tmp_path):

@@ -20,12 +20,13 @@ import threading
 import paramiko
 
 from ..config import SECRETS, ConnectionSettings, Secret
-from ..errors import ConnectionLost, ServerRefused, TransferError
+from ..errors import ConnectionLost, ServerRefused, TransferError, ended_at_once
 from .carrier import ERROR
 from .login import Login, log_in
 
 ACK_BYTES = 1 << 20  # come in before the server's window is widened again
 SEND_BYTES = 256 << 10
+STATUS_S = 1.0  # that follows on the end of what the server ran
 SWITCH_S = 0.0001  # requests must not wait behind the stream of answers
 
 
@@ -38,6 +39,7 @@ class Outlet:
     def __init__(self, out: socket.socket) -> None:
         self._out = out
         self._count = 0
+        self.served = False
         self._closed = False
         self._changed = threading.Condition()
 
@@ -45,6 +47,7 @@ class Outlet:
         """Pass bytes on. A session that has gone does not disturb the others."""
         with contextlib.suppress(OSError):
             self._out.sendall(data)
+        self.served = True
         with self._changed:
             self._count += len(data)
             if self._count >= ACK_BYTES:
@@ -102,6 +105,8 @@ def serve(transport: paramiko.Transport, inside: socket.socket) -> None:
         while data := inside.recv(SEND_BYTES):
             channel.sendall(data)
     outlet.close()
+    if not outlet.served and channel.status_event.wait(STATUS_S) and channel.exit_status >= 0:
+        raise ended_at_once("", channel.exit_status)
     channel.close()
 
 

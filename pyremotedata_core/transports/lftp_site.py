@@ -18,7 +18,9 @@ from ..errors import (
     RemotePermissionDenied,
     ServerRefused,
     TransferError,
+    TransferTimeout,
     cancelled,
+    ended_at_once,
 )
 from ..model import Entry, Stat
 from ..names import TemporaryNames, aside_name, is_temporary
@@ -91,6 +93,17 @@ class LftpSite:
             started = time.monotonic()
             self.run("cd /")
             self.rtt_s = time.monotonic() - started
+        except TransferTimeout as error:
+            self.kill()
+            if self._home is not None:
+                raise
+            # lftp waits in silence for the end of a packet that such a text begins.
+            raise TransferTimeout(
+                f"no SFTP session began within {self._settings.timeout_s:g} s: check the network,"
+                " and whether a login script on the server prints something, which"
+                " PYREMOTEDATA_TRANSPORT=sftp would show",
+                error.url,
+            ) from None
         except BaseException:
             self.kill()
             raise
@@ -328,7 +341,10 @@ class LftpSite:
     def _lost(self, reply: Reply) -> TransferError | None:
         """Return the error of a failed command if the login is gone, else None."""
         lost = from_lost(reply.log, reply.paths, self._server)
-        return None if lost is None else self._process.ssh_error() or lost
+        if lost is None:
+            return None
+        silent = lost if self._home is not None else ended_at_once(self._server)
+        return self._process.ssh_error() or silent
 
     def _listed(self, path: str) -> Stat | None:
         """Return what the listing of its directory says of a path, None where it cannot."""

@@ -348,6 +348,8 @@ class SftpSession:
             raise wire.Garbage(f"protocol version {version}")
         self.extensions = wire.read_extensions(body)
         self.opened = True
+        self._hear_stderr(0)
+        self._said = b""  # a greeting, warnings: not why the session ends one day
         if self.extensions.get("limits@openssh.com") == "1":
             self.request(wire.EXTENDED, wire.string(b"limits@openssh.com"), self._limited)
         else:
