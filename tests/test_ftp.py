@@ -13,6 +13,7 @@ import pytest
 
 from pyremotedata_core import (
     AuthenticationFailed,
+    ConfigurationError,
     ConnectionLost,
     ConnectionSettings,
     HostKeyRejected,
@@ -26,6 +27,8 @@ from pyremotedata_core import (
     TransferTimeout,
 )
 from pyremotedata_core.filesystem import RemoteFileSystem
+from pyremotedata_core.transports.lftp_ftp_text import from_failure
+from pyremotedata_core.transports.lftp_text import Failure
 
 from .page import told
 from .sites import needs_lftp, temporaries, tree
@@ -90,6 +93,22 @@ def test_where_no_time_can_be_set_an_upload_has_the_servers(ftp_factory, tmp_pat
         remote.put(tmp_path / "a", "a")
         assert remote.stat("a").mtime > MTIME
     assert tree(server.root) == {"a": b"1"}
+
+
+def test_a_server_that_sends_files_from_their_beginning_only_says_so_at_once(ftp_factory, tmp_path):
+    server = ftp_factory(without=("REST",))
+    data = os.urandom(3_000_000)
+    server.make("a", data)
+    with reach(server) as remote, remote.engine as engine:
+        assert remote.get("a", tmp_path / "a").read_bytes() == data
+        with remote.open("a") as file:
+            assert file.read(1000) == data[:1000]
+        stat = remote.stat("a")
+        assert engine.read(server.url("a"), 0, 1000, expect=stat).result(WAIT_S) == data[:1000]
+        error = engine.read(server.url("a"), 1000, 1000, expect=stat).exception(WAIT_S)
+    assert type(error) is ServerRefused
+    assert "REST" in str(error)
+    assert server.url("a") in str(error)
 
 
 def test_a_tree_is_synced_both_ways_and_only_what_changed_moves(ftp, remote, tmp_path):
@@ -182,6 +201,37 @@ def test_a_certificate_of_nobody_known_is_refused_and_the_remedy_named(ftps):
     remedy = r"PYREMOTEDATA_CA_FILE"
     with reach(ftps, ca_file=None) as remote, remote.engine:  # noqa: SIM117
         with pytest.raises(HostKeyRejected, match=remedy):
+            remote.ls("")
+
+
+@pytest.mark.parametrize(("content", "why"), [(None, "No such file"), ("none", "no certificate")])
+def test_a_file_of_authorities_that_cannot_be_used_is_named(ftps, tmp_path, content, why):
+    if content:
+        (tmp_path / "ca").write_text(content)
+    with reach(ftps, ca_file=str(tmp_path / "ca")) as remote, remote.engine:  # noqa: SIM117
+        with pytest.raises(ConfigurationError, match=f"{tmp_path}/ca .*{why}.*CA_FILE"):
+            remote.ls("")
+
+
+@pytest.mark.parametrize(
+    ("said", "remedy"),
+    [
+        ("NOT trusted. The certificate issuer is unknown. ", "PYREMOTEDATA_CA_FILE"),
+        ("NOT trusted. The certificate chain uses expired certificate. ", "administrator"),
+        ("certificate common name doesn't match requested host name 'h'", "host name that it is"),
+    ],
+)
+def test_a_certificate_is_refused_with_the_remedy_for_what_is_wrong_with_it(said, remedy):
+    text = f"Fatal error: Certificate verification: {said}"
+    error = from_failure(Failure("", text, None), (), "ftps://h")
+    assert type(error) is HostKeyRejected
+    assert remedy in str(error)
+
+
+def test_a_server_that_begins_with_tls_is_thought_of_where_none_answers(ftp_factory):
+    server = ftp_factory(tls="implicit")
+    with reach(server, ftps_mode="explicit", timeout_s=1.5) as remote, remote.engine:  # noqa: SIM117
+        with pytest.raises(TransferTimeout, match="PYREMOTEDATA_FTPS_MODE=implicit"):
             remote.ls("")
 
 

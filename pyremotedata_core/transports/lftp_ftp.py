@@ -59,10 +59,10 @@ class FtpSession(LftpSession):
         except OSError as error:
             raise from_oserror(error, sink.final) from None
         self._compare(path, expect)
-        with self._segments(expect.size) as segments:
+        with self._segments(expect.size if site.has_rest else 0) as segments:
             get = f"pget -n {segments}" if segments > 1 else "get"
             local = os.path.abspath(sink.path)
-            watch = _guard(url, progress)
+            watch = _guard(url, MAX_BREAKS if site.has_rest else 0, progress)
             reply = site.run(f"{get} {{}} -o {{}}", path, local, watch=watch, asking=True)
         if not reply.ok:
             raise site.error(reply, path)
@@ -78,7 +78,13 @@ class FtpSession(LftpSession):
         self._compare(path, expect)
         if not length:
             return b""
-        watch = _guard(url, None)
+        if offset and not site.has_rest:
+            raise ServerRefused(
+                "the server sends files from their beginning only (it offers no REST): download"
+                " the whole file (pyremotedata get)",
+                url,
+            )
+        watch = _guard(url, MAX_BREAKS if site.has_rest else 0, None)
         reply = site.run(site.part(offset, length), path, watch=watch, asking=True)
         if not reply.ok:
             raise site.error(reply, path)
@@ -126,10 +132,11 @@ class FtpSession(LftpSession):
         return stat
 
 
-def _guard(url: str, progress: Progress | None) -> Callable[[Log], None]:
+def _guard(url: str, most_breaks: int, progress: Progress | None) -> Callable[[Log], None]:
     def watch(log: Log) -> None:
-        if log.breaks > MAX_BREAKS:
-            raise ConnectionLost("the connection breaks again and again", url)
+        if log.breaks > most_breaks:
+            why = "breaks again and again" if most_breaks else "broke"
+            raise ConnectionLost(f"the connection {why}", url)
         if progress:
             progress.at(log.received)
 

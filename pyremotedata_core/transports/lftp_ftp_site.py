@@ -38,6 +38,7 @@ from .lftp_ftp_text import (
     parse_time,
     show_time,
 )
+from .lftp_login import is_implicit
 from .lftp_process import Reply
 from .lftp_site import LftpSite
 from .lftp_text import LIST, Log, escape_glob, parse_listing
@@ -51,7 +52,13 @@ _BY_LIST = "set ftp:use-mlsd no"
 
 
 class FtpSite(LftpSite):
-    """A login at an FTP server; the same face as `LftpSite`."""
+    """A login at an FTP server; the same face as `LftpSite`.
+
+    Attributes
+    ----------
+    has_rest : bool
+        Whether it sends a file from any place on. From one that does not, lftp waits for ever.
+    """
 
     _make_log = FtpLog
 
@@ -59,6 +66,7 @@ class FtpSite(LftpSite):
         super().__init__(server, settings)
         self._has_mlst = False
         self._has_mdtm = False
+        self.has_rest = True
 
     def connect(self) -> None:
         """Start lftp and log in, once.
@@ -78,9 +86,19 @@ class FtpSite(LftpSite):
             offered = {line.split()[0].upper() for line in self.ask("FEAT").lines if line.strip()}
             self._has_mlst = "MLST" in offered
             self._has_mdtm = "MDTM" in offered
+            self.has_rest = "REST" in offered or self.ask("REST 0").code == 350
             started = time.monotonic()
             self.ask("NOOP")
             self.rtt_s = time.monotonic() - started
+        except TransferTimeout as error:
+            self.kill()
+            if self._home is not None or is_implicit(self._settings):
+                raise
+            raise TransferTimeout(
+                f"{error.message}, and whether the server begins with TLS: ftps:// with"
+                " PYREMOTEDATA_FTPS_MODE=implicit",
+                error.url,
+            ) from None
         except BaseException:
             self.kill()
             raise

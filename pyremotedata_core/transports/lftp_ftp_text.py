@@ -252,11 +252,12 @@ def _from_fatal(text: str, url: str) -> TransferError:
     match = re.match(r"max-retries exceeded(?: \((.*)\))?", text)
     said = (match[1] or "no word of why") if match else text
     if _CERTIFICATE.search(said):
-        return HostKeyRejected(
-            "the server's certificate cannot be trusted; if an authority of your own signed it,"
-            f" name the authority's file in PYREMOTEDATA_CA_FILE: {said}",
-            url,
-        )
+        remedy = "if an authority of your own signed it, name its file in PYREMOTEDATA_CA_FILE"
+        if "expired" in said or "not yet" in said:
+            remedy = "ask the server's administrator for a valid one"
+        elif "match requested host name" in said:
+            remedy = "use the host name that it is for"
+        return HostKeyRejected(f"the server's certificate cannot be trusted; {remedy}: {said}", url)
     if "Connection refused" in said:
         return ConnectionLost(f"nothing listens at that port; check host and port: {said}", url)
     if re.search(r"unreachable|No route to host|Host is down", said):

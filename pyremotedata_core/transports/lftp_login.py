@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 
 from ..config import ConnectionSettings
+from ..errors import ConfigurationError
 from ..ssh import ssh_argv
 from .lftp_text import quote
 
@@ -93,6 +94,7 @@ def ftp_login(settings: ConnectionSettings, server: str) -> list[str]:
     if secure:
         options["ftp:ssl-force"] = "yes"
     if settings.ca_file:
+        _check_ca_file(settings.ca_file)
         options["ssl:ca-file"] = quote(settings.ca_file)
     host = settings.host or ""
     host = f"[{host}]" if ":" in host else host
@@ -103,6 +105,19 @@ def ftp_login(settings: ConnectionSettings, server: str) -> list[str]:
         f"set net:timeout {round(settings.timeout_s) + 5}",
         f"open {user}{'ftps' if implicit else 'ftp'}://{host}{port}",
     ]
+
+
+def _check_ca_file(path: str) -> None:
+    """lftp says nothing of a file that it cannot use, and then trusts nobody."""
+    try:
+        with open(path, "rb") as file:
+            holds = b"-----BEGIN " in file.read()
+    except OSError as error:
+        why = f"cannot be read ({error.strerror})"
+    else:
+        why = "" if holds else "holds no certificate (PEM)"
+    if why:
+        raise ConfigurationError(f"{path} {why}; ca_file (PYREMOTEDATA_CA_FILE) names it")
 
 
 def is_implicit(settings: ConnectionSettings) -> bool:
