@@ -6,6 +6,7 @@ otherwise it is the new name of the one source.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 import tempfile
@@ -113,28 +114,28 @@ def put_all(
     into = kind == "directory"
     _check_places(names, str(destination), into)
     targets = [destination.join(name) if into and name else destination for name in names]
+    how: dict[str, Any] = {"verify": verify, "modes": modes, "on_progress": tell}
     outcome = _Outcome()
     stores: list[Future[Stat]] = []
-    for source, target in zip(sources, targets, strict=True):
-        with outcome:
-            if os.path.isdir(source):
-                # Otherwise making the directory would say so.
-                if dry_run and _kind(engine, target) not in ("directory", None):
-                    raise TransferError(
-                        "cannot make a directory: a file of that name exists", str(target)
-                    )
-                tree = engine.store_tree(
-                    source, target, dry_run=dry_run, verify=verify, modes=modes, on_progress=tell
-                )
-                outcome.add(wait_for(tree), str(target))
-            elif dry_run:
-                outcome.plan("store", str(target), _size_of(source))
-            else:
-                store = engine.store(source, target, verify=verify, modes=modes, on_progress=tell)
-                stores.append(store)
-    if len(stores) == len(sources):
-        expect(tell, sum(os.path.getsize(one) for one in sources if os.path.exists(one)))
-    outcome.add(wait_for_stores(stores, tell))
+    with contextlib.ExitStack() as ends:  # Ctrl-C: what is under way ends, too
+        for source, target in zip(sources, targets, strict=True):
+            with outcome:
+                if os.path.isdir(source):
+                    # Otherwise making the directory would say so.
+                    if dry_run and _kind(engine, target) not in ("directory", None):
+                        raise TransferError(
+                            "cannot make a directory: a file of that name exists", str(target)
+                        )
+                    tree = engine.store_tree(source, target, dry_run=dry_run, **how)
+                    outcome.add(wait_for(tree), str(target))
+                elif dry_run:
+                    outcome.plan("store", str(target), _size_of(source))
+                else:
+                    stores.append(engine.store(source, target, **how))
+                    ends.callback(stores[-1].cancel)
+        if len(stores) == len(sources):
+            expect(tell, sum(os.path.getsize(one) for one in sources if os.path.exists(one)))
+        outcome.add(wait_for_stores(stores, tell))
     return targets, outcome.result()
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -20,9 +23,10 @@ from pyremotedata_core import (
     TransferError,
     TransferTimeout,
 )
+from pyremotedata_core.placing import put_all
 
 from .servers import ScriptedSshd
-from .sites import tree
+from .sites import temporaries, tree
 
 MTIME = 1_234_567_890
 LARGE = 20 * 2**20 + 12_345
@@ -340,6 +344,27 @@ def test_directories_and_files_are_made_and_removed(remote, make, there):
         remote.rm("a/b/c")
     remote.rm("a", recursive=True)
     assert tree(there) == {}
+
+
+def test_ctrl_c_ends_the_single_files_of_a_put_too(sshd, there, remote_directory, tmp_path):
+    for name in ("single", "t/a"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(8 * 2**20))
+    interrupts = [signal.SIGINT]
+
+    def interrupt(*_: int) -> None:
+        if interrupts:
+            signal.pthread_kill(threading.main_thread().ident, interrupts.pop())
+
+    with TransferEngine(sshd.settings(bandwidth=2**20)) as engine:
+        target = RemoteURL.parse(sshd.url(remote_directory) + "/")
+        with pytest.raises(KeyboardInterrupt):
+            put_all(engine, [tmp_path / "single", tmp_path / "t"], target, tell=interrupt)
+        deadline = time.monotonic() + 30
+        while temporaries(there):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert {path for path, data in tree(there).items() if data is not None} == set()
 
 
 def test_listing_a_silent_server_waits_only_once():

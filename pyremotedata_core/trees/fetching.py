@@ -288,7 +288,7 @@ class FetchTree(Tree):
         if real is None:
             self._skip(str(self._remote(path)), f"is a link that leads nowhere ({error})")
             self._followed()
-        elif not real.startswith(self._real_root):
+        elif not f"{real}/".startswith(self._real_root):
             self._skip(str(self._remote(path)), "is a link that leads out of the tree")
             self._followed()
         else:

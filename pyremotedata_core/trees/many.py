@@ -36,6 +36,7 @@ FAILURES_KEPT = 10_000
 PLANNED_KEPT = 1_000_000  # each is a line of a dry run
 DIRECTORY_IN_THE_WAY = "is a directory, but a file is to be there; move it away"
 FILE_IN_THE_WAY = "is a file, but a directory is to be there; move it away"
+SPECIAL_IN_THE_WAY = "is a device, pipe or socket, and would be replaced; move it away"
 
 # After one of these every further file would fail alike.
 _HOPELESS = (

@@ -21,7 +21,7 @@ from ..model import Entry, Stat
 from ..names import is_temporary
 from ..spool import NameSet, Spool
 from ..store import Store
-from .many import DIRECTORY_IN_THE_WAY, FILE_IN_THE_WAY, Tree
+from .many import DIRECTORY_IN_THE_WAY, FILE_IN_THE_WAY, SPECIAL_IN_THE_WAY, Tree
 
 REMOVALS_UNDER_WAY = 64
 ORPHAN_AGE_S = 7 * 24 * 3600  # temporary files of nobody knows whom go at this age
@@ -37,7 +37,7 @@ class StoreTree(Tree):
 
     @cached_property
     def _real_root(self) -> str:
-        return os.path.realpath(self._directory) + os.sep
+        return os.path.join(os.path.realpath(self._directory), "")
 
     def _list(self, item: str) -> None:
         try:
@@ -77,14 +77,12 @@ class StoreTree(Tree):
                 # A link that is not followed is still there: what it once was is not to go.
                 if may_go and not os.path.lexists(self._local(path)):
                     directory.others.append((path, "other", None, 0))
-            elif (there.kind == "directory") != (kind == "directory"):
-                # A file stands where a directory is to be, or the reverse.
+            elif why := in_the_way(there.kind, kind):
                 if may_go:
                     directory.settled.add(name)
                     directory.others.append((path, "in the way", kind, size))
                 elif there.kind != "link":
                     directory.settled.add(name)
-                    why = FILE_IN_THE_WAY if kind == "directory" else DIRECTORY_IN_THE_WAY
                     self._fail(TransferError(why, str(self._remote(path))))
             elif there.kind == "file" and self._agrees(path, there):
                 directory.settled.add(name)
@@ -176,7 +174,7 @@ class StoreTree(Tree):
         why = "is a special file"
         if _stat.S_ISLNK(info.st_mode):
             target = os.path.realpath(local)
-            if not target.startswith(self._real_root):
+            if not os.path.join(target, "").startswith(self._real_root):
                 why = "is a link that leads out of the tree"
             elif os.path.isfile(target):
                 return "file", os.path.getsize(target)
@@ -240,6 +238,15 @@ class StoreTree(Tree):
             modes=self._modes,
         )
         return job
+
+
+def in_the_way(there: str, wanted: str) -> str | None:
+    """Return why what stands at the server cannot become what it is to be, None if it can."""
+    if there == "other":
+        return SPECIAL_IN_THE_WAY
+    if there == "directory" and wanted == "file":
+        return DIRECTORY_IN_THE_WAY
+    return FILE_IN_THE_WAY if there != "directory" and wanted == "directory" else None
 
 
 class _Directory:
