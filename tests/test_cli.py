@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pyremotedata_core import __version__
+from pyremotedata_core.cli.output import json_list
 
 from .page import told
 from .servers import free_port
@@ -56,6 +57,14 @@ def test_ls_for_machines_is_json(run, url, make):
     assert entry["url"] == url("a b")
     assert (entry["name"], entry["kind"], entry["size"]) == ("a b", "file", 3)
     assert entry["mtime"] == MTIME
+
+
+@pytest.mark.parametrize("values", [[], [{"name": "a\nb", "size": 1}], [1, [2, 3], {}]])
+def test_a_list_for_machines_is_printed_as_it_comes(capsys, values):
+    with json_list() as add:
+        for value in values:
+            add(value)
+    assert json.loads(capsys.readouterr().out) == values
 
 
 def test_a_name_cannot_forge_lines(run, url, make):
@@ -229,6 +238,18 @@ def test_the_outcome_for_machines_is_json(run, url, make, here):
     for arguments in (["sync", url("none"), "x"], ["get", url("t"), "file/"], ["put", "no", url()]):
         failed = json.loads(run(*arguments, "--json", status=1).stdout)["failed"]
         assert len(failed) == 1
+
+
+@pytest.mark.parametrize("verb", ["sync", "get"])
+def test_the_outcome_of_a_full_disk_counts_what_had_arrived(run, url, make, small_disk, verb):
+    for number in range(20):
+        make(f"t/{number:02}", bytes(2**20))
+    done = run(verb, "--json", url("t"), small_disk / "t", status=1)
+    outcome = json.loads(done.stdout)
+    assert [one["class"] for one in outcome["failed"]] == ["LocalStorageFull"]
+    arrived = tree(small_disk / "t")
+    assert len(arrived) > 0
+    assert (outcome["files"], outcome["bytes"]) == (len(arrived), len(arrived) * 2**20)
 
 
 def test_sync_makes_the_second_equal_the_first(run, url, make, here, there):

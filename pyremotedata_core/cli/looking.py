@@ -16,14 +16,13 @@ from ..model import Entry, Stat
 from ..placing import wait_for
 from ..remote import Remote
 from ..url import RemoteURL
-from .output import each, long_line, plain_entry, print_json, shown_name, size_text
+from .output import each, json_list, long_line, plain_entry, print_json, shown_name, size_text
 from .places import chosen_remote, meant
 
 
 def ls(engine: TransferEngine, options: argparse.Namespace) -> int:
     """List directories."""
     remote = chosen_remote(engine, options.paths)
-    listed: list[Any] = []
     began = False
 
     def line(entry: Entry) -> str:
@@ -35,8 +34,9 @@ def ls(engine: TransferEngine, options: argparse.Namespace) -> int:
             stat, entries = _look_into(remote, url, known, options.recursive)
             if options.json:
                 if stat is not None:
-                    listed.append(plain_entry(str(url), Entry(url.name, stat)))
-                listed.extend(plain_entry(str(url.join(e.name)), e) for e in entries)
+                    add(plain_entry(str(url), Entry(url.name, stat)))
+                for entry in entries:
+                    add(plain_entry(str(url.join(entry.name)), entry))
             elif stat is not None:
                 print(line(Entry(str(url), stat)))
             else:
@@ -50,10 +50,10 @@ def ls(engine: TransferEngine, options: argparse.Namespace) -> int:
             print(f"{'' if not began else chr(10)}{shown_name(url)}:")
         began = True
 
-    status = each(options.paths, show)
-    if options.json:
-        print_json(listed)
-    return status
+    if not options.json:
+        return each(options.paths, show)
+    with json_list() as add:
+        return each(options.paths, show)
 
 
 def _look_into(

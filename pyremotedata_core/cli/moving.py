@@ -77,13 +77,24 @@ def sync(engine: TransferEngine, options: argparse.Namespace) -> int:
 
 def _move(options: argparse.Namespace, move: Callable[[Progress | None], TreeResult]) -> TreeResult:
     """Return the outcome; what ends it before there is one is an outcome for machines, too."""
+    moved_bytes = moved_files = 0
+
+    def count(more_bytes: int, more_files: int) -> None:
+        nonlocal moved_bytes, moved_files
+        moved_bytes += more_bytes
+        moved_files += more_files
+
     try:
-        with shown(not options.json, options.verb) as tell:
-            return move(tell)
+        with shown(count if options.json else True, options.verb) as tell:
+            result = move(tell)
     except ConfigurationError:
         raise
     except TransferError as error:
-        return TreeResult(0, 0, 0, 0, [], [error.to_plain()])
+        result = TreeResult(0, 0, 0, 0, [], [error.to_plain()])
+    if options.json and result.failed and not options.dry_run:
+        # What a full disk or a lost server has ended does not say what had arrived by then.
+        result = result._replace(files=moved_files, bytes=moved_bytes)
+    return result
 
 
 def _how(options: argparse.Namespace) -> Any:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from ..errors import ConfigurationError, TransferError, from_plain
@@ -37,6 +38,21 @@ def each(things: Iterable[T], act: Callable[[T], None]) -> int:
 def print_json(value: Any) -> None:
     """Print for machines."""
     print(json.dumps(value, indent=1))
+
+
+@contextlib.contextmanager
+def json_list() -> Iterator[Callable[[Any], None]]:
+    """Give a function that prints one more value of a list for machines, however long it gets."""
+    between = "["
+
+    def add(value: Any) -> None:
+        nonlocal between
+        text = json.dumps(value, indent=1).replace("\n", "\n ")
+        print(f"{between}\n {text}", end="")
+        between = ","
+
+    yield add
+    print("[]" if between == "[" else "\n]")
 
 
 def shown_name(name: str) -> str:
