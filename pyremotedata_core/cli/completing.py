@@ -116,6 +116,8 @@ def _listed(prefix: str, parsed_args: argparse.Namespace) -> list[str]:
     found = []
     for name, stat in sorted(entries):
         shown = encode_path(name) if is_url else name
+        if is_url and name.startswith(beginning) and not shown.startswith(beginning):
+            shown = beginning + encode_path(name.removeprefix(beginning))  # typed as it is
         hidden = name.startswith(".") and not beginning.startswith(".")
         if shown.startswith(beginning) and not hidden and name.isprintable():
             found.append(directory + slash + shown + "/" * (stat.kind == "directory"))
