@@ -244,8 +244,7 @@ _SSH: list[tuple[str, type[TransferError], bool, str]] = [
         "client and server have no protocol or algorithm in common",
     ),
     (
-        r"banner line (contains invalid|too long)|banner exchange.*[Ii]nvalid"
-        r"|No SSH version received",
+        r"banner line contains invalid|banner exchange.*[Ii]nvalid",
         ConnectionLost,
         False,
         "no SSH server answers there; check the port",
