@@ -215,6 +215,20 @@ def test_an_input_that_does_not_fit_into_the_cache_is_fetched_past_it(shared):
     assert read_files(workflow).count("reference") == 3
 
 
+def test_jobs_of_other_nodes_get_no_links_into_the_cache_of_this_one(counted):
+    counted.make_remote("in", b"x")
+    counted.write(
+        """
+        rule look:
+            input: access.sequential(storage("@URL@/in"))
+            output: "out"
+            shell: "stat -c %F {input} > {output}"
+        """
+    )
+    counted.submit("--storage-pyremotedata-node-cache", "yes").succeeded()
+    assert counted.path("out").read_text() == "regular file\n"
+
+
 def test_the_cache_serves_a_second_run_where_the_user_wants_it(counted):
     data = os.urandom(100_000)
     counted.make_remote("in", data)

@@ -19,7 +19,7 @@ pytest.importorskip("snakemake")
 from snakemake_storage_plugin_pyremotedata.sidecar import find_checksum
 
 from .sites import needs_lftp
-from .snakemake_workflow import Workflow, temporaries
+from .snakemake_workflow import Workflow, kill_group, temporaries, wait_until
 
 
 @pytest.fixture
@@ -195,6 +195,53 @@ def test_what_is_read_once_from_begin_to_end_is_a_link_into_the_cache(workflow):
     assert workflow.remote_path("once").read_bytes() == data
     assert not os.path.lexists(workflow.local_copy("once"))
     assert not temporaries(workflow.directory)
+
+
+def test_a_job_that_has_ended_makes_room_in_the_cache_for_the_next(workflow):
+    for name in ("a", "b"):
+        workflow.make_remote(name, name.encode() * 100_000)
+    workflow.env |= {"PYREMOTEDATA_CACHE_BYTES": "150000", "PYREMOTEDATA_TIMEOUT": "10"}
+    workflow.write(
+        """
+        rule all:
+            input: "seen.a", "seen.b"
+        rule read:
+            input: access.sequential(storage("@URL@/{n}"))
+            output: "seen.{n}"
+            shell: "cat {input} > {output}"
+        """
+    )
+    text = workflow.run("--storage-pyremotedata-node-cache", "yes", cores=1).succeeded().text
+    assert "Not through the node's cache" not in text
+    assert workflow.path("seen.b").read_bytes() == b"b" * 100_000
+
+
+def test_a_link_that_a_killed_run_has_left_leads_to_its_file_all_through_the_next(workflow):
+    for name in ("a", "b"):
+        workflow.make_remote(name, name.encode() * 100_000)
+    workflow.env |= {"PYREMOTEDATA_CACHE_BYTES": "150000", "PYREMOTEDATA_TIMEOUT": "5"}
+    workflow.write(
+        """
+        rule all:
+            input: "seen", "filled"
+        rule look:
+            input: access.sequential(storage("@URL@/a"))
+            output: "seen"
+            shell: "touch begun; for i in $(seq 300); do test -e filled && break; sleep 0.1; done;"
+                   " cat {input} > {output}"
+        rule fill:
+            input: access.sequential(storage("@URL@/b"))
+            output: "filled"
+            shell: "test -s {input} && touch {output}"
+        """
+    )
+    cache = ("--storage-pyremotedata-node-cache", "yes")
+    with workflow.start("seen", *cache) as process:
+        wait_until(workflow.path("begun").exists)
+        kill_group(process)
+    workflow.run("--unlock").succeeded()
+    workflow.run("--rerun-incomplete", *cache).succeeded()
+    assert workflow.path("seen").read_bytes() == b"a" * 100_000
 
 
 @pytest.mark.parametrize(

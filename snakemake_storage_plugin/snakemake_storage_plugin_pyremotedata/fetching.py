@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pyremotedata_core.errors import (
     LocalStorageFull,
     RemoteChanged,
     RemoteFileNotFound,
+    TransferError,
 )
 from pyremotedata_core.model import Stat
 from pyremotedata_core.url import RemoteURL
@@ -46,8 +48,9 @@ class Fetching:
         Returns the stager of the node's cache, None where the cache is not used.
     warn : callable
         Told what keeps the cache from being used.
-    links : bool
-        Whether a link into the cache will do where a file is read once, from its begin to its end.
+    links : callable
+        Says whether a link into the cache will do where a file is read once, from its begin to
+        its end.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class Fetching:
         lookup: Lookup,
         stager: Callable[[], Stager] | None,
         warn: Callable[[str], None],
-        links: bool = False,
+        links: Callable[[], bool],
     ) -> None:
         self._engine = engine
         self._lookup = lookup
@@ -82,7 +85,7 @@ class Fetching:
         memory = self._lookup.memory
         asked_at = time.monotonic()
         try:
-            got = await self._from_cache(url, path, stat, wait, on_demand and self._links)
+            got = await self._from_cache(url, path, stat, wait, on_demand and self._links())
             if got is None:
                 got = Fetched(await wait(self._engine().fetch(url, path, expect=stat)))
         except RemoteChanged:
@@ -95,6 +98,15 @@ class Fetching:
         if not got.from_cache:
             memory.remember(url, got.stat, asked_at)
         return got
+
+    def keep(self, url: RemoteURL, stat: Stat, path: Path) -> None:
+        """Keep the file in the cache to which a link leads that a killed run has left."""
+        if self._stager is None or path in self._linked or not path.is_symlink():
+            return
+        with contextlib.suppress(TransferError):
+            lease = self._stager().find(url, stat)
+            if lease is not None:
+                self._hold(lease, path)
 
     async def _from_cache(
         self, url: RemoteURL, path: Path, stat: Stat, wait: Wait, link: bool
@@ -125,10 +137,19 @@ class Fetching:
 
     def _link(self, lease: Lease, path: Path) -> None:
         """Make the local copy a link into the cache, where the file stays as long as the link."""
-        for other in list(self._linked):
-            if not os.path.lexists(other) and (unused := self._linked.pop(other, None)) is not None:
-                unused.release()
         part = temporary_path(path.parent)
         part.symlink_to(lease.path)
         os.replace(part, path)
+        self._hold(lease, path)
+
+    def _hold(self, lease: Lease, path: Path) -> None:
+        assert self._stager is not None
         self._linked[path] = lease
+        self._let_go()
+        self._stager().when_full.add(self._let_go)
+
+    def _let_go(self) -> None:
+        """Release the files whose links are gone."""
+        for path in list(self._linked):
+            if not os.path.lexists(path) and (unused := self._linked.pop(path, None)) is not None:
+                unused.release()

@@ -66,11 +66,17 @@ class Host:
         return self.is_remote_job and self.shares_local_copies and self._shares("INPUT_OUTPUT")
 
     @property
-    def uses_containers(self) -> bool:
-        """Whether jobs may run in containers, which see some directories only."""
+    def jobs_follow_links(self) -> bool:
+        """Whether the jobs that read what this process retrieves see all of this node's files.
+
+        Not in a container, which sees some directories only, and not on other nodes.
+        """
         settings = getattr(self._workflow, "deployment_settings", None)
         methods = getattr(settings, "deployment_method", ())
-        return settings is None or any(method.name == "APPTAINER" for method in methods)
+        if settings is None or any(method.name == "APPTAINER" for method in methods):
+            return False
+        is_local_run = self.is_main_process and getattr(self._workflow, "local_exec", False)
+        return is_local_run or not self.shares_local_copies
 
     def siblings(self, storage_object: Any) -> list[Any]:
         """Return the other objects that Snakemake is about to store with an output of a job.

@@ -78,7 +78,7 @@ class StorageProvider(StorageProviderBase):
             self.lookup,
             self.stager if cached else None,
             self.logger.warning,
-            links=not host.uses_containers,
+            links=lambda: host.jobs_follow_links,
         )
         self.prefetch = Prefetch(self.engine, self.local_prefix, 0 if cached else ahead_bytes)
         self.tally = Tally()

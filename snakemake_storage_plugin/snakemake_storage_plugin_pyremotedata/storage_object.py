@@ -246,6 +246,7 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
 
     async def _mtime(self, wait: Wait) -> float:
         stat = await self._found(wait)
+        self.provider.fetching.keep(self.url, stat, self.local_path())
         if stat.kind == "directory" and self._shared_copy() is None:
             timestamp = await self.provider.lookup.stat(self.url.join(TIMESTAMP), wait)
             stat = timestamp or stat
