@@ -19,7 +19,8 @@ pytest.importorskip("snakemake")
 from snakemake_storage_plugin_pyremotedata.sidecar import find_checksum
 
 from .sites import needs_lftp
-from .snakemake_workflow import Workflow, kill_group, temporaries, wait_until
+from .snakemake_workflow import Workflow, kill_group, temporaries
+from .waiting import wait_until
 
 
 @pytest.fixture
