@@ -230,9 +230,10 @@ def test_a_certificate_is_refused_with_the_remedy_for_what_is_wrong_with_it(said
 
 def test_a_server_that_begins_with_tls_is_thought_of_where_none_answers(ftp_factory):
     server = ftp_factory(tls="implicit")
-    with reach(server, ftps_mode="explicit", timeout_s=1.5) as remote, remote.engine:  # noqa: SIM117
-        with pytest.raises(TransferTimeout, match="PYREMOTEDATA_FTPS_MODE=implicit"):
+    with reach(server, ftps_mode="explicit", timeout_s=1.5) as remote, remote.engine:
+        with pytest.raises(TransferTimeout, match="PYREMOTEDATA_FTPS_MODE=implicit") as caught:
             remote.ls("")
+        told(caught.value, "the server said nothing")
 
 
 def test_a_certificate_for_another_name_is_refused(ftps):
@@ -255,14 +256,10 @@ def test_a_server_that_wants_tls_and_one_that_has_none_are_told_apart(ftp, ftps)
     told(refusal(ftp, ftp.url().replace("ftp:", "ftps:")), "the server does not offer TLS")
 
 
-def test_tls_at_the_wrong_moment_is_told(ftps, ftp_factory):
+def test_tls_from_the_beginning_where_it_is_to_be_asked_for_is_told(ftps):
     error = refusal(ftps, ftps.url(), ftps_mode="implicit")
     assert type(error) is ConnectionLost
     told(error, "no TLS could be agreed on")
-    server = ftp_factory(tls="implicit")
-    error = refusal(server, server.url(), ftps_mode="explicit", timeout_s=2.0)
-    assert type(error) is TransferTimeout
-    told(error, "the server said nothing")
 
 
 def test_no_such_host_is_told():
