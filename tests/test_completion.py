@@ -90,6 +90,11 @@ def test_verbs_hosts_files_and_what_is_on_the_server_are_completed(
     bash.wait_for("day%20light.tif")
     bash.type("\n")
     assert "- 0" in bash.wait_for("day%20light.tif\r\n")
+    sshd.make(f"{remote_directory}/some/über all.tif")
+    bash.type(f"\x15pyremotedata stat {top}/some/üb\t")
+    bash.wait_for("er%20all.tif")
+    bash.type("\n")
+    assert "- 0" in bash.wait_for("all.tif\r\n")
 
 
 def test_a_refused_login_is_not_tried_again_by_tab(bash, sshd, tmp_path):
