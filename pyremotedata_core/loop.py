@@ -6,9 +6,11 @@ are plain functions; none of them may block.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import os
 import selectors
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -51,6 +53,7 @@ class Loop:
         self._running = False
         # A pipe whose reading end wakes the selector.
         self._wake_in, self._wake_out = os.pipe()
+        self._wake_lock = threading.Lock()  # the pipe's number may be another file's after the end
         os.set_blocking(self._wake_in, False)
         os.set_blocking(self._wake_out, False)
         self.register(self._wake_in, selectors.EVENT_READ, self._woken)
@@ -64,8 +67,10 @@ class Loop:
                 self._turn()
         finally:
             self._selector.close()
-            os.close(self._wake_in)
-            os.close(self._wake_out)
+            with self._wake_lock:
+                os.close(self._wake_in)
+                os.close(self._wake_out)
+                self._wake_out = -1
 
     def stop(self) -> None:
         """Leave `run` at the end of this turn."""
@@ -88,10 +93,8 @@ class Loop:
 
     def unregister(self, fd: int) -> None:
         """Forget a descriptor; an unknown one is no error."""
-        try:
+        with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(fd)
-        except (KeyError, ValueError):
-            return
 
     def call_later(self, delay_s: float, callback: Callable[[], Any]) -> Timer:
         """Call once after a delay in seconds."""
@@ -107,12 +110,9 @@ class Loop:
     def call_soon_threadsafe(self, callback: Callable[[], Any]) -> None:
         """Call once on the loop's thread; safe from any thread."""
         self._posted.append(callback)
-        try:
+        # No error: the pipe is full, so the loop is awake already; or the loop has ended.
+        with self._wake_lock, contextlib.suppress(OSError):
             os.write(self._wake_out, b"\0")
-        except BlockingIOError:
-            return  # the pipe is full: the loop is awake already
-        except OSError:
-            return  # the loop has ended
 
     def flush_later(self, writer: Flushable) -> None:
         """Call ``writer.flush()`` at the end of this turn, so that small messages leave together.

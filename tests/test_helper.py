@@ -24,6 +24,7 @@ from pyremotedata_core import (
     TransferEngine,
     shared_engine,
 )
+from pyremotedata_core.loop import Loop
 from workflows.embedded_sshd import descendants
 
 from .forks import in_a_fork
@@ -572,3 +573,15 @@ def test_a_directory_that_many_uploads_need_is_made_once(sshd_factory, tmp_path)
             future.result(WAIT_S)
     assert len(list((server.root / "new" / "deep").iterdir())) == 30
     assert server.requests("mkdir") == 3  # the lower one twice: at first there is no upper one
+
+
+def test_a_call_to_a_loop_that_has_ended_writes_into_no_other_file(tmp_path):
+    loop = Loop()
+    wakes = loop._wake_out
+    loop.call_soon_threadsafe(loop.stop)
+    loop.run()
+    with open(tmp_path / "other", "wb") as other:
+        os.dup2(other.fileno(), wakes)  # as the next file that is opened gets its number
+        loop.call_soon_threadsafe(loop.stop)
+        os.close(wakes)
+    assert (tmp_path / "other").read_bytes() == b""
