@@ -127,7 +127,7 @@ class Part:
         if self._record >= 0:
             self._noted = True
             with contextlib.suppress(OSError):  # then it only has to be fetched once more
-                os.write(self._record, b"%d\n" % segment)
+                os.write(self._record, _line(segment) + b"\n")
 
     def publish(self, stat: Stat, fsync: bool, *, modes: bool = False) -> None:
         """Give it the mtime of its source, with ``modes`` its permissions, and its final name.
@@ -218,10 +218,8 @@ class Part:
                 raise ValueError("of something else")
             self._record = os.open(record_name(kept), os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
             count = -(-header["size"] // header["segment_bytes"])
-            # The last of the lines is empty, or was broken off.
-            done = {int(line) for line in lines[:-1] if line.isdigit()} & set(range(count))
-            if lines[-1]:
-                os.write(self._record, b"\n")
+            told = set(lines[:-1])  # the last one is empty, or was broken off
+            done = {number for number in range(count) if _line(number) in told}
         except (OSError, ValueError):
             os.close(fd)  # `_make` removes it
             return set()
@@ -295,7 +293,7 @@ def read_arrived(final: str, stat: Stat, start: int, length: int) -> bytes | Non
                 continue
             segment = told["segment_bytes"]
             needed = range(start // segment, -(-(start + length) // segment))
-            if {b"%d" % number for number in needed} <= set(lines[:-1]):
+            if set(map(_line, needed)) <= set(lines[:-1]):
                 with open(path, "rb", buffering=0) as part:
                     return os.pread(part.fileno(), length, start)
         except (FileNotFoundError, ValueError, KeyError):
@@ -312,6 +310,14 @@ def boot() -> str:
         command = ["sysctl", "-n", "kern.bootsessionuuid"]
         return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip()
     return ""
+
+
+def _line(segment: int) -> bytes:
+    """Return what a record says of a segment.
+
+    It begins with a sign: what a full disk has kept of one line makes no number with the next.
+    """
+    return b"+%d" % segment
 
 
 def _final_of(path: str) -> str | None:

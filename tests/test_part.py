@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from pyremotedata_core import Stat
 from pyremotedata_core.part import Part, read_arrived
 
@@ -23,3 +25,20 @@ def test_whole_segments_of_a_part_can_be_read_until_it_is_published(tmp_path):
     assert read_arrived(str(tmp_path / "other"), STAT, 15, 10) is None
     part.publish(STAT, fsync=False)
     assert read_arrived(final, STAT, 15, 10) is None
+
+
+def test_what_a_full_disk_has_kept_of_a_line_makes_no_segment(tmp_path):
+    final, stat = str(tmp_path / "large"), STAT._replace(size=200)
+    part = Part(final)
+    part.resume("sftp://archive/large", stat, SEGMENT)
+    part.note(2)
+    part.note(12)
+    (record,) = tmp_path.glob(".*.done")
+    os.truncate(record, record.stat().st_size - 2)
+    part.keep()
+    for arrived in (3, 4):
+        part = Part(final)
+        assert part.resume("sftp://archive/large", stat, SEGMENT) <= {2, 3, 4}
+        part.note(arrived)
+        part.keep()
+    assert Part(final).resume("sftp://archive/large", stat, SEGMENT) == {2, 4}
