@@ -131,7 +131,6 @@ class Pool:
         for session in list(self._sessions):
             session.close()
             self._forget(session)
-        self._slots.stop_waiting()
         self._fail_queued(ConnectionLost("the engine was closed", self._url, retryable=False))
 
     # --- operations ------------------------------------------------------------------------
@@ -218,6 +217,7 @@ class Pool:
         )
 
     def _fail_queued(self, error: TransferError) -> None:
+        self._stop_waiting()
         failed = [*self._queues.clear(), *self._waiting]
         self._waiting.clear()
         final = type(error)(error.message, error.url, retryable=False)
@@ -245,16 +245,14 @@ class Pool:
             # Every slot of this node is taken: another process is at work. Show that we wait.
             self._slots.wait()
             if now - self._trouble_since > max(TAKEN_S, 10 * self._settings.timeout_s):
-                self._stop_waiting()
-                self._fail_queued(
-                    TransferTimeout(
-                        f"all {self._settings.connections} sessions of this node stayed taken by"
-                        " other processes; raise PYREMOTEDATA_CONNECTIONS, or end them",
-                        self._url,
-                    )
+                taken = TransferTimeout(
+                    f"all {self._settings.connections} sessions of this node stayed taken by"
+                    " other processes; raise PYREMOTEDATA_CONNECTIONS, or end them",
+                    self._url,
                 )
-                return
-            self._schedule_open(random.uniform(0.05, 0.25))  # noqa: S311
+                self._loop.call_soon(partial(self._fail_queued, taken))
+            else:
+                self._schedule_open(random.uniform(0.05, 0.25))  # noqa: S311
 
     def _open_windows(self) -> None:
         """Open sessions on the connection that is there, if the work that is known is worth it."""
@@ -283,7 +281,8 @@ class Pool:
                 self._stop_waiting()
             self._dispatch()
 
-        self._reopen = self._loop.call_later(delay_s, open_again)
+        if self._reopen is None:  # else it is a pause that another failure has asked for
+            self._reopen = self._loop.call_later(delay_s, open_again)
 
     def _stop_waiting(self) -> None:
         """Let other processes keep their sessions; who asks next has the same patience again."""
@@ -364,10 +363,8 @@ class Pool:
         if self._worth_reopening(error):
             # A short time limit must not be spent on one pause.
             longest = min(5.0, self._settings.timeout_s / 4)
-            if self._reopen is None:
-                self._schedule_open(pause_s(self._failures, longest))
+            self._schedule_open(pause_s(self._failures, longest))
         else:
-            self._trouble_since = None
             self._fail_queued(error)
 
     def _worth_reopening(self, error: TransferError) -> bool:
