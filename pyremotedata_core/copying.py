@@ -20,10 +20,10 @@ class Copy(Job):
     def __init__(
         self, mover: Mover, old: RemoteURL, new: RemoteURL, done: Done, *, overwrite: bool
     ) -> None:
-        super().__init__(mover, new, done)
         self._temporary = mover.temporary_beside(new)
         if self._temporary != new.path:
             mover.journal(new).begin(self._temporary, new.path)
+        super().__init__(mover, new, done)
         self._submit("copy", (old.path, self._temporary, new.path, overwrite), self._copied)
 
     def _copied(self, stat: Stat | None, error: TransferError | None) -> None:

@@ -66,6 +66,7 @@ class Fetch(FileJob):
 
     def _look(self) -> None:
         self._attempts += 1
+        self._take_back()
         self._submit("stat", (self._url.path, True), self._looked, background=self._background)
 
     def _looked(self, stat: Stat | None, error: TransferError | None) -> None:
@@ -146,9 +147,6 @@ class Fetch(FileJob):
             and self._attempts < CHANGED_ATTEMPTS
             and not self.cancelled
         ):
-            if self._on_bytes and self._moved:
-                self._on_bytes(-self._moved)
-            self._moved = 0
             self._look()
         else:
             self._end(None, error)

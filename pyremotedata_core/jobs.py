@@ -207,9 +207,15 @@ class FileJob(Job):
         if self._on_bytes:
             self._on_bytes(count)
 
+    def _take_back(self) -> None:
+        """Count nothing of what has moved: it moves again, or in vain."""
+        if self._moved and self._on_bytes:
+            self._on_bytes(-self._moved)
+        self._moved = 0
+
     def _end(self, result: Any, error: TransferError | None) -> None:
         if self._expected:
             self._expect(0)
-        if error is not None and self._moved and self._on_bytes:
-            self._on_bytes(-self._moved)
+        if error is not None:
+            self._take_back()
         super()._end(result, error)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .errors import from_oserror
 from .names import file_name_for
 from .nodestate import private_directory, state_directory
 
@@ -96,8 +97,17 @@ class Journal:
         return temporary in self._live
 
     def begin(self, temporary: str, final: str, origin: Origin | None = None) -> None:
-        """Note an upload before its temporary file is made."""
-        self._add(temporary, _Upload(final, origin, time.time() if origin else 0.0))
+        """Note an upload before its temporary file is made.
+
+        Raises
+        ------
+        TransferError
+            If that cannot be written: nobody would know of the file.
+        """
+        try:
+            self._add(temporary, _Upload(final, origin, time.time() if origin else 0.0))
+        except OSError as error:
+            raise from_oserror(error, "the journal of uploads") from None
 
     def note(self, temporary: str, segment: int) -> None:
         """Note that the server has a segment."""
@@ -105,16 +115,18 @@ class Journal:
         if upload is not None:
             upload.done.add(segment)
             self._lines += 1
-            os.write(self._fd, _line([temporary, segment]))
+            with contextlib.suppress(OSError):  # then it only has to be sent once more
+                os.write(self._fd, _line([temporary, segment]))
 
     def end(self, temporary: str) -> None:
         """Note that a temporary file is gone, renamed or removed."""
         if self._live.pop(temporary, None) is None:
             return
         if not self._live or self._lines > COMPACT_LINES + 2 * len(self._live):
-            os.ftruncate(self._fd, 0)
-            for name, upload in self._live.items():
-                os.write(self._fd, upload.lines(name))
+            with contextlib.suppress(OSError):  # what it still tells of is looked for in vain
+                os.ftruncate(self._fd, 0)
+                for name, upload in self._live.items():
+                    os.write(self._fd, upload.lines(name))
             self._lines = sum(1 + len(upload.done) for upload in self._live.values())
 
     def keep(self, temporary: str) -> bool:
@@ -182,15 +194,15 @@ class Journal:
     def _paths(self) -> list[Path]:
         try:
             return list(self._directory.iterdir())
-        except FileNotFoundError:
+        except OSError:
             return []
 
     def _add(self, temporary: str, upload: _Upload) -> None:
         if self._fd < 0:
             self._open()
+        os.write(self._fd, upload.lines(temporary))
         self._live[temporary] = upload
         self._lines += 1 + len(upload.done)
-        os.write(self._fd, upload.lines(temporary))
 
     def _open(self) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC

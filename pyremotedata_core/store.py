@@ -58,13 +58,21 @@ class Store(FileJob):
         self._compared: Compared | None = None
         self._stat: Stat  # of the temporary file, when it is to be compared
         self._temporary = ""
+        self._check: Check | None = None
         self._mover.loop.call_soon(self._start)
+
+    def cancel(self, *, keep: bool = False) -> None:
+        """Give up soon; see `Job.cancel`."""
+        super().cancel(keep=keep)
+        if self._check is not None:
+            self._check.cancel(keep=keep)
 
     def _start(self) -> None:
         if self.cancelled:
             self._end(None, cancelled())
             return
         self._attempts += 1
+        self._take_back()
         self._error = None
         self._compared = None
         segments = self._mover.segments(self._url)
@@ -77,9 +85,9 @@ class Store(FileJob):
         in_parts = segments and (self._size > SEGMENT_BYTES or self._verify)
         try:
             had = self._begin(large=segments and self._size > SEGMENT_BYTES)
-        except OSError as os_error:
+        except TransferError as local_error:
             self._source.close()
-            self._end(None, from_oserror(os_error, "the journal of uploads"))
+            self._end(None, local_error)
             return
         self._resumed = had is not None
         if had is not None:
@@ -114,7 +122,10 @@ class Store(FileJob):
         return None
 
     def _origin(self) -> Origin:
-        info = os.fstat(self._source.fd)
+        try:
+            info = os.fstat(self._source.fd)
+        except OSError as error:
+            raise from_oserror(error, self._path) from None
         return Origin(self._path, info.st_size, info.st_mtime_ns, info.st_ino, SEGMENT_BYTES)
 
     def _created(self, _: Any, error: TransferError | None) -> None:
@@ -157,9 +168,6 @@ class Store(FileJob):
             # Somebody has cleared it away.
             self._mover.journal(self._url).end(self._temporary)
             self._source.close()
-            if self._on_bytes and self._moved:
-                self._on_bytes(-self._moved)
-            self._moved = 0
             self._start()
         elif self._may_be_continued(error):
             self._stored(None, error)
@@ -211,7 +219,7 @@ class Store(FileJob):
         if stat is None:
             self._stored(None, error)
         else:
-            Check(self._mover, self._url, self._path, checked, expect=stat)
+            self._check = Check(self._mover, self._url, self._path, checked, expect=stat)
 
     def _stored(self, stat: Stat | None, error: TransferError | None) -> None:
         self._source.close()

@@ -7,7 +7,9 @@ import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pyremotedata_core import TransferEngine
+import pytest
+
+from pyremotedata_core import LocalStorageFull, TransferEngine
 from pyremotedata_core.journal import Journal
 from pyremotedata_core.nodestate import state_directory
 
@@ -72,3 +74,17 @@ def test_a_journal_that_is_not_empty_outlives_those_beside_it():
     heir.end("/a.part")
     heir.close()
     assert not heir._directory.exists()
+
+
+def test_a_journal_on_a_full_disk_takes_no_further_upload_and_lets_the_others_end():
+    journal = Journal(f"sftp://nowhere-{os.urandom(8).hex()}")
+    journal.begin("/a.part", "/a")
+    with open("/dev/full", "wb", buffering=0) as full:
+        os.dup2(full.fileno(), journal._fd)
+    journal.note("/a.part", 1)
+    with pytest.raises(LocalStorageFull, match="journal"):
+        journal.begin("/b.part", "/b")
+    assert not journal.holds("/b.part")
+    journal.end("/a.part")
+    journal.close()
+    assert not journal._directory.exists()

@@ -16,7 +16,7 @@ import pytest
 from pyremotedata_core import ConnectionLost, TransferEngine, TransferError
 from pyremotedata_core.jobs import SEGMENT_BYTES
 
-from .sites import temporaries
+from .sites import needs_lftp, temporaries
 from .test_faults_killed import kill
 from .waiting import wait_until
 
@@ -54,6 +54,9 @@ class Line:
 
     def moved(self) -> int:
         return self.relay.status()["down" if self.verb == "fetch" else "up"]
+
+    def moved_back(self) -> int:
+        return self.relay.status()["up" if self.verb == "fetch" else "down"]
 
     def wait_for(self, share: float) -> None:
         """Wait until so much of the file has arrived."""
@@ -224,3 +227,54 @@ def test_the_command_broken_off_at_the_keyboard_goes_on_with_the_next(line):
     subprocess.run([*command, *line.arguments], check=True, timeout=60)
     line.finished()
     assert line.moved() - before < SIZE * 0.8
+
+
+def test_what_moves_again_is_counted_once(sshd_factory, relay_factory, tmp_path):
+    server = sshd_factory()
+    line = Line(server, relay_factory(server.port), tmp_path, "store")
+    line.relay.set(rate=60e6)
+    told: list[int] = []
+    with TransferEngine(server.settings()) as engine:
+        future = line.run(engine, on_progress=lambda count, _files: told.append(count))
+        line.wait_for(0.3)
+        os.utime(line.source, (5, 5))  # seen in the end: all of it is sent once more
+        line.relay.set(rate=0)
+        assert future.result(60).mtime == 5
+    line.finished()
+    assert sum(told) == SIZE
+
+
+# --- over lftp ------------------------------------------------------------------------------
+
+
+@needs_lftp
+def test_an_engine_that_ends_leaves_nothing_of_what_lftp_fetches(
+    sshd_factory, relay_factory, tmp_path
+):
+    server = sshd_factory()
+    line = Line(server, relay_factory(server.port), tmp_path, "fetch")
+    line.relay.set(rate=60e6)
+    with TransferEngine(server.settings(transport="lftp")) as engine:
+        future = line.run(engine)
+        line.wait_for(0.1)
+    with pytest.raises(ConnectionLost):
+        future.result(0)
+    assert temporaries(line.place) == []
+
+
+@needs_lftp
+@pytest.mark.full
+def test_an_upload_that_is_given_up_is_not_compared_to_the_end(
+    sshd_factory, relay_factory, tmp_path
+):
+    server = sshd_factory()
+    line = Line(server, relay_factory(server.port), tmp_path, "store")
+    line.relay.set(rate=60e6)
+    with TransferEngine(server.settings(transport="lftp")) as engine:
+        future = line.run(engine, verify=True)
+        line.wait_for(0.7)
+        line.relay.set(rate=10e6)  # to compare it takes long enough for us
+        wait_until(line.target.exists)
+        future.cancel()
+        assert engine.wait_cancelled(60)
+    assert line.moved_back() < SIZE / 2

@@ -63,7 +63,7 @@ class ThreadedSession:
 
     Attributes
     ----------
-    slots, max_operations : int
+    max_operations : int
         Operations that it serves at once: one.
     opened, alive : bool
     load : int
@@ -72,7 +72,6 @@ class ThreadedSession:
         Bytes that they are to move.
     """
 
-    slots = 1
     max_operations = 1
     can_share = False  # every process has a connection of its own
     took_code = False
@@ -134,6 +133,10 @@ class ThreadedSession:
             self.alive = False
             self._blocking.kill()
             self._work.put_nowait(None)
+            if self._operation is not None:
+                # At once: when the engine ends, the loop takes nothing from other threads any more.
+                error = ConnectionLost("the connection was closed")
+                self._ended(self._operation, None, error)
 
     # --- on the session's thread -------------------------------------------------------------
 
@@ -209,6 +212,8 @@ class ThreadedSession:
             self._on_open()
 
     def _ended(self, operation: Operation, result: Any, error: TransferError | None) -> None:
+        if self._operation is not operation:
+            return  # `close` has ended it
         self._operation = None
         self.load = self.load_bytes = 0
         operation.done(result, error)
