@@ -212,3 +212,33 @@ def test_so_many_files_that_they_wait_on_disk_are_moved_verified_and_removed(
         (source / "300/x").write_bytes(b"")
         result = sync()
         assert (result.files, result.deleted, result.unchanged) == (1, 301, count - 301)
+
+
+def test_what_cannot_be_removed_here_stops_nothing_else(sshd, small_disk, tmp_path):
+    there = sshd.make_directory("sync/mounted")
+    (there / "a").write_bytes(b"a")
+    (there / "link").symlink_to("a")
+    local = small_disk.parent / "here"
+    local.mkdir()
+    for name in ("link", "other"):  # one is to be a file, the other to go
+        (local / name).mkdir()
+        subprocess.run(["mount", "--bind", small_disk, local / name], check=True)
+    (local / "old").touch()
+    try:
+        with TransferEngine(sshd.settings()) as engine:
+            result = engine.fetch_tree(sshd.url("sync/mounted"), local, delete=True).result(60)
+    finally:
+        for name in ("link", "other"):
+            subprocess.run(["umount", "-l", local / name], check=True)
+    assert (result.files, result.deleted, len(result.failed)) == (1, 1, 2)
+    assert (local / "a").read_bytes() == b"a"
+    assert not (local / "old").exists()
+
+
+def test_what_the_server_does_not_let_go_is_not_counted_as_deleted(sshd_factory, tmp_path):
+    server = sshd_factory(sftp_arguments="-P remove")
+    there = server.make_directory("t")
+    (there / "old").touch()
+    with TransferEngine(server.settings()) as engine:
+        result = engine.store_tree(tmp_path, server.url("t"), delete=True).result(60)
+    assert (result.deleted, len(result.failed)) == (0, 1)

@@ -7,11 +7,7 @@ from functools import partial
 from typing import Any
 
 from ..bundle import BUNDLE_BYTES, BUNDLE_FILES, SMALL_BYTES, FetchBundle
-from ..errors import (
-    RemoteChanged,
-    TransferError,
-    from_oserror,
-)
+from ..errors import RemoteChanged, TransferError, from_oserror
 from ..fetch import Fetch
 from ..filters import TreeOptions
 from ..jobs import Job
@@ -134,8 +130,7 @@ class FetchTree(Tree):
             return True
         is_directory = not os.path.islink(local)
         if self._delete and self._filter.is_meant(path, is_directory):
-            self._clear(path, local)
-            return True
+            return self._clear(path, local)
         self._fail(TransferError(f"{local}: {DIRECTORY_IN_THE_WAY}"))
         return False
 
@@ -158,12 +153,18 @@ class FetchTree(Tree):
             if self._filter.is_meant(path, is_directory):
                 self._clear(path, os.path.join(local, name))
 
-    def _clear(self, path: str, local: str) -> None:
+    def _clear(self, path: str, local: str) -> bool:
+        """Remove a local file or directory; return whether it is gone, or would be."""
         if self._dry_run:
             self._plan("delete", path)
-        else:
+            return True
+        try:
             remove_local(local)
-            self._deleted += 1
+        except TransferError as error:
+            self._fail(error)
+            return False
+        self._deleted += 1
+        return True
 
     def _consider(self, path: str, stat: Stat) -> None:
         if not self._make_way(path):
@@ -219,36 +220,26 @@ class FetchTree(Tree):
         return self._fetch(path, stat)
 
     def _fetch(self, path: str, stat: Stat | None) -> Job:
-        done = partial(self._fetched, path, stat)
+        def fetched(now: Stat | None, error: TransferError | None) -> None:
+            if isinstance(error, RemoteChanged) and stat is not None and not self.cancelled:
+                # It changed after it was listed: as it is now, once more.
+                self._children.discard(job)
+                self._children.add(self._fetch(path, None))
+            else:
+                self._file_done(job, now.size if now else 0, error)
+
         job = Fetch(
             self._mover,
             self._remote(path),
             self._local(path),
-            done,
+            fetched,
             expect=stat,
             on_bytes=self._count,
             prepared=True,
             verify=self._verify,
             modes=self._modes,
         )
-        done.keywords["job"] = job
         return job
-
-    def _fetched(
-        self,
-        path: str,
-        known: Stat | None,
-        stat: Stat | None,
-        error: TransferError | None,
-        *,
-        job: Job,
-    ) -> None:
-        if isinstance(error, RemoteChanged) and known is not None and not self.cancelled:
-            # It changed after it was listed: as it is now, once more.
-            self._children.discard(job)
-            self._children.add(self._fetch(path, None))
-            return
-        self._file_done(job, stat.size if stat else 0, error)
 
     # --- links: followed to files within the tree ---------------------------------------------
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from ..errors import (
-    RemoteFileNotFound,
-    TransferError,
-    cancelled,
-)
+from ..errors import RemoteFileNotFound, TransferError, cancelled
 from ..jobs import Job
 from ..listing import ListDirectory
 from ..model import Entry, Stat

@@ -10,11 +10,7 @@ from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any
 
-from ..errors import (
-    RemoteFileNotFound,
-    TransferError,
-    from_oserror,
-)
+from ..errors import RemoteFileNotFound, TransferError, from_oserror
 from ..jobs import Job
 from ..listing import ListDirectory
 from ..model import Entry, Stat
@@ -208,13 +204,13 @@ class StoreTree(Tree):
         def removed(_: Any, error: TransferError | None) -> None:
             self._removals -= 1
             if error is None:
+                self._deleted += why != "part"
                 self._queue(path, kind, size)
             self._remove_more()
             self._listed(error)
 
         self._removals += 1
         self._listings += 1
-        self._deleted += why != "part"
         self._mover.remove(self._remote(path), removed, recursive=True, missing_ok=True)
 
     def _begin_file(self, item: tuple[str, tuple[Any, ...] | None, int]) -> Job:
