@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +20,7 @@ from pyremotedata_core import (
     TransferEngine,
     remove_config,
     shared_engine,
+    ssh,
 )
 from pyremotedata_core.config import VARIABLES, config_path, parse_bytes
 
@@ -334,3 +337,18 @@ def test_a_secret_given_with_a_url_is_for_its_host(monkeypatch, secret):
         assert (getattr(there, secret), there.username) == (CANARY, None)
         elsewhere = RemoteURL.parse("sftp://third/a")
         assert getattr(remote.engine.settings.for_url(elsewhere), secret) is None
+
+
+def test_what_ssh_config_runs_for_too_long_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(ssh, "RESOLVE_S", 0.5)
+    config = tmp_path / "config"
+    config.write_text(f'Match exec "sleep 100; touch {tmp_path}/ran"\n')
+    assert ssh._resolve(str(config), "host").control_path == ""
+    left = [found for found in Path("/proc").glob("[0-9]*/cmdline") if _names(found, tmp_path)]
+    assert left == []
+
+
+def _names(command: Path, path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return os.fsencode(path) in command.read_bytes()
+    return False

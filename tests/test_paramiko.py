@@ -318,9 +318,10 @@ def test_names_in_known_hosts_are_patterns(patterns, name, found):
 def test_ssh_config_is_read_as_ssh_reads_it(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh/more.d").mkdir()
     (tmp_path / ".ssh/more").write_text(" User included\n Port 7\nHost other\n Port 8\n")
     (tmp_path / "config").write_text(
-        "Host alias\n HostName real.org\n IdentityFile ~/k\n Include more\n IdentitiesOnly yes\n"
+        "Host alias\n HostName real.org\n IdentityFile ~/k\n Include more*\n IdentitiesOnly yes\n"
         "Host *\n User everybody\n Port 9\n UserKnownHostsFile ~/one /two\n ProxyJump u@j1:1,j2\n"
         " PubkeyAuthentication no\n"
     )

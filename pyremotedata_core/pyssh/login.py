@@ -31,7 +31,7 @@ from ..errors import (
     revoked_host_key,
     unknown_host_key,
 )
-from ..ssh import check_key
+from ..ssh import FAST_CIPHERS, check_key
 from ..url import RemoteURL
 from . import hostkeys
 from .keys import keys_to_offer
@@ -45,7 +45,6 @@ ALIVE_S = 30
 PERSON_S = 300.0
 _JUMPS = 8
 _STEPS = 5  # ways to log in that a server may want one after the other
-_FASTEST = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 _SECURITY = {
     "ciphers": "ciphers",
     "macs": "digests",
@@ -251,7 +250,7 @@ def _prefer(transport: paramiko.Transport, site: Site, known: list[str]) -> None
     if "hostkeyalgorithms" not in site.algorithms:
         security.key_types = tuple(sorted(security.key_types, key=is_new))
     if "ciphers" not in site.algorithms:
-        fast = tuple(name for name in _FASTEST if name in security.ciphers)
+        fast = tuple(name for name in FAST_CIPHERS if name in security.ciphers)
         security.ciphers = fast + tuple(name for name in security.ciphers if name not in fast)
 
 

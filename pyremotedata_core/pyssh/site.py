@@ -162,14 +162,16 @@ def _look_up(name: str, texts: list[str]) -> dict[str, Any]:
 
 def _texts(config: str | None) -> list[str]:
     if config is None:
-        paths = [Path("~/.ssh/config").expanduser(), Path("/etc/ssh/ssh_config")]
-        return ["\n".join(_lines(path, 0)) for path in paths if path.exists()]
-    if config.lower() == "none":
-        return []
+        usual = [Path("~/.ssh/config").expanduser(), Path("/etc/ssh/ssh_config")]
+        paths = [path for path in usual if path.exists()]
+    else:
+        paths = [] if config.lower() == "none" else [Path(config)]
     try:
-        return ["\n".join(_lines(Path(config), 0))]
+        return ["\n".join(_lines(path, 0)) for path in paths]
     except OSError as error:
-        raise ConfigurationError(f"cannot read ssh_config {config}: {error.strerror}") from None
+        raise ConfigurationError(
+            f"cannot read ssh_config {error.filename}: {error.strerror}"
+        ) from None
 
 
 def _lines(path: Path, depth: int) -> Iterator[str]:
@@ -186,7 +188,8 @@ def _lines(path: Path, depth: int) -> Iterator[str]:
             continue
         for pattern in shlex.split(words[1]):
             for included in sorted(glob.glob(os.path.join(home, os.path.expanduser(pattern)))):
-                yield from _lines(Path(included), depth + 1)
+                if os.path.isfile(included):
+                    yield from _lines(Path(included), depth + 1)
         yield block  # what follows belongs to the block again
 
 
