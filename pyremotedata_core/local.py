@@ -92,21 +92,27 @@ def check_target(final: str, size: int) -> None:
         )
 
 
-class Memory:
-    """Bytes [offset, offset + length) of a file, kept in memory; a `Sink`."""
+class _NoFile:
+    """What a `Sink` has that is no file."""
 
-    __slots__ = ("_offset", "data", "final", "path")
+    __slots__ = ()
     is_file = False
-
-    def __init__(self, offset: int, length: int) -> None:
-        self.path = self.final = "memory"
-        self.data = bytearray(length)
-        self._offset = offset
+    path = final = "memory"
 
     @property
     def fd(self) -> int:
         """There is none."""
-        raise OSError(errno.ENOTSUP, "bytes in memory have no descriptor")
+        raise OSError(errno.ENOTSUP, "what is in memory has no descriptor")
+
+
+class Memory(_NoFile):
+    """Bytes [offset, offset + length) of a file, kept in memory; a `Sink`."""
+
+    __slots__ = ("_offset", "data")
+
+    def __init__(self, offset: int, length: int) -> None:
+        self.data = bytearray(length)
+        self._offset = offset
 
     def write(self, data: memoryview, offset: int) -> None:
         """Keep bytes."""
@@ -114,21 +120,15 @@ class Memory:
         self.data[start : start + len(data)] = data
 
 
-class Compared:
+class Compared(_NoFile):
     """Takes what is read from a server and compares it with a local file; a `Sink`."""
 
-    __slots__ = ("_fd", "final", "path", "same")
-    is_file = False
+    __slots__ = ("_fd", "same")
+    path = final = "the comparison"
 
     def __init__(self, fd: int) -> None:
-        self.path = self.final = "the comparison"
         self.same = True
         self._fd = fd
-
-    @property
-    def fd(self) -> int:
-        """There is none."""
-        raise OSError(errno.ENOTSUP, "what is compared has no descriptor")
 
     def write(self, data: memoryview, offset: int) -> None:
         """Compare bytes."""
@@ -147,7 +147,7 @@ class LocalSource:
             info = os.stat(path)
         except OSError as error:
             raise from_oserror(error, path) from None
-        if (info.st_mode & 0o170000) != 0o100000:
+        if not stat.S_ISREG(info.st_mode):
             kind = "a directory" if os.path.isdir(path) else "not a regular file"
             raise TransferError(f"{path}: is {kind}; a file was meant")
         self.size = info.st_size

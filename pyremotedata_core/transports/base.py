@@ -9,7 +9,7 @@ operation at a time, and `ThreadedSession` (in `threaded.py`) runs it in a threa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..errors import ServerRefused, TransferError
@@ -96,7 +96,7 @@ class Operation:
     Attributes
     ----------
     name : str
-        A method of `BlockingSession`.
+        A method of `BlockingSession`, or what `sftp_operations` knows beyond those.
     args : tuple
         Its arguments. For ``scandir`` a function follows them that is called with each batch of
         entries, and may raise `TransferError`. An attempt after a lost connection begins anew.
@@ -119,7 +119,7 @@ class Operation:
     cancelled: bool = False
     attempts: int = 0
     born: float = 0.0
-    moved: int = field(default=0)
+    moved: int = 0
     most: int = 0  # that any attempt moved
     troubled: float = 0.0  # since when no attempt got further
 
@@ -128,7 +128,6 @@ class PoolSession(Protocol):
     """What the pool asks of a session; `SftpSession` and `ThreadedSession` are some."""
 
     opened: bool
-    alive: bool
     load: int
     load_bytes: int
     max_operations: int

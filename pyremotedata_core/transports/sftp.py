@@ -125,7 +125,7 @@ class SftpSession:
         self._want_write = False
         self._buffer = bytearray(BUFFER_BYTES)
         self._view = memoryview(self._buffer)
-        self._start = self._end = 0
+        self._end = 0  # of what has come and was not whole yet
         self._said = b""
         self._why_lost: str | None = None
         self._readers: deque[Transfer] = deque()
@@ -265,13 +265,11 @@ class SftpSession:
 
     def _receive(self) -> None:
         view, sock = self._view, self.carrier.socket
-        drained = False
         # One bufferful a turn: other sessions and timers want their turn too.
         for _ in range(8):
             try:
                 count = sock.recv_into(view[self._end :])
             except BlockingIOError:
-                drained = True
                 break
             except OSError as error:
                 self._lost(f"the connection broke ({error.strerror})")
@@ -286,14 +284,13 @@ class SftpSession:
                 break
         self._before = self.last_heard
         self.last_heard = self.loop.now
-        if drained or self._end > self._start:
-            self._parse()
+        self._parse()
         if self.alive:
             self.pump()
 
     def _parse(self) -> None:
         buffer, view, pending = self._buffer, self._view, self._pending
-        start, end = self._start, self._end
+        start, end = 0, self._end
         unpack = wire.head.unpack_from
         try:
             while end - start >= 9:
@@ -321,7 +318,6 @@ class SftpSession:
                     return
                 start = stop
         except wire.Garbage as error:
-            self._start = start
             text = bytes(view[start : min(end, start + 60)]).decode("ascii", "replace")
             hint = (
                 f"; it begins {text!r}: a login script that prints something?"
@@ -332,12 +328,9 @@ class SftpSession:
                 ServerRefused(f"the server does not speak SFTP: {error}{hint}", self.url)
             )
             return
-        if start == end:
-            self._start = self._end = 0
-        elif start:
-            rest = end - start
-            view[:rest] = view[start:end]
-            self._start, self._end = 0, rest
+        self._end = end - start
+        if start:
+            view[: self._end] = view[start:end]
 
     def _measure(self) -> None:
         taken = self.loop.now - self._before

@@ -18,6 +18,7 @@ from .sftp_sequences import (
     discard,
     error_of,
     expect_ok,
+    is_ok,
     path_of,
     publish,
     url_of,
@@ -53,7 +54,7 @@ def copy(
             yield from discard(temporary, error)
         raise
     *_, closed = yield [(wire.CLOSE, handle) for handle in handles]
-    if closed[0] != wire.STATUS or wire.read_u32(closed[1]) != wire.OK:
+    if not is_ok(closed):
         yield from discard(temporary, error_of(session, path, closed))
     told = Source(url_of(session, source), -1, stat.size, stat.mtime)
     return (yield from publish(session, temporary, path, told, overwrite, again=again))

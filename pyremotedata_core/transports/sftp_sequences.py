@@ -96,10 +96,15 @@ def error_of(session: SftpSession, path: str, answer: Answer) -> TransferError:
     return from_status(code, text, url_of(session, path))
 
 
+def is_ok(answer: Answer) -> bool:
+    """Whether an answer is OK."""
+    kind, body = answer
+    return kind == wire.STATUS and wire.read_u32(body) == wire.OK
+
+
 def expect_ok(session: SftpSession, path: str, answer: Answer) -> None:
     """Raise unless the answer is OK."""
-    kind, body = answer
-    if kind != wire.STATUS or wire.read_u32(body) != wire.OK:
+    if not is_ok(answer):
         raise error_of(session, path, answer)
 
 
@@ -128,7 +133,7 @@ def _realpath(session: SftpSession, path: str) -> Sequence:
 
 def _mkdir(session: SftpSession, path: str) -> Sequence:
     answer = yield wire.MKDIR, path_of(path) + wire.NO_ATTRS
-    if answer[0] == wire.STATUS and wire.read_u32(answer[1]) == wire.OK:
+    if is_ok(answer):
         return
     # "failure" for a directory that is there; some servers answer "permission denied" instead.
     stat = yield wire.STAT, path_of(path)
@@ -138,13 +143,12 @@ def _mkdir(session: SftpSession, path: str) -> Sequence:
         raise ServerRefused(
             "cannot make a directory: a file of that name exists", url_of(session, path)
         )
-    error = error_of(session, path, answer)
-    raise error
+    raise error_of(session, path, answer)
 
 
 def _remove(session: SftpSession, path: str, kind: int = wire.REMOVE) -> Sequence:
     answer = yield kind, path_of(path)
-    if answer[0] == wire.STATUS and wire.read_u32(answer[1]) == wire.OK:
+    if is_ok(answer):
         return
     error = error_of(session, path, answer)
     if not isinstance(error, RemoteFileNotFound):
@@ -207,7 +211,7 @@ def _rename(
     there = yield wire.LSTAT, path_of(new)
     _refuse_directory(session, new, there)
     answer = yield wire.RENAME, path_of(old) + path_of(new)
-    if answer[0] == wire.STATUS and wire.read_u32(answer[1]) == wire.OK:
+    if is_ok(answer):
         return
     source = yield wire.LSTAT, path_of(old)
     if source[0] != wire.ATTRS:
@@ -222,7 +226,7 @@ def _rename(
     moved = yield wire.RENAME, path_of(new) + path_of(aside)
     expect_ok(session, new, moved)
     answer = yield wire.RENAME, path_of(old) + path_of(new)
-    if answer[0] == wire.STATUS and wire.read_u32(answer[1]) == wire.OK:
+    if is_ok(answer):
         yield wire.REMOVE, path_of(aside)
         return
     yield wire.RENAME, path_of(aside) + path_of(new)

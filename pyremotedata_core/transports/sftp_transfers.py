@@ -7,13 +7,7 @@ from collections import deque
 from functools import partial
 from typing import Any
 
-from ..errors import (
-    RemoteChanged,
-    ServerRefused,
-    TransferError,
-    cancelled,
-    from_oserror,
-)
+from ..errors import RemoteChanged, ServerRefused, TransferError, cancelled, from_oserror
 from ..model import Stat
 from ..names import check_component
 from . import wire
@@ -26,6 +20,7 @@ from .sftp_sequences import (
     dating,
     discard,
     error_of,
+    is_ok,
     local_changed,
     path_of,
     publish,
@@ -404,7 +399,7 @@ class Upload:
     def _written(self, kind: int, body: memoryview, size: int) -> None:
         session = self._session
         session.write_window -= size
-        if kind == wire.STATUS and wire.read_u32(body) == wire.OK:
+        if is_ok((kind, body)):
             operation = self._operation
             operation.moved += size
             if operation.on_bytes:
@@ -412,7 +407,7 @@ class Upload:
         self._status(kind, body, None)
 
     def _status(self, kind: int, body: memoryview, _data: Any) -> None:
-        if kind != wire.STATUS or wire.read_u32(body) != wire.OK:
+        if not is_ok((kind, body)):
             session = self._session
             path = self._target[0] if self._target else self._temporary
             error = error_of(session, path, (kind, body))
