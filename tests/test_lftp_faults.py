@@ -28,7 +28,8 @@ from pyremotedata_core import (
     UnsafeName,
 )
 from pyremotedata_core.names import is_temporary
-from pyremotedata_core.transports.lftp import LftpSession, find_lftp
+from pyremotedata_core.transports.lftp import LftpSession
+from pyremotedata_core.transports.lftp_process import find_lftp
 from workflows.embedded_sshd import descendants
 
 from .lftp_sessions import (

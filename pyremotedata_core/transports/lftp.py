@@ -33,11 +33,8 @@ from ..model import Entry, Stat
 from ..nodestate import SessionSlots
 from ..url import RemoteURL
 from .base import Sink, Source
-from .lftp_process import find_lftp
 from .lftp_site import LftpSite
 from .lftp_text import Log
-
-__all__ = ["LftpSession", "find_lftp"]
 
 SEGMENTED_BYTES = 64 << 20  # a file of this size pays for the logins of further connections
 SEGMENTS = 4  # of a large download, each a connection and a session slot
@@ -69,10 +66,12 @@ class LftpSession:
         Already those of the server.
     """
 
+    _make_site: type[LftpSite] = LftpSite
+
     def __init__(self, url: RemoteURL, settings: ConnectionSettings) -> None:
         self._server = url.server
         self._settings = settings
-        self._site: LftpSite = LftpSite(url.server, settings)
+        self._site = self._make_site(url.server, settings)
         self._read_bytes = 0  # that the server is known to serve at once, 0 for not known
 
     @property

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from ..config import ConnectionSettings
 from ..errors import (
     ConnectionLost,
     RemoteChanged,
@@ -19,7 +18,6 @@ from ..errors import (
     from_oserror,
 )
 from ..model import Stat
-from ..url import RemoteURL
 from .base import Sink
 from .lftp import MAX_BREAKS, LftpSession, Progress
 from .lftp_ftp_site import FtpSite
@@ -29,11 +27,8 @@ from .lftp_text import Log
 class FtpSession(LftpSession):
     """An `LftpSession` at an FTP server."""
 
+    _make_site = FtpSite
     _site: FtpSite
-
-    def __init__(self, url: RemoteURL, settings: ConnectionSettings) -> None:
-        super().__init__(url, settings)
-        self._site = FtpSite(url.server, settings)
 
     def touch(self, path: str, mtime: int) -> None:
         """Set the mtime of an existing file, in seconds.

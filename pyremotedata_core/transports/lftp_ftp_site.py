@@ -41,7 +41,7 @@ from .lftp_ftp_text import (
 from .lftp_login import is_implicit
 from .lftp_process import Reply
 from .lftp_site import LftpSite
-from .lftp_text import LIST, Log, escape_glob, parse_listing
+from .lftp_text import LIST, Log, parse_listing
 
 LISTING_BYTES = 128 << 20  # of one directory, over a million entries: lftp holds them in memory
 ASKED_TOGETHER = 200  # times of files that one command asks for
@@ -61,6 +61,7 @@ class FtpSite(LftpSite):
     """
 
     _make_log = FtpLog
+    _list_itself = f"{_BY_LIST} && {LftpSite._list_itself}"
 
     def __init__(self, server: str, settings: ConnectionSettings) -> None:
         super().__init__(server, settings)
@@ -299,11 +300,6 @@ class FtpSite(LftpSite):
     def _parse(self, reply: Reply, path: str) -> list[Entry]:
         found = parse_listing(reply.output, _MANY, self.url(path))
         return [entry for entry in found if entry.name != "."]
-
-    def _list_one(self, path: str) -> Reply:
-        directory, name = posixpath.split(path)
-        pattern = posixpath.join(directory, escape_glob(name))
-        return self.run(f"{_BY_LIST} && {LIST} -d {{}}", pattern)
 
     def _time(self, path: str) -> int | None:
         if not self._has_mdtm:

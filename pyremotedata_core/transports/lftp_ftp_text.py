@@ -164,10 +164,6 @@ class FtpLog(Log):
         elif text.startswith("Fatal error: "):
             self._fail("", text)
 
-    def _fail(self, command: str, text: str) -> None:
-        if self.failure is None:
-            self.failure = Failure(command, text, self._code)
-
 
 # --- the table: answers and lftp's own words ---------------------------------------------------
 

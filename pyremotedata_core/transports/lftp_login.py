@@ -76,8 +76,6 @@ def sftp_login(settings: ConnectionSettings, words_fd: int) -> list[str]:
     return [
         *_lines({**_OPTIONS, **_SFTP_OPTIONS}, settings),
         f"set sftp:connect-program {quote(connect)}",
-        # The limit that counts is the one of the caller; lftp's own comes after it.
-        f"set net:timeout {round(settings.timeout_s) + 5}",
         f"open {login} sftp://server",
     ]
 
@@ -102,7 +100,6 @@ def ftp_login(settings: ConnectionSettings, server: str) -> list[str]:
     user = f"--user {quote(settings.username)} --env-password " if settings.username else ""
     return [
         *_lines(options, settings),
-        f"set net:timeout {round(settings.timeout_s) + 5}",
         f"open {user}{'ftps' if implicit else 'ftp'}://{host}{port}",
     ]
 
@@ -129,6 +126,8 @@ def is_implicit(settings: ConnectionSettings) -> bool:
 
 def _lines(options: dict[str, str], settings: ConnectionSettings) -> list[str]:
     lines = [f"set {name} {value}" for name, value in options.items()]
+    # The limit that counts is the one of the caller; lftp's own comes after it.
+    lines.append(f"set net:timeout {round(settings.timeout_s) + 5}")
     if settings.bandwidth:
         # Of this process; a server has at the most so many of them.
         lines.append(f"set net:limit-total-rate {settings.bandwidth // settings.connections}")

@@ -154,15 +154,15 @@ class LftpProcess:
             try:
                 with self._lock:
                     if self._killed:
-                        os.close(self._ssh_fd)
                         raise ConnectionLost("the connection was closed", self._url)
                     self._process = self._popen(program, fds)
                     self._scratch_fd = os.dup(scratch.fileno())
             except OSError as error:
-                os.close(self._ssh_fd)
                 raise from_oserror(error, program) from None
             finally:
                 os.close(ssh_end)
+                if self._process is None:
+                    os.close(self._ssh_fd)
             self.probe_path = f"/dev/fd/{probe.fileno()}"
             self.scratch_path = f"/dev/fd/{scratch.fileno()}"
         self._selector = selectors.DefaultSelector()

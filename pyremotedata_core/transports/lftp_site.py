@@ -58,6 +58,7 @@ class LftpSite:
     """
 
     _make_log = Log
+    _list_itself = f"{LIST} -d {{}}"  # a directory, too, rather than what is in it
 
     def __init__(self, server: str, settings: ConnectionSettings) -> None:
         self.cancelled: Callable[[], bool] = lambda: False
@@ -368,7 +369,7 @@ class LftpSite:
         directory, name = posixpath.split(path)
         # `cls` expands patterns in the last component, and only there.
         pattern = posixpath.join(directory, escape_glob(name))
-        return self.run(f"{LIST} -d {{}}", pattern)
+        return self.run(self._list_itself, pattern)
 
     def _really(self, path: str, error: TransferError) -> TransferError:
         """Ask again where a server says "permission denied" of what is not there (MiG)."""

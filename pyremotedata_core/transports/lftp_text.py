@@ -188,7 +188,7 @@ class Log:
     home : str or None
         The login directory, said once after each login.
     failure : Failure or None
-        The last error.
+        The first error.
     lost : bool
         Whether the last connection is gone and no other one was made.
     signs : int
@@ -267,9 +267,11 @@ class Log:
 
     def _error(self, line: str) -> None:
         match = _COMMAND.match(line)
+        self._fail(match[1] if match else "", line[match.end() if match else 0 :])
+
+    def _fail(self, command: str, text: str) -> None:
         if self.failure is None:
-            command = match[1] if match else ""
-            self.failure = Failure(command, line[match.end() if match else 0 :], self._code)
+            self.failure = Failure(command, text, self._code)
 
 
 # --- the table: lftp's error texts -----------------------------------------------------------
