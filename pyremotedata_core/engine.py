@@ -10,6 +10,7 @@ import atexit
 import os
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -158,7 +159,8 @@ class TransferEngine:
 
     def touch(self, url: AnyURL, mtime: int | None = None) -> Future[None]:
         """Set the mtime of an existing file, in seconds since the epoch; now by default."""
-        return self._request("touch", (_plain(url), mtime), _same)
+        seconds = int(time.time()) if mtime is None else mtime
+        return self._request("touch", (_plain(url), seconds), _same)
 
     def rename(self, old: AnyURL, new: AnyURL) -> Future[None]:
         """Rename within one server, over an existing file as safely as the server can."""

@@ -24,14 +24,18 @@ from functools import partial
 from typing import Any
 
 from .config import SECRETS, ConnectionSettings, Secret
+from .copying import Copy
 from .errors import TransferError
+from .fetch import Fetch
 from .filters import TreeOptions
-from .jobs import Job
+from .jobs import Job, Question, Read
 from .listing import Feed
 from .loop import Loop, Timer
 from .model import Stat
 from .mover import Mover
 from .ssh import use_owner
+from .store import Store
+from .transports.base import Done
 from .url import RemoteURL
 
 OK, FAILED, PROGRESS, BATCH = 0, 1, 2, 3
@@ -248,51 +252,45 @@ def _url(url: PlainURL) -> RemoteURL:
     return RemoteURL(*url)
 
 
-def _stat(mover: Mover, done: Any, _count: Count, url: PlainURL, follow: bool) -> Job:
-    return mover.stat(_url(url), done, follow=follow)
-
-
-def _realpath(mover: Mover, done: Any, _count: Count, url: PlainURL) -> Job:
-    return mover.realpath(_url(url), done)
-
-
-def _info(mover: Mover, done: Any, _count: Count, url: PlainURL) -> Job:
-    return mover.info(_url(url), done)
-
-
-def _touch(mover: Mover, done: Any, _count: Count, url: PlainURL, mtime: int | None) -> Job:
-    return mover.touch(_url(url), mtime, done)
-
-
-def _rename(mover: Mover, done: Any, _count: Count, old: PlainURL, new: PlainURL) -> Job:
-    return mover.rename(_url(old), _url(new), done)
-
-
-def _copy(
-    mover: Mover, done: Any, _count: Count, old: PlainURL, new: PlainURL, overwrite: bool
-) -> Job:
-    return mover.copy(_url(old), _url(new), done, overwrite=overwrite)
+def _ask(name: str, mover: Mover, done: Done, _count: Count, *args: Any) -> Job:
+    """Ask a session for one operation, at the server of the first of the URLs."""
+    paths = tuple([_url(arg).path if isinstance(arg, tuple) else arg for arg in args])
+    return Question(mover, _url(args[0]), name, paths, done)
 
 
 def _mkdir(
-    mover: Mover, done: Any, _count: Count, url: PlainURL, parents: bool, exist_ok: bool
+    mover: Mover, done: Done, _count: Count, url: PlainURL, parents: bool, exist_ok: bool
 ) -> Job:
     return mover.mkdir(_url(url), done, parents=parents, exist_ok=exist_ok)
 
 
-def _rmdir(mover: Mover, done: Any, _count: Count, url: PlainURL) -> Job:
-    return mover.rmdir(_url(url), done)
-
-
 def _remove(
-    mover: Mover, done: Any, _count: Count, url: PlainURL, recursive: bool, missing_ok: bool
+    mover: Mover, done: Done, _count: Count, url: PlainURL, recursive: bool, missing_ok: bool
 ) -> Job:
     return mover.remove(_url(url), done, recursive=recursive, missing_ok=missing_ok)
 
 
+def _copy(
+    mover: Mover, done: Done, _count: Count, old: PlainURL, new: PlainURL, overwrite: bool
+) -> Job:
+    return Copy(mover, _url(old), _url(new), done, overwrite=overwrite)
+
+
+def _read(
+    mover: Mover,
+    done: Done,
+    _count: Count,
+    url: PlainURL,
+    offset: int,
+    length: int,
+    expect: tuple[Any, ...],
+) -> Job:
+    return Read(mover, _url(url), offset, length, Stat(*expect), done)
+
+
 def _fetch(
     mover: Mover,
-    done: Any,
+    done: Done,
     count: Count,
     url: PlainURL,
     path: str,
@@ -300,43 +298,26 @@ def _fetch(
     options: dict[str, bool],
     report: bool,
 ) -> Job:
-    return mover.fetch(
-        _url(url),
-        path,
-        done,
-        expect=Stat(*expect) if expect else None,
-        on_bytes=count if report else None,
-        **options,
-    )
-
-
-def _read(
-    mover: Mover,
-    done: Any,
-    _count: Count,
-    url: PlainURL,
-    offset: int,
-    length: int,
-    expect: tuple[Any, ...],
-) -> Job:
-    return mover.read(_url(url), offset, length, Stat(*expect), done)
+    known = Stat(*expect) if expect else None
+    on_bytes = count if report else None
+    return Fetch(mover, _url(url), path, done, expect=known, on_bytes=on_bytes, **options)
 
 
 def _store(
     mover: Mover,
-    done: Any,
+    done: Done,
     count: Count,
     path: str,
     url: PlainURL,
     options: dict[str, bool],
     report: bool,
 ) -> Job:
-    return mover.store(path, _url(url), done, on_bytes=count if report else None, **options)
+    return Store(mover, path, _url(url), done, on_bytes=count if report else None, **options)
 
 
 def _fetch_many(
     mover: Mover,
-    done: Any,
+    done: Done,
     count: Count,
     pairs: list[tuple[PlainURL, str]],
     options: dict[str, bool],
@@ -347,7 +328,7 @@ def _fetch_many(
 
 
 def _fetch_tree(
-    mover: Mover, done: Any, count: Count, url: PlainURL, directory: str, options: Any
+    mover: Mover, done: Done, count: Count, url: PlainURL, directory: str, options: Any
 ) -> Job:
     from .trees import FetchTree
 
@@ -355,7 +336,7 @@ def _fetch_tree(
 
 
 def _store_tree(
-    mover: Mover, done: Any, count: Count, directory: str, url: PlainURL, options: Any
+    mover: Mover, done: Done, count: Count, directory: str, url: PlainURL, options: Any
 ) -> Job:
     from .trees import StoreTree
 
@@ -363,15 +344,13 @@ def _store_tree(
 
 
 _METHODS: dict[str, Callable[..., Job]] = {
-    "stat": _stat,
-    "realpath": _realpath,
-    "info": _info,
-    "touch": _touch,
-    "rename": _rename,
-    "copy": _copy,
+    **{
+        name: partial(_ask, name)
+        for name in ("stat", "realpath", "info", "touch", "rename", "rmdir")
+    },
     "mkdir": _mkdir,
-    "rmdir": _rmdir,
     "remove": _remove,
+    "copy": _copy,
     "read": _read,
     "fetch": _fetch,
     "store": _store,

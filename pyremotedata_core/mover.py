@@ -1,4 +1,4 @@
-"""Mover: makes the jobs that the engine's face asks for, and keeps the pools they run on.
+"""Mover: what jobs run on, the pools of sessions, and what they have in common.
 
 ``plan -> move -> verify -> publish``: a job looks at both ends, moves bytes into a temporary
 file, checks it, and gives it its final name.
@@ -7,28 +7,25 @@ file, checks it, and gives it its final name.
 from __future__ import annotations
 
 import posixpath
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from .carriers import open_carrier
 from .config import ConnectionSettings
-from .copying import Copy
 from .errors import (
     RemoteFileNotFound,
     RemotePermissionDenied,
     ServerRefused,
     TransferError,
+    from_oserror,
 )
-from .fetch import Fetch
-from .jobs import Job, Question, Read
+from .jobs import Job, Question
 from .journal import Journal, Orphan
 from .loop import Loop
 from .model import Stat
 from .names import TemporaryNames
 from .pool import Pool
-from .store import Store
 from .throttle import Throttle
 from .transports.base import Done, MakeSession, Operation, PoolSession
 from .transports.sftp import SftpSession
@@ -36,7 +33,7 @@ from .url import RemoteURL
 
 
 class Mover:
-    """Makes jobs and keeps the pools. Belongs to the loop's thread."""
+    """Keeps the pools, and the jobs that run on them. Belongs to the loop's thread."""
 
     def __init__(self, loop: Loop, settings: ConnectionSettings) -> None:
         self.loop = loop
@@ -56,23 +53,12 @@ class Mover:
         self.loop.drain()  # jobs remove their local temporary files as they end
         for journal in self._journals.values():
             journal.close()
-        self._pools.clear()
 
     # --- questions and small changes ---------------------------------------------------------
 
     def stat(self, url: RemoteURL, done: Done, *, follow: bool = True) -> Job:
         """Ask for a `Stat`."""
         return self._ask(url, "stat", (url.path, follow), done)
-
-    def touch(self, url: RemoteURL, mtime: int | None, done: Done) -> Job:
-        """Set the mtime of an existing file; now by default."""
-        return self._ask(
-            url, "touch", (url.path, int(time.time()) if mtime is None else mtime), done
-        )
-
-    def rename(self, old: RemoteURL, new: RemoteURL, done: Done) -> Job:
-        """Rename within one server."""
-        return self._ask(old, "rename", (old.path, new.path), done)
 
     def realpath(self, url: RemoteURL, done: Done) -> Job:
         """Ask for the server's canonical form of a path."""
@@ -107,10 +93,6 @@ class Mover:
 
         return self._ask(url, "mkdir", (url.path,), made)
 
-    def rmdir(self, url: RemoteURL, done: Done) -> Job:
-        """Remove an empty directory."""
-        return self._ask(url, "rmdir", (url.path,), done)
-
     def remove(self, url: RemoteURL, done: Done, *, recursive: bool, missing_ok: bool) -> Job:
         """Remove a file or link, and with ``recursive`` a directory and what is in it."""
 
@@ -125,28 +107,6 @@ class Mover:
 
         return RemoveTree(self, url, removed)
 
-    def info(self, url: RemoteURL, done: Done) -> Job:
-        """Ask what the server offers: its extensions, limits and round trip."""
-        return self._ask(url, "info", (url.path,), done)
-
-    # --- files -------------------------------------------------------------------------------
-
-    def fetch(self, url: RemoteURL, path: str, done: Done, **options: Any) -> Job:
-        """Download a regular file; the result is the source's `Stat`. See `Fetch`."""
-        return Fetch(self, url, path, done, **options)
-
-    def store(self, path: str, url: RemoteURL, done: Done, **options: Any) -> Job:
-        """Upload a regular file; the result is the new file's `Stat`. See `Store`."""
-        return Store(self, path, url, done, **options)
-
-    def copy(self, old: RemoteURL, new: RemoteURL, done: Done, *, overwrite: bool) -> Job:
-        """Copy a file within a server; the result is its `Stat`, None if the server cannot."""
-        return Copy(self, old, new, done, overwrite=overwrite)
-
-    def read(self, url: RemoteURL, offset: int, length: int, expect: Stat, done: Done) -> Job:
-        """Read bytes [offset, offset + length) of a file that is still what ``expect`` says."""
-        return Read(self, url, offset, length, expect, done)
-
     # --- what jobs use -------------------------------------------------------------------------
 
     def pool(self, url: RemoteURL) -> Pool:
@@ -156,6 +116,8 @@ class Mover:
         ------
         ConfigurationError
             If no transport serves the URL.
+        TransferError
+            If this node's slots of the server cannot be had.
         """
         key = (url.scheme, url.user, url.host, url.port)
         pool = self._pools.get(key)
@@ -163,7 +125,10 @@ class Mover:
             settings = self.settings.for_url(url)
             make = self._session_maker(url, settings)
             on_open = partial(self.clear_orphans, url)
-            pool = Pool(self.loop, url.server, settings, make, on_open)
+            try:
+                pool = Pool(self.loop, url.server, settings, make, on_open)
+            except OSError as error:
+                raise from_oserror(error, "the session slots of this node") from None
             self._pools[key] = pool
         return pool
 

@@ -9,7 +9,13 @@ import time
 
 import pytest
 
-from pyremotedata_core import nodestate
+from pyremotedata_core import (
+    ConfigurationError,
+    TransferEngine,
+    TransferError,
+    journal,
+    nodestate,
+)
 from pyremotedata_core.nodestate import SWEEP_S, SessionSlots
 
 
@@ -25,6 +31,9 @@ def grow_old(*paths):
     for path in paths:
         with contextlib.suppress(FileNotFoundError):
             os.utime(path, (long_ago, long_ago))
+
+
+WAIT_S = 30.0
 
 
 def test_no_more_slots_are_given_than_there_are():
@@ -84,3 +93,27 @@ def test_a_lock_on_a_file_that_was_swept_meanwhile_is_no_lock(state):
     finally:
         stop.set()
         sweeper.join()
+
+
+def test_a_node_that_has_no_place_for_slots_is_a_clear_error(sshd, state, monkeypatch):
+    (state / "file").touch()
+    monkeypatch.setattr(nodestate, "state_directory", lambda: state / "file")
+    with (
+        TransferEngine(sshd.settings(), in_process=True) as engine,
+        pytest.raises(TransferError, match="the session slots of this node"),
+    ):
+        engine.stat(sshd.url()).result(WAIT_S)
+
+
+def test_an_upload_that_cannot_be_noted_fails_and_nothing_else_does(
+    sshd, state, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(journal, "state_directory", lambda: state)
+    (state / "uploads").touch()
+    sshd.make("noted/a", b"a")
+    with TransferEngine(sshd.settings(), in_process=True) as engine:
+        with pytest.raises(ConfigurationError, match="uploads"):
+            engine.store(state / "uploads", sshd.url("noted/b")).result(WAIT_S)
+        with pytest.raises(ConfigurationError, match="uploads"):
+            engine.copy(sshd.url("noted/a"), sshd.url("noted/c")).result(WAIT_S)
+        assert [entry.name for entry in engine.scandir(sshd.url("noted")).result(WAIT_S)] == ["a"]
