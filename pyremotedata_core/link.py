@@ -115,14 +115,13 @@ class Link:
             if request_id is not None and not self.ended:
                 self._sock.sendall(pack([(request_id, "promote", ())]))
 
-    def retire(self) -> bool:
-        """End the helper, with its sessions, if nothing is asked of it; return whether it ends."""
+    def retire(self) -> None:
+        """End the helper, with its sessions, if nothing is asked of it."""
         with self._lock:
             if self.ended or self._pending or self._cancelled:
-                return False
+                return
             self.ended = True  # who asks from now on gets another one
         self.close()
-        return True
 
     def close(self) -> None:
         """End the helper and wait for it."""
@@ -134,7 +133,9 @@ class Link:
                 self._process.wait(CLOSE_S)
             except subprocess.TimeoutExpired:
                 self._process.kill()
-                self._process.wait()
+                # In an uninterruptible call: Popen reaps it later.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(CLOSE_S)
         if threading.current_thread() is not self._reader:
             self._reader.join(CLOSE_S)
         self._sock.close()
