@@ -103,7 +103,10 @@ def _lftp(*, needed: bool) -> Finding:
             False if needed else None,
             "not installed; needed for ftp:// and ftps:// only (Debian, Ubuntu: apt install lftp)",
         )
-    done = subprocess.run([lftp, "--version"], capture_output=True, text=True, timeout=10)
+    try:
+        done = subprocess.run([lftp, "--version"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding("lftp", False, f"{lftp} does not answer: {error}")
     words = done.stdout.split()
     found = words[words.index("Version") + 1] if "Version" in words else "?"
     return Finding("lftp", True, f"{lftp}, {found}")

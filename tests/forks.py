@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
+
+WAIT_S = 120
 
 
 def in_a_fork(work: Callable[[], object]) -> str:
@@ -11,6 +14,8 @@ def in_a_fork(work: Callable[[], object]) -> str:
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(WAIT_S)
         try:
             work()
         except BaseException as error:
@@ -19,5 +24,7 @@ def in_a_fork(work: Callable[[], object]) -> str:
     os.close(writing)
     with os.fdopen(reading, "rb") as file:
         said = file.read().decode()
-    os.waitpid(pid, 0)
+    _, status = os.waitpid(pid, 0)
+    if os.WIFSIGNALED(status):
+        said += f" killed by {signal.Signals(os.WTERMSIG(status)).name}"
     return said

@@ -460,6 +460,15 @@ def test_the_doctor_names_what_is_wrong(run, url):
     assert "no such file" in run("doctor", url("none"), status=1).stdout
 
 
+def test_the_doctor_says_that_a_program_does_not_run(run, url, tmp_path):
+    (tmp_path / "lftp").write_bytes(b"\x7fELF of another machine")
+    (tmp_path / "lftp").chmod(0o755)
+    run.environment["PATH"] = f"{tmp_path}:{run.environment['PATH']}"
+    said = run("doctor", url(), status=1).stdout
+    assert f"BAD lftp: {tmp_path}/lftp does not answer: " in said
+    assert "throughput" in said  # and goes on
+
+
 # --- broken off -----------------------------------------------------------------------------
 
 
