@@ -287,7 +287,10 @@ def _create(
     expect_ok(session, path, closed)
     free = _room(room)
     if free is not None and free < size and temporary != path:
-        full = f"the server's disk is full: {free} bytes are free, the file has {size}"
+        full = (
+            f"the server's disk is full: {free} bytes are free, the file has {size};"
+            " make room there, or ask who runs it"
+        )
         yield from discard(temporary, ServerRefused(full, url_of(session, path)))
 
 
