@@ -60,7 +60,7 @@ class ReadFile(io.BufferedReader):
         self.blocksize = BLOCK_BYTES
         self.stat = stat
 
-    def __reduce__(self) -> Any:
+    def __reduce_ex__(self, _protocol: Any) -> Any:  # Python 3.12 has one that refuses
         return _reopen, (self.fs, self.path, tuple(self.stat), self.tell())
 
     @property

@@ -112,6 +112,7 @@ def test_a_helper_that_is_started_early_connects_to_nothing_and_serves_the_first
     before = helpers()
     with TransferEngine(sshd.settings()) as engine:
         engine.start()
+        assert wait_until(lambda: len(helpers()) > len(before))
         (early,) = set(helpers()) - set(before)
         assert not descendants(early)
         engine.stat(sshd.url("")).result(WAIT_S)
