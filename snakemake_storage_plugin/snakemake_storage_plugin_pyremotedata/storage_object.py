@@ -126,8 +126,16 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
 
     async def inventory(self, cache: IOCacheStorageInterface) -> None:
         """Fill Snakemake's cache with this file or, from the second of a directory, with all."""
-        if self._overwrite_local_path or self.cache_key() in cache.exists_in_storage:
+        if self._overwrite_local_path:
             return
+        if self.cache_key() not in cache.exists_in_storage:
+            await self._fill_from_listing(cache)
+        known = self.provider.lookup.memory.recall(self.url)
+        if known is not None and known.stat is not None:
+            # Before any job's input is brought, which may take the room of this one.
+            self.provider.fetching.keep(self.url, known.stat, self.local_path())
+
+    async def _fill_from_listing(self, cache: IOCacheStorageInterface) -> None:
         exists = await self.managed_exists()
         url = self.url
         listing = self.provider.lookup.memory.listing(url.parent)
