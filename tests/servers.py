@@ -14,9 +14,10 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pyremotedata_core import ConnectionSettings
+from pyremotedata_core.nodestate import state_directory
 from workflows.embedded_sshd import ADDRESS, EmbeddedSshd, free_port, program, run
 from workflows.embedded_sshd import _sftp_server as sftp_server
 
@@ -43,6 +44,15 @@ class Sshd(EmbeddedSshd):
     def __init__(self, *arguments: Any, subsystem: str = "", **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._only_subsystem = subsystem
+
+    def start(self) -> Self:
+        """Start; a new server is not the one whose port it has got, and has no killed uploads."""
+        new = not self.port
+        super().start()
+        if new:
+            for journals in (state_directory() / "uploads").glob(f"*@{ADDRESS}:{self.port}"):
+                shutil.rmtree(journals, ignore_errors=True)
+        return self
 
     def _sshd_config(self) -> list[str]:
         lines = super()._sshd_config()
