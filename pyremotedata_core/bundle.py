@@ -1,4 +1,4 @@
-"""FetchBundle: the download of many small files of a tree, as one operation of a session."""
+"""FetchBundle, StoreBundle: many small files of a tree, moved as one operation of a session."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import TransferError
 from .jobs import Job
+from .journal import Orphan
+from .local import SmallFileSource
 from .model import Stat
 from .part import Part
-from .transports.sftp_bundle import SmallFile
+from .transports.sftp_bundle import SmallFile, SmallUpload
 from .url import RemoteURL
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 BUNDLE_FILES = 16
 BUNDLE_BYTES = 1 << 20
 SMALL_BYTES = 255 * 1024  # one read of most servers
-Fetched = Callable[[str, Stat], None]
+Moved = Callable[[str, int], None]
 Ended = Callable[[TransferError | None], None]
 
 
@@ -34,8 +36,10 @@ class FetchBundle(Job):
         The top of the tree.
     files : list of (str, str, str, Stat)
         Name for the callbacks, remote path, local path, and what the file is known to be.
-    fetched, odd : callable
-        Called with name and stat of each file that has its name, or that has failed.
+    fetched : callable
+        Called with name and bytes of each file that has its name.
+    odd : callable
+        Called with name and stat of each that has failed.
     ended : callable
         Called in the end, with the error of files of which neither was told.
     modes : bool
@@ -46,8 +50,8 @@ class FetchBundle(Job):
         mover: Mover,
         url: RemoteURL,
         files: list[tuple[str, str, str, Stat]],
-        fetched: Fetched,
-        odd: Fetched,
+        fetched: Moved,
+        odd: Callable[[str, Stat], None],
         ended: Ended,
         modes: bool,
     ) -> None:
@@ -79,7 +83,7 @@ class FetchBundle(Job):
             except TransferError as local_error:
                 error = local_error
         if error is None:
-            self._fetched(name, file.stat)
+            self._fetched(name, file.stat.size)
         else:
             part.discard()
             self._odd(name, file.stat)
@@ -87,6 +91,83 @@ class FetchBundle(Job):
     def _all_ended(self, result: Any, error: TransferError | None) -> None:
         for part in self._parts.values():
             part.discard()
+        self._end(result, error)
+
+    def _forget(self, _: Any, error: TransferError | None) -> None:
+        self._ended(error)
+
+
+class StoreBundle(Job):
+    """Uploads small files whose remote directories are there.
+
+    What does not go smoothly is handed to ``odd``, to be stored alone: an error is told there.
+
+    Parameters
+    ----------
+    mover : Mover
+    url : RemoteURL
+        The top of the tree.
+    files : list of (str, str, str, int)
+        Name for the callbacks, local path, remote path, and bytes.
+    stored : callable
+        Called with name and bytes of each file that has its name.
+    odd : callable
+        Called with the name of each that has failed.
+    ended : callable
+        Called in the end, with the error of files of which neither was told.
+    modes : bool
+    """
+
+    def __init__(
+        self,
+        mover: Mover,
+        url: RemoteURL,
+        files: list[tuple[str, str, str, int]],
+        stored: Moved,
+        odd: Callable[[str], None],
+        ended: Ended,
+        modes: bool,
+    ) -> None:
+        super().__init__(mover, url, self._forget)
+        self._stored, self._odd, self._ended = stored, odd, ended
+        self._journal = mover.journal(url)
+        self._names: dict[SmallUpload, str] = {}
+        for name, local, remote, _ in files:
+            source, temporary = SmallFileSource(local, modes), mover.temporary_beside(remote)
+            self._names[SmallUpload(source, remote, temporary)] = name
+        self._left = list(self._names)
+        try:
+            self._journal.begin_all([Orphan(file.temporary, file.path) for file in self._left])
+        except TransferError:
+            mover.loop.call_soon(self._give_back)
+            return
+        self._submit(
+            "write_bundle",
+            (self._left, self._one_ended),
+            self._all_ended,
+            load_bytes=sum(file[3] for file in files) or 1,
+            weight=len(self._left),
+        )
+
+    def _give_back(self) -> None:
+        for name in self._names.values():
+            self._odd(name)
+        self._end(None, None)
+
+    def _one_ended(self, file: SmallUpload, error: TransferError | None) -> None:
+        self._left.remove(file)  # an attempt after this one leaves it alone
+        name = self._names.pop(file)
+        if not file.left:
+            self._journal.end(file.temporary)
+        if error is None:
+            self._stored(name, file.source.size)
+        else:
+            self._odd(name)
+
+    def _all_ended(self, result: Any, error: TransferError | None) -> None:
+        for file in self._left:
+            if not file.begun:
+                self._journal.end(file.temporary)
         self._end(result, error)
 
     def _forget(self, _: Any, error: TransferError | None) -> None:

@@ -20,7 +20,7 @@ class Copy(Job):
     def __init__(
         self, mover: Mover, old: RemoteURL, new: RemoteURL, done: Done, *, overwrite: bool
     ) -> None:
-        self._temporary = mover.temporary_beside(new)
+        self._temporary = mover.temporary_beside(new.path)
         if self._temporary != new.path:
             mover.journal(new).begin(self._temporary, new.path)
         super().__init__(mover, new, done)

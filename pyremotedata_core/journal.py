@@ -109,6 +109,19 @@ class Journal:
         except OSError as error:
             raise from_oserror(error, "the journal of uploads") from None
 
+    def begin_all(self, uploads: list[Orphan]) -> None:
+        """Note uploads of small files, all or none; see `begin`."""
+        lines = b"".join(_Upload(final).lines(temporary) for temporary, final in uploads)
+        try:
+            if self._fd < 0:
+                self._open()
+            os.write(self._fd, lines)
+        except OSError as error:
+            raise from_oserror(error, "the journal of uploads") from None
+        for temporary, final in uploads:
+            self._live[temporary] = _Upload(final)
+        self._lines += len(uploads)
+
     def note(self, temporary: str, segment: int) -> None:
         """Note that the server has a segment."""
         upload = self._live.get(temporary)

@@ -132,14 +132,14 @@ class Mover:
             self._pools[key] = pool
         return pool
 
-    def temporary_beside(self, url: RemoteURL) -> str:
+    def temporary_beside(self, path: str) -> str:
         """Return a temporary path in the directory of a remote file.
 
         It is the file's own path where the server does not let a file be renamed.
         """
         if self.settings.publish == "direct":
-            return url.path
-        return posixpath.join(posixpath.dirname(url.path), self._names.next())
+            return path
+        return posixpath.join(posixpath.dirname(path), self._names.next())
 
     def journal(self, url: RemoteURL) -> Journal:
         """Return the journal of uploads to a URL's server."""

@@ -107,7 +107,7 @@ class Store(FileJob):
 
     def _begin(self, *, large: bool) -> set[int] | None:
         """Choose the temporary name; return the segments that one left before has."""
-        self._temporary = self._mover.temporary_beside(self._url)
+        self._temporary = self._mover.temporary_beside(self._url.path)
         if self._temporary == self._url.path:
             return None
         journal = self._mover.journal(self._url)

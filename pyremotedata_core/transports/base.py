@@ -70,6 +70,20 @@ class Source:
     mode: int | None = None
 
 
+class SmallSource(Protocol):
+    """What a small upload reads as a whole: a local file.
+
+    ``size``, ``mtime`` and ``mode`` are those of what `read` has returned.
+    """
+
+    size: int
+    mtime: int
+    mode: int | None
+
+    def read(self) -> bytes:
+        """Return what the file holds; raises `TransferError`."""
+
+
 class Sink(Protocol):
     """What a download fills: a local temporary file, or memory.
 

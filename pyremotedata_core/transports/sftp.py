@@ -106,6 +106,7 @@ class SftpSession:
         self.may_probe = False  # ask once for more than the server is known to serve
         self.rtt_s = 0.0  # shortest answer to a question asked while nothing else was under way
         self.careful = False  # the server answers reads short: close handles only when all is in
+        self.plain_uploads = False  # it is not as is usual: bundles hand their files back
         self.opened = False
         self.alive = True
         self.last_heard = time.monotonic()
@@ -179,7 +180,9 @@ class SftpSession:
         """
         self._send(wire.head.pack(len(body) + 5, kind, self._number(reply, data)) + body)
 
-    def request_write(self, body: bytes, payload: bytes, reply: Reply, data: Any) -> None:
+    def request_write(
+        self, body: bytes, payload: bytes | memoryview, reply: Reply, data: Any
+    ) -> None:
         """Send a WRITE whose payload is not copied."""
         length = len(body) + len(payload) + 5
         self._send(wire.head.pack(length, wire.WRITE, self._number(reply, data)) + body)

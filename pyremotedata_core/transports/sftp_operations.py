@@ -23,7 +23,7 @@ def begin(session: SftpSession, operation: Operation) -> None:
         Upload(session, operation, temporary, source, 0, source.size, (path, overwrite))
     elif operation.name == "write_part":
         Upload(session, operation, *operation.args)
-    elif operation.name == "read_bundle":
+    elif operation.name in ("read_bundle", "write_bundle"):
         Bundle(session, operation)
     elif operation.name == "scandir":
         Listing(session, operation)

@@ -23,13 +23,14 @@ from ..model import Stat
 from ..names import TemporaryNames, aside_name
 from ..url import encode_path, parent_path, wire_path
 from . import wire
-from .base import Source
+from .base import SmallSource, Source
 from .sftp import SftpSession
 
 Request = tuple[int, bytes]
 Answer = tuple[int, memoryview]
 Sequence = Generator[Request | list[Request], Any, Any]
 
+POSIX_RENAME = "posix-rename@openssh.com"
 STATVFS = "statvfs@openssh.com"
 _temporary_names = TemporaryNames()
 
@@ -187,11 +188,9 @@ def _rename(
     With ``again`` an attempt before may have done it, and its answer was lost: a missing old
     name is then no error if the new one is there.
     """
-    if "posix-rename@openssh.com" in session.extensions:
-        answer = yield (
-            wire.EXTENDED,
-            wire.string(b"posix-rename@openssh.com") + path_of(old) + path_of(new),
-        )
+    if POSIX_RENAME in session.extensions:
+        names = path_of(old) + path_of(new)
+        answer = yield wire.EXTENDED, wire.string(POSIX_RENAME.encode()) + names
         if answer[0] == wire.STATUS:
             code = wire.read_u32(answer[1])
             if code == wire.OK:
@@ -314,7 +313,7 @@ def discard(temporary: str, error: TransferError) -> Sequence:
     raise error
 
 
-def dating(temporary: str, source: Source) -> list[Request]:
+def dating(temporary: str, source: Source | SmallSource) -> list[Request]:
     """Return the requests that set the mode and the times of an upload and ask for its size.
 
     The times are set alone, last, and after the close: some servers drop them from a request
@@ -323,6 +322,12 @@ def dating(temporary: str, source: Source) -> list[Request]:
     path = path_of(temporary)
     modes = [] if source.mode is None else [(wire.SETSTAT, path + wire.permissions(source.mode))]
     return [*modes, (wire.SETSTAT, path + wire.times(source.mtime)), (wire.STAT, path)]
+
+
+def dated_well(answer: Answer) -> bool:
+    """Whether times are set, or the server refuses that: the file keeps the time of its upload."""
+    kind, body = answer
+    return kind == wire.STATUS and wire.read_u32(body) in (wire.OK, wire.DENIED, wire.UNSUPPORTED)
 
 
 def publish(
@@ -353,12 +358,7 @@ def publish(
         if dated and (checked[0] != wire.ATTRS or _size_of(checked) != source.size):
             # Answered out of turn, perhaps: ask once more, now that the file is closed.
             *_, times_set, checked = yield dating(temporary, source)
-        # Where the server refuses to set times, the file keeps the time of its upload.
-        if times_set[0] != wire.STATUS or wire.read_u32(times_set[1]) not in (
-            wire.OK,
-            wire.DENIED,
-            wire.UNSUPPORTED,
-        ):
+        if not dated_well(times_set):
             raise error_of(session, path, times_set)
         stat = attrs_of(session, path, checked)
         if stat.size != source.size:

@@ -6,7 +6,7 @@ import os
 from functools import partial
 from typing import Any
 
-from ..bundle import BUNDLE_BYTES, BUNDLE_FILES, SMALL_BYTES, FetchBundle
+from ..bundle import SMALL_BYTES, FetchBundle
 from ..errors import RemoteChanged, TransferError, from_oserror
 from ..fetch import Fetch
 from ..filters import TreeOptions
@@ -38,9 +38,6 @@ class FetchTree(Tree):
     ) -> None:
         super().__init__(mover, url, directory, done, count, options)
         self._real_root: str | None = None
-        # Alone go what is to be read twice, and what a limit of bandwidth is to pace.
-        limited = mover.settings.bandwidth is not None
-        self._bundles = mover.segments(url) and not options.verify and not limited
         self._waiting_links = Spool()
         self._links = 0
 
@@ -180,36 +177,22 @@ class FetchTree(Tree):
         size: int = item[1][1]
         return 0 if size >> 63 else size
 
-    def _begin_next(self) -> None:
-        files: list[tuple[str, str, str, Stat]] = []
-        room = BUNDLE_BYTES
-        while self._waiting_files and len(files) < BUNDLE_FILES and room > 0:
-            item = self._take()
-            path, stat = item[0], Stat(*item[1])
-            if not self._bundles or stat.size > SMALL_BYTES:
-                self._children.add(self._begin_file(item))
-                break
-            room -= stat.size
-            files.append((path, child_path(self._url.path, path), self._local(path), stat))
-        if files:
-            self._children.add(self._fetch_bundle(files))
+    def _is_small(self, item: tuple[str, tuple[Any, ...]]) -> bool:
+        return bool(item[1][1] <= SMALL_BYTES)
 
-    def _fetch_bundle(self, files: list[tuple[str, str, str, Stat]]) -> Job:
-        def fetched(_: str, stat: Stat) -> None:
-            self._files += 1
-            self._bytes += stat.size
-            self._tell(stat.size, 1)
-
+    def _begin_bundle(self, items: list[tuple[str, tuple[Any, ...]]]) -> Job:
         def odd(path: str, stat: Stat) -> None:
             if not self.cancelled:
                 self._children.add(self._fetch(path, stat))
 
         def ended(error: TransferError | None) -> None:
-            self._children.discard(job)
-            if error is not None:
-                self._fail(error)
-            self._ask_more()
+            self._bundle_ended(job, error)
 
+        files = [
+            (path, child_path(self._url.path, path), self._local(path), Stat(*stat))
+            for path, stat in items
+        ]
+        fetched = self._small_done
         job = FetchBundle(self._mover, self._url, files, fetched, odd, ended, self._modes)
         return job
 

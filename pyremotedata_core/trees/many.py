@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
+from ..bundle import BUNDLE_BYTES, BUNDLE_FILES
 from ..errors import (
     AuthenticationFailed,
     ConfigurationError,
@@ -243,6 +244,9 @@ class Tree(Many):
         self._delete = options.delete
         self._verify = options.verify
         self._modes = options.modes
+        # Alone go what is to be read twice, and what a limit of bandwidth is to pace.
+        limited = mover.settings.bandwidth is not None
+        self._bundles = mover.segments(url) and not options.verify and not limited
         self._waiting_listings.append("")
         self._ask_more()
 
@@ -251,6 +255,39 @@ class Tree(Many):
 
     def _local(self, relative: str) -> str:
         return f"{self._directory}/{relative}" if relative else self._directory
+
+    @abstractmethod
+    def _is_small(self, item: Any) -> bool:
+        """Whether a waiting file may move in a bundle."""
+
+    @abstractmethod
+    def _begin_bundle(self, items: list[Any]) -> Job:
+        """Begin some small files; end with `_bundle_ended`."""
+
+    def _begin_next(self) -> None:
+        items: list[Any] = []
+        room = BUNDLE_BYTES
+        while self._waiting_files and len(items) < BUNDLE_FILES and room > 0:
+            item = self._take()
+            if not (self._bundles and self._is_small(item)):
+                self._children.add(self._begin_file(item))
+                break
+            room -= self._file_size(item)
+            items.append(item)
+        if items:
+            self._children.add(self._begin_bundle(items))
+
+    def _small_done(self, _path: str, size: int) -> None:
+        """Count a file of a bundle."""
+        self._files += 1
+        self._bytes += size
+        self._tell(size, 1)
+
+    def _bundle_ended(self, job: Job, error: TransferError | None) -> None:
+        self._children.discard(job)
+        if error is not None:
+            self._fail(error)
+        self._ask_more()
 
     def _agrees(self, path: str, stat: Stat) -> bool:
         """Whether size and mtime say that nothing is to be moved."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any
 
+from ..bundle import SMALL_BYTES, StoreBundle
 from ..errors import RemoteFileNotFound, TransferError, from_oserror
 from ..jobs import Job
 from ..listing import ListDirectory
@@ -17,6 +18,7 @@ from ..model import Entry, Stat
 from ..names import is_temporary
 from ..spool import NameSet, Spool
 from ..store import Store
+from ..url import child_path
 from .many import DIRECTORY_IN_THE_WAY, FILE_IN_THE_WAY, SPECIAL_IN_THE_WAY, Tree
 
 REMOVALS_UNDER_WAY = 64
@@ -30,6 +32,9 @@ class StoreTree(Tree):
         super().__init__(*args)
         self._waiting_removals = Spool()
         self._removals = 0
+        settings = self._mover.settings
+        if settings.fsync or settings.publish == "direct":
+            self._bundles = False
 
     @cached_property
     def _real_root(self) -> str:
@@ -212,6 +217,25 @@ class StoreTree(Tree):
         self._removals += 1
         self._listings += 1
         self._mover.remove(self._remote(path), removed, recursive=True, missing_ok=True)
+
+    def _is_small(self, item: tuple[str, tuple[Any, ...] | None, int]) -> bool:
+        return item[1] is None and item[2] <= SMALL_BYTES
+
+    def _begin_bundle(self, items: list[tuple[str, tuple[Any, ...] | None, int]]) -> Job:
+        def odd(path: str) -> None:
+            if not self.cancelled:
+                self._children.add(self._store(path))
+
+        def ended(error: TransferError | None) -> None:
+            self._bundle_ended(job, error)
+
+        files = [
+            (path, self._local(path), child_path(self._url.path, path), size)
+            for path, _, size in items
+        ]
+        stored = self._small_done
+        job = StoreBundle(self._mover, self._url, files, stored, odd, ended, self._modes)
+        return job
 
     def _begin_file(self, item: tuple[str, tuple[Any, ...] | None, int]) -> Job:
         path, same, _size = item

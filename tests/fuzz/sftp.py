@@ -28,7 +28,7 @@ from pyremotedata_core.model import Stat
 from pyremotedata_core.transports import wire
 from pyremotedata_core.transports.base import Operation, Source
 from pyremotedata_core.transports.sftp import OUT_BYTES, WINDOW_REQUESTS, SftpSession
-from pyremotedata_core.transports.sftp_bundle import SmallFile
+from pyremotedata_core.transports.sftp_bundle import SmallFile, SmallUpload
 from pyremotedata_core.transports.sftp_operations import begin  # noqa: F401 - late, otherwise
 
 from .script import Script, once
@@ -262,6 +262,23 @@ def _bundle(props: Props) -> tuple[Any, ...]:
     return files, lambda file, _error: files.remove(file)
 
 
+class _Small(NamedTuple):
+    """What a small upload reads."""
+
+    size: int = 300
+    mtime: int = 1_000_000_000
+    mode: int | None = 0o644
+
+    def read(self) -> bytes:
+        return bytes(self.size)
+
+
+def _uploads(props: Props) -> tuple[Any, ...]:
+    names = [(f"{props.root}/{name}", f"{props.root}/.pyremotedata-{name}.part") for name in "bcd"]
+    files = [SmallUpload(_Small(), *both) for both in names]
+    return files, lambda file, _error: files.remove(file)
+
+
 OPERATIONS: list[tuple[str, Callable[[Props], tuple[Any, ...]]]] = [
     ("stat", lambda p: (p.file, True)),
     ("scandir", lambda p: (p.root, _nothing)),
@@ -281,4 +298,5 @@ OPERATIONS: list[tuple[str, Callable[[Props], tuple[Any, ...]]]] = [
     ("create", lambda p: (p.temporary, p.file, True, 1 << 20)),
     ("publish", lambda p: (p.temporary, p.file, p.source, True)),
     ("copy", lambda p: (p.file, p.temporary, f"{p.root}/new", True)),
+    ("write_bundle", _uploads),
 ]
