@@ -133,8 +133,8 @@ class StoreBundle(Job):
         self._journal = mover.journal(url)
         self._names: dict[SmallUpload, str] = {}
         for name, local, remote, _ in files:
-            source, temporary = SmallFileSource(local, modes), mover.temporary_beside(remote)
-            self._names[SmallUpload(source, remote, temporary)] = name
+            source = SmallFileSource(local, SMALL_BYTES, modes)
+            self._names[SmallUpload(source, remote, mover.temporary_beside(remote))] = name
         self._left = list(self._names)
         try:
             self._journal.begin_all([Orphan(file.temporary, file.path) for file in self._left])

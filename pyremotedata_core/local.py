@@ -174,12 +174,12 @@ class LocalSource:
 
 
 class SmallFileSource:
-    """A small local file to upload, read in one piece; the attributes of `SmallSource`."""
+    """A local file of so many bytes at the most, read in one piece; a `SmallSource`."""
 
-    __slots__ = ("_modes", "_path", "mode", "mtime", "size")
+    __slots__ = ("_modes", "_most", "_path", "mode", "mtime", "size")
 
-    def __init__(self, path: str, modes: bool) -> None:
-        self._path, self._modes = path, modes
+    def __init__(self, path: str, most: int, modes: bool) -> None:
+        self._path, self._most, self._modes = path, most, modes
         self.size = self.mtime = 0
         self.mode: int | None = None
 
@@ -189,20 +189,21 @@ class SmallFileSource:
         Raises
         ------
         TransferError
-            If it cannot be read, is no regular file, or changes meanwhile.
+            If it cannot be read, is no regular file or too large, or changes meanwhile.
         """
         try:
             fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             try:
                 before = os.fstat(fd)
-                data = os.read(fd, before.st_size + 1) if stat.S_ISREG(before.st_mode) else b""
+                fits = stat.S_ISREG(before.st_mode) and before.st_size <= self._most
+                data = os.read(fd, before.st_size + 1) if fits else b""
                 after = os.fstat(fd)
             finally:
                 os.close(fd)
         except OSError as error:
             raise from_oserror(error, self._path) from None
-        same = before.st_size == after.st_size and before.st_mtime_ns == after.st_mtime_ns
-        if not same or len(data) != before.st_size or not stat.S_ISREG(before.st_mode):
+        same = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
+        if not fits or not same or len(data) != before.st_size:
             raise TransferError(f"{self._path}: changed while it was read", retryable=True)
         self.size, self.mtime = before.st_size, int(before.st_mtime)
         self.mode = before.st_mode & 0o777 if self._modes else None

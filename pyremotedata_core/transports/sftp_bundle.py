@@ -172,12 +172,12 @@ class _Upload:
         self._error: TransferError | None = None
         self._flight = 0
         session = bundle.session
-        if session.plain_uploads or POSIX_RENAME not in session.extensions:
-            alone = ServerRefused("has to be uploaded alone", session.url)
-            session.loop.call_soon(partial(bundle.end, file, alone))
-        elif file.begun:
+        if file.begun:
             # The session before may still be about to rename it: another name is safer.
             self._discard(ConnectionLost("the connection broke", session.url))
+        elif session.plain_uploads or POSIX_RENAME not in session.extensions:
+            alone = ServerRefused("has to be uploaded alone", session.url)
+            session.loop.call_soon(partial(bundle.end, file, alone))
         else:
             file.begun = True
             flags = creation_flags(file.temporary, file.path, True)
