@@ -45,15 +45,16 @@ def stats(client: Any, workers: list[str] | None = None) -> Any:
         A dictionary from addresses to files and bytes that the worker fetched from the archive,
         that it pulled from other nodes, and that its tasks found on their node; seconds that
         tasks waited, and seconds of fetching that were hidden behind computing. Workers without
-        the plugin are left out. With an asynchronous client, an awaitable of it.
+        the plugin, or that are just dying, are left out. With an asynchronous client, an
+        awaitable of it.
     """
     if client.asynchronous:
         return _stats(client, workers)
-    return _report(client.run(worker_counts, workers=workers))
+    return _report(client.run(worker_counts, workers=workers, on_error="ignore"))
 
 
 async def _stats(client: Any, workers: list[str] | None) -> Report:
-    return _report(await client.run(worker_counts, workers=workers))
+    return _report(await client.run(worker_counts, workers=workers, on_error="ignore"))
 
 
 def worker_counts(dask_worker: Any) -> dict[str, float] | None:

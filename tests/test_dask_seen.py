@@ -12,7 +12,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from dask_plugin import RemoteFile, StagingPlugin, plot
+from dask_plugin import RemoteFile, StagingPlugin, plot, stats
 from dask_plugin.plotting import STEPS, draw, spread
 
 from .dask_cluster import len_of, place, register, start_cluster  # noqa: F401 - fixtures
@@ -46,6 +46,14 @@ def test_the_workers_endpoint_counts_files_and_bytes(client, sshd, remote_direct
     assert found["pyremotedata_waited_seconds_total"] > 0
     client.unregister_worker_plugin(StagingPlugin.name)
     assert metrics_of(port) == {}
+
+
+def test_workers_that_cannot_answer_are_left_out_of_the_counts(start_cluster, register, sshd):
+    client = register(start_cluster(n_workers=2, threads_per_worker=1), sshd)
+    lame, sound = sorted(client.nthreads())
+    # As if the package were not there.
+    client.run(lambda: sys.modules.update({"dask_plugin.report": None}), workers=[lame])
+    assert list(stats(client)) == [sound]
 
 
 def test_a_plot_is_drawn_from_the_events(client, sshd, remote_directory, tmp_path):
