@@ -87,7 +87,14 @@ class RemoteFile(os.PathLike[str]):
         -------
         Lease
             Its ``path`` is the local file.
+
+        Raises
+        ------
+        TypeError
+            If nobody can tell when the owner goes: a list or a dictionary.
         """
+        if owner is not None:
+            _check_owner(owner)
         (lease,) = current.hold_here([self])
         if owner is not None:
             weakref.finalize(owner, lease.release)
@@ -124,6 +131,17 @@ class RemoteFile(os.PathLike[str]):
 
     def _identity(self) -> tuple[str, int | None, int | None]:
         return self.url, self.size, self.mtime
+
+
+def _check_owner(owner: Any) -> None:
+    try:
+        weakref.ref(owner)
+    except TypeError:
+        kind = type(owner).__name__
+        raise TypeError(
+            f"a {kind} cannot own a file, as nothing tells when it goes:"
+            " hold it without an owner, and release the lease"
+        ) from None
 
 
 def _whole(name: str, number: Any) -> int | None:

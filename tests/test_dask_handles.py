@@ -162,6 +162,13 @@ def test_a_held_file_stays_as_long_as_its_owner(remote, monkeypatch):
     assert not path.exists()
 
 
+def test_what_cannot_be_watched_cannot_own_a_file(remote, monkeypatch):
+    monkeypatch.setenv("PYREMOTEDATA_CACHE_BYTES", "30000")
+    for name in "abcdef":
+        with pytest.raises(TypeError, match="a dict cannot own a file"):
+            remote(name, bytes(10_000)).hold({})
+
+
 # --- local --------------------------------------------------------------------------------------
 
 
