@@ -91,8 +91,10 @@ class StagingPlugin(WorkerPlugin):
                 )
             if key not in known:
                 raise ConfigurationError(f"unknown setting {key!r}")
-        if archive_reads < 1:
-            raise ConfigurationError(f"archive_reads is not valid: {archive_reads!r}")
+        counts = {"ahead_files": (ahead_files, 0), "archive_reads": (archive_reads, 1)}
+        for key, (count, least) in counts.items():
+            if not isinstance(count, int) or count < least:
+                raise ConfigurationError(f"{key} is not valid: {count!r}")
         self.ahead_files = ahead_files
         self.archive_reads = archive_reads
         self.locality = locality

@@ -346,6 +346,10 @@ def test_the_plugin_refuses_secrets_and_typing_errors():
         StagingPlugin(cache_bites=1)
     with pytest.raises(ConfigurationError, match="ahead_bytes"):
         StagingPlugin(ahead_bytes="many")
+    with pytest.raises(ConfigurationError, match="ahead_files"):
+        StagingPlugin(ahead_files="many")
+    with pytest.raises(ConfigurationError, match="archive_reads"):
+        StagingPlugin(archive_reads="many")
 
 
 def test_no_pickle_holds_a_secret_of_the_environment(remote, monkeypatch):
