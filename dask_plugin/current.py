@@ -235,7 +235,10 @@ def _here() -> tuple[Any, WorkerStaging | None, Any]:
         worker = module.get_worker()
     except ValueError:
         return None, None, None
-    return worker, _stagings.get(worker), getattr(module.thread_state, "key", None)
+    state = module.thread_state
+    # An actor's method has a name for a key: no task of this name would ever end.
+    key = None if getattr(state, "actor", False) else getattr(state, "key", None)
+    return worker, _stagings.get(worker), key
 
 
 def _is_on_loop(worker: Any) -> bool:

@@ -164,5 +164,6 @@ def _fill(handle: RemoteFile, url: str, size: int | None, mtime: int | None) -> 
 def _arrived(url: str, size: int | None, mtime: int | None) -> RemoteFile:
     """Rebuild a handle from a pickle, and tell the plugins of the workers in this process."""
     handle = _fill(RemoteFile.__new__(RemoteFile), url, size, mtime)
-    current.announce(handle)
+    # Not the handle itself, which would be kept, and with it what it has opened.
+    current.announce(_fill(RemoteFile.__new__(RemoteFile), url, size, mtime))
     return handle

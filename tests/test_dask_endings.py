@@ -63,6 +63,24 @@ def test_files_go_back_when_tasks_end_however_they_end(start_cluster, register, 
         assert len(files_in(place)) <= 4
 
 
+def test_an_actor_keeps_no_files_of_its_calls(start_cluster, register, sshd, make):
+    client = register(
+        start_cluster(n_workers=1, threads_per_worker=1),
+        sshd,
+        cache_bytes=40_000,
+        ahead_bytes=1,
+        timeout_s=5,
+    )
+
+    class Reader:
+        def length(self, file):
+            return len_of(file)
+
+    reader = client.submit(Reader, actor=True).result()
+    for n in range(6):
+        assert reader.length(make(f"{n}", bytes(10_000))).result(PATIENCE_S) == 10_000
+
+
 def test_a_cancelled_task_keeps_its_file_while_its_thread_runs(
     start_cluster, register, sshd, make, tmp_path
 ):
