@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from .wishes import Counts
 
 _ON_LOOP = (
-    "a coroutine task must not wait for a file on the worker's event loop: decorate it with"
-    " dask_plugin.local, or use await asyncio.to_thread(...)"
+    "what runs on the worker's event loop (a coroutine task, a function for client.run) must not"
+    " wait for a file there: make it a coroutine function decorated with dask_plugin.local, or use"
+    " await asyncio.to_thread(...)"
 )
 TOPIC = "pyremotedata"  # of all events
 # One for each worker of this process that has the plugin; more than one in clusters of threads.
