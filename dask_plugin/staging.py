@@ -4,7 +4,8 @@ A task's `Wish` for a file begins when the task arrives at the worker. One threa
 by task priority and has the stager fetch them in the background, within bounds of files and
 bytes. When the task opens the file, its own thread asks the stager anew, in the foreground: it
 gets what is there, joins a transfer on its way, or starts one; so a failed prefetch is nothing
-but lost time. What a task has opened stays until the task ends, what was fetched for it, too.
+but lost time. What a task has opened stays until the task ends; what was fetched for it, too,
+unless another file wants the room.
 """
 
 from __future__ import annotations
@@ -149,23 +150,49 @@ class WorkerStaging:
     def claim(self, key: Hashable, handles: Sequence[RemoteFile]) -> list[Lease]:
         """Return the leases on files that a task opens; wait for them.
 
-        All files that are known to be the task's are fetched at once from now on.
+        Other files that are known to be the task's come with them, within the bounds of what is
+        fetched ahead: a task may know of a thousand, and open one.
 
         Raises
         ------
         TransferError
         """
+        _ = self.stager  # its budget is one of the bounds
         with self._changed:
             wishes = self._tasks.setdefault(key, {})
             for handle in handles:
                 wishes.setdefault(handle, Wish(handle))
             claimed = [wishes[handle] for handle in handles]
+            for wish in claimed:
+                wish.awaited = True
+                if wish.demand is not None and wish.demand.done() and wish.demand.exception():
+                    wish.demand = None  # it failed when nobody waited for it; now it may be there
+            others = self._others(wishes.values())
             starting = [
-                wish for wish in wishes.values() if wish.demand is None and wish.lease is None
+                wish
+                for wish in dict.fromkeys([*claimed, *others])
+                if wish.demand is None and wish.lease is None
             ]
-        for wish in starting:
-            self._demand(wish)
-        return [wish.lease or self._wait(key, wish) for wish in claimed]
+        try:
+            for wish in starting:
+                self._demand(wish)
+            return [wish.lease or self._wait(key, wish) for wish in claimed]
+        finally:
+            for wish in claimed:
+                wish.awaited = False
+
+    def _others(self, wishes: Iterable[Wish]) -> list[Wish]:
+        """Return what is to come with the files that a task opens, as far as the bounds allow."""
+        most_bytes = 0 if self._paused else self._ahead_bytes
+        others: list[Wish] = []
+        for wish in wishes:
+            if wish.lease is not None or wish.awaited:
+                continue
+            most_bytes -= wish.stat.size if wish.stat is not None else 0
+            if most_bytes < 0 or len(others) >= self._ahead_files:
+                break
+            others.append(wish)
+        return others
 
     def _demand(self, wish: Wish) -> None:
         demand = self.stager.stage(wish.handle.url, expect=wish.stat)
@@ -325,13 +352,21 @@ class WorkerStaging:
 
     def _make_room(self) -> None:
         """Give back what no task has opened: one waits for room in the cache."""
+        dropped: list[Future[Lease]] = []
         with self._changed:
             for wish in list(self._held):
                 self._let_go(wish)
             self._paused = True
+            for wish in itertools.chain(*(wishes.values() for wishes in self._tasks.values())):
+                if wish.demand is not None and not wish.awaited:
+                    dropped.append(wish.demand)
+                    wish.demand = None
+        for demand in dropped:  # which calls what has locks of its own
+            if not demand.cancel():
+                demand.add_done_callback(release_result)
 
     def _note_moved(self, wish: Wish, done: Future[Lease]) -> None:
-        if done.exception() is None and not done.result().from_cache:
+        if not done.cancelled() and not done.exception() and not done.result().from_cache:
             wish.moved = True
             self._count_moved(wish.handle.url, done.result().stat.size)
 

@@ -63,6 +63,7 @@ class Wish:
 
     __slots__ = (
         "ahead",
+        "awaited",
         "came",
         "demand",
         "handle",
@@ -79,6 +80,7 @@ class Wish:
         self.stat = handle.expected
         self.ahead: Future[Lease] | None = None  # the prefetch
         self.demand: Future[Lease] | None = None  # what the task itself waits for
+        self.awaited = False  # by the task, now
         self.lease: Lease | None = None  # what the task uses
         self.took_s = 0.0  # the prefetch, once it has ended well
         self.waited_s: float | None = None  # the task, once it has the file, until that is counted

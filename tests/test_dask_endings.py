@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import time
 import urllib.request
 from pathlib import Path
 
@@ -15,7 +16,12 @@ import dask
 import pytest
 
 from dask_plugin import RemoteFile, StagingPlugin, stats
-from pyremotedata_core import AuthenticationFailed, RemoteFileNotFound, RemotePermissionDenied
+from pyremotedata_core import (
+    AuthenticationFailed,
+    RemoteFileNotFound,
+    RemotePermissionDenied,
+    RemoteURL,
+)
 
 from .dask_cluster import (  # noqa: F401
     client,
@@ -79,6 +85,31 @@ def test_an_actor_keeps_no_files_of_its_calls(start_cluster, register, sshd, mak
     reader = client.submit(Reader, actor=True).result()
     for n in range(6):
         assert reader.length(make(f"{n}", bytes(10_000))).result(PATIENCE_S) == 10_000
+
+
+def test_a_task_may_open_one_of_more_files_than_the_cache_holds(
+    start_cluster, register, sshd, make
+):
+    client = register(
+        start_cluster(n_workers=1, threads_per_worker=1), sshd, cache_bytes=40_000, timeout_s=5
+    )
+    handles = [make(f"{n}", bytes(10_000)) for n in range(12)]
+    tasks = [client.submit(lambda files, n: len_of(files[n]), handles, n) for n in (11, 0, 5)]
+    assert client.gather(tasks) == [10_000] * 3
+
+
+def test_a_file_that_a_task_has_made_is_there_when_it_opens_it(client, sshd, make):
+    handle = make("first")
+    made = RemoteFile(f"{handle.url}-made")
+    path = RemoteURL.parse(made.url).path
+
+    def use(first, second):
+        read(first)  # asks for the other one, too
+        time.sleep(1)
+        Path(path).write_text("made")
+        return read(second)
+
+    assert client.submit(use, handle, made).result(PATIENCE_S) == "made"
 
 
 def test_a_cancelled_task_keeps_its_file_while_its_thread_runs(
