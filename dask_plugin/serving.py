@@ -13,6 +13,7 @@ from distributed.core import Status
 from distributed.protocol.pickle import dumps
 
 from pyremotedata_core import ConnectionSettings
+from pyremotedata_core.openfiles import allow_open_files
 from pyremotedata_core.stager import Stager, lending, shared_stager
 
 from . import current, metrics
@@ -46,6 +47,8 @@ _RUNNING = _COMPUTING | {"cancelled", "resumed"}
 SETTLE_S = 0.01
 RETIRE_S = 1.0
 JOIN_S = 10.0
+# A file that a task uses takes a descriptor until the task ends; the usual limit is 1024.
+OPEN_FILES = 65536
 SHORTEST_BAR_S = 0.005
 
 
@@ -72,6 +75,7 @@ class Serving:
         """Take up work: on the tasks that are there, and on those that come."""
         current.enlist(self._worker, self._staging)
         metrics.expose(current.counts)
+        allow_open_files(OPEN_FILES)
         if self._options.filesystem:
             lending.lend = current.lend_here
         for task in self._worker.state.tasks.values():

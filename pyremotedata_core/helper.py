@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import marshal
 import os
-import resource
 import selectors
 import signal
 import socket
@@ -33,6 +32,7 @@ from .listing import Feed
 from .loop import Loop, Timer
 from .model import Stat
 from .mover import Mover
+from .openfiles import allow_open_files
 from .ssh import use_owner
 from .store import Store
 from .transports.base import Done
@@ -366,11 +366,7 @@ def main(fd: int, parent: int) -> None:
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTTOU):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 8192 if hard == resource.RLIM_INFINITY else min(8192, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    allow_open_files(8192)
     os.chdir("/")
     sock = socket.socket(fileno=fd)
     sock.set_inheritable(False)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
 import signal
 import time
 import urllib.request
@@ -96,6 +97,21 @@ def test_a_task_may_open_one_of_more_files_than_the_cache_holds(
     handles = [make(f"{n}", bytes(10_000)) for n in range(12)]
     tasks = [client.submit(lambda files, n: len_of(files[n]), handles, n) for n in (11, 0, 5)]
     assert client.gather(tasks) == [10_000] * 3
+
+
+def test_a_task_may_open_more_files_than_a_process_usually_may(start_cluster, register, sshd, make):
+    client = start_cluster(n_workers=1, threads_per_worker=1)
+    most = 150
+    (used,) = client.run(lambda: len(os.listdir("/dev/fd"))).values()
+
+    def limit():
+        soft_and_hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + most, soft_and_hard[1]))
+
+    client.run(limit)
+    register(client, sshd)
+    files = [make(f"{n}", b"x") for n in range(2 * most)]
+    assert client.submit(lambda: sum(map(len_of, files))).result(PATIENCE_S) == len(files)
 
 
 def test_a_file_that_a_task_has_made_is_there_when_it_opens_it(client, sshd, make):
