@@ -72,6 +72,11 @@ class Filter:
         """Whether a directory may hold files that are meant."""
         return not any(pattern.fullmatch(path) for pattern in self._exclude)
 
+    def wants_path(self, path: str) -> bool:
+        """Whether a file is meant, and every directory above it."""
+        ends = [match.start() for match in re.finditer("/", path)]
+        return self.wants_file(path) and all(self.wants_directory(path[:end]) for end in ends)
+
     def is_meant(self, path: str, is_directory: bool) -> bool:
         """Whether an entry may be deleted: a directory only if all that it may hold is meant."""
         if is_directory:

@@ -71,7 +71,7 @@ def check_manifest(manifest: Path, url: RemoteURL, directory: str, chosen: Filte
         Naming a file that is missing or different.
     """
     expected = read_manifest(os.fsdecode(manifest.read_bytes()), str(url))
-    meant = [path for path in expected if chosen.wants_file(path)]
+    meant = [path for path in expected if chosen.wants_path(path)]
     wrong = [
         (path, "stands in the manifest, but is not there")
         for path in meant
@@ -92,11 +92,20 @@ def check_manifest(manifest: Path, url: RemoteURL, directory: str, chosen: Filte
 
 
 def _files(directory: str, chosen: Filter) -> Iterator[str]:
+    """Yield what an upload of the directory sends: see `StoreTree`."""
+    root = os.path.join(os.path.realpath(directory), "")
     for folder, _, names in os.walk(directory):
         for name in names:
-            path = os.path.relpath(os.path.join(folder, name), directory)
-            if chosen.wants_file(path) and not is_temporary(name):
+            local = os.path.join(folder, name)
+            path = os.path.relpath(local, directory)
+            if chosen.wants_path(path) and not is_temporary(name) and _is_sent(local, root):
                 yield path
+
+
+def _is_sent(local: str, root: str) -> bool:
+    """Whether it is a file, or a link to one of the tree; to open a pipe could wait for ever."""
+    within = not os.path.islink(local) or os.path.realpath(local).startswith(root)
+    return within and os.path.isfile(local)
 
 
 def _digests(directory: str, files: Sequence[tuple[str, str]]) -> Iterator[str]:

@@ -158,8 +158,8 @@ def sync_trees(
     RemoteChanged
         If a file is not what the manifest says; all have been moved by then.
     """
-    if manifest == "":
-        raise ConfigurationError("the manifest has no name; give one such as SHA256SUMS")
+    if manifest is not None and (manifest in ("", ".", "..") or "/" in manifest):
+        raise ConfigurationError(f"not a name for a manifest: {manifest!r}; SHA256SUMS is one")
     if up and manifest and os.path.lexists(mine := os.path.join(local, manifest)):
         raise ConfigurationError(f"{mine} would be replaced by the manifest; move it away")
     if not up and os.path.lexists(local) and not os.path.isdir(local):

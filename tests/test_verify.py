@@ -226,3 +226,44 @@ def test_manifests_of_other_sums_are_read_and_what_is_none_is_named(
         remote.sync("t", tmp_path / "t", verify="no-such-manifest")
     with pytest.raises(ConfigurationError, match="replaced by the manifest"):
         remote.sync("t", tmp_path / "t", direction="up", verify="MD5SUMS")
+
+
+def test_a_manifest_lists_what_was_sent_and_nothing_that_was_left_out(
+    remote, sshd, remote_directory, tmp_path
+):
+    up = tmp_path / "up"
+    (up / "left" / "out").mkdir(parents=True)
+    for name in ("a", "left/b", "left/out/c"):
+        (up / name).write_text(name)
+    os.mkfifo(up / "pipe")
+    (up / "to_a").symlink_to("a")
+    (up / "to_nothing").symlink_to("missing")
+    (tmp_path / "outside").write_text("private")
+    (up / "to_outside").symlink_to("../outside")
+    remote.sync("t", up, direction="up", exclude=["left"], verify="SHA256SUMS")
+    there = sshd.root / remote_directory / "t"
+    listed = [line.split("  ")[1] for line in (there / "SHA256SUMS").read_text().splitlines()]
+    assert listed == ["a", "to_a"]
+    remote.sync("t", tmp_path / "down", verify="SHA256SUMS")
+
+
+def test_a_manifest_is_not_asked_about_a_directory_that_was_left_out(
+    remote, sshd, remote_directory, tmp_path
+):
+    for name in ("a", "left/b", "left/out/c"):
+        sshd.make(f"{remote_directory}/t/{name}", name.encode())
+    there = sshd.root / remote_directory / "t"
+    sums = subprocess.run(
+        ["sha256sum", "a", "left/b", "left/out/c"], cwd=there, capture_output=True, check=True
+    )
+    (there / "SHA256SUMS").write_bytes(sums.stdout)
+    remote.sync("t", tmp_path / "t", exclude=["left"], verify="SHA256SUMS")
+    assert not (tmp_path / "t" / "left").exists()
+
+
+def test_a_manifest_stands_in_the_directory_itself(remote, tmp_path):
+    (tmp_path / "up").mkdir()
+    for name in ("", ".", "..", "../SUMS", "sums/SHA256", "/SHA256SUMS"):
+        with pytest.raises(ConfigurationError, match="not a name for a manifest"):
+            remote.sync("t", tmp_path / "up", direction="up", verify=name)
+    assert not remote.exists("t")
