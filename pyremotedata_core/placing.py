@@ -158,6 +158,7 @@ def sync_trees(
     RemoteChanged
         If a file is not what the manifest says; all have been moved by then.
     """
+    local = _local(local)
     if manifest is not None and (manifest in ("", ".", "..") or "/" in manifest):
         raise ConfigurationError(f"not a name for a manifest: {manifest!r}; SHA256SUMS is one")
     if up and manifest and os.path.lexists(mine := os.path.join(local, manifest)):
@@ -278,6 +279,8 @@ def _local(path: AnyPath) -> str:
     text = os.fspath(path)
     if looks_like_url(text):
         raise ConfigurationError("is a URL; a local path was meant", text)
+    if not text:  # a variable that is not set, and hardly the current directory
+        raise ConfigurationError("the local path is empty; the current directory is '.'")
     return text
 
 

@@ -143,6 +143,37 @@ def test_a_missing_file_may_be_removed_by_force(run, url, make, there):
     assert tree(there) == {}
 
 
+@pytest.mark.parametrize("path", ["", ".", "./", "a/.."])
+def test_rm_of_plain_paths_does_not_take_the_configured_directory(
+    run, make, there, sshd, remote_directory, path
+):
+    run.environment.update(
+        PYREMOTEDATA_REMOTE_URI="127.0.0.1",
+        PYREMOTEDATA_REMOTE_USERNAME=sshd.user,
+        PYREMOTEDATA_REMOTE_PORT=str(sshd.port),
+        PYREMOTEDATA_REMOTE_DIRECTORY=sshd.remote_path(remote_directory),
+    )
+    make("a/b", b"1")
+    assert "name it" in run.failure("rm", "-r", path, status=2)
+    assert tree(there) == {"a": None, "a/b": b"1"}
+    run("rm", "-r", "a")
+    run("rm", "-r", sshd.remote_path(remote_directory))
+    assert not there.exists()
+
+
+def test_an_empty_local_path_is_not_the_current_directory(run, url, make, here, there):
+    make("a", b"1")
+    (here / "mine").write_bytes(b"2")
+    for arguments in (
+        ["sync", "--delete", url(), ""],
+        ["sync", "--delete", "", url()],
+        ["get", url("a"), ""],
+        ["put", "", url("b/")],
+    ):
+        assert "the local path is empty" in run.failure(*arguments, status=2)
+    assert (tree(here), tree(there)) == ({"mine": b"2"}, {"a": b"1"})
+
+
 def test_the_config_file_is_not_touched_by_a_dry_run(run, tmp_path):
     path = tmp_path / "config.yaml"
     run.environment["PYREMOTEDATA_CONFIG"] = str(path)

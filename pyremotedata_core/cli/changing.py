@@ -11,7 +11,7 @@ from ..errors import ConfigurationError, RemoteFileNotFound, ServerRefused
 from ..model import Stat
 from ..placing import wait_for
 from ..remote import Remote
-from ..url import RemoteURL
+from ..url import RemoteURL, looks_like_url
 from .output import Changes
 from .places import chosen_remote, meant
 
@@ -66,7 +66,10 @@ def rm(engine: TransferEngine, options: argparse.Namespace) -> int:
 
     for path in options.paths:
         changes.attempt(partial(choose, path))
-    everything = next((url for url in urls if url.path in ("/", "/~")), None)
+    # A variable that is not set must not mean the configured directory.
+    unnamed = any(not looks_like_url(path) and not path.startswith("/") for path in options.paths)
+    whole = ("/", "/~", remote.url.path) if unnamed else ("/", "/~")
+    everything = next((url for url in urls if url.path in whole), None)
     if everything is not None:
         raise ConfigurationError("this would remove all that is there; name it", str(everything))
     if options.dry_run:
