@@ -51,6 +51,13 @@ def test_ls_prints_a_name_a_line(run, url, make):
     assert run("ls", url("sub"), url("b")).stdout == f"{url('sub')}:\nc\n{url('b')}\n"
 
 
+def test_names_are_printed_in_any_locale(run, url, make):
+    make("größe/ü")
+    run.environment.update(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    assert run("ls", url("größe")).stdout == "ü\n"
+    assert run("stat", url("größe/ü")).stdout.endswith(f"{url('größe/ü')}\n")
+
+
 def test_ls_for_machines_is_json(run, url, make):
     make("a b", b"123", mtime=MTIME)
     (entry,) = json.loads(run("ls", "--json", url()).stdout)

@@ -25,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
             stream = getattr(sys, name)
             if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="surrogateescape")  # names are bytes to a server
+                # Names are bytes to a server, and go out as those, whatever the locale.
+                stream.reconfigure(encoding="utf-8", errors="surrogateescape")
         from .command import run  # here: Ctrl-C while it loads is quiet, too
 
         try:
