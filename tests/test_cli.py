@@ -66,6 +66,13 @@ def test_ls_for_machines_is_json(run, url, make):
     assert entry["mtime"] == MTIME
 
 
+def test_a_list_for_machines_is_closed_before_a_path_that_is_none(run, url, make):
+    make("a")
+    done = run("ls", "--json", url(), "sftp://host:99999/", status=2)
+    assert [entry["name"] for entry in json.loads(done.stdout)] == ["a"]
+    assert run("ls", "--json", "sftp://host:99999/", url(), status=2).stdout == ""
+
+
 @pytest.mark.parametrize("values", [[], [{"name": "a\nb", "size": 1}], [1, [2, 3], {}]])
 def test_a_list_for_machines_is_printed_as_it_comes(capsys, values):
     with json_list() as add:

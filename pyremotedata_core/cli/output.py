@@ -51,7 +51,12 @@ def json_list() -> Iterator[Callable[[Any], None]]:
         print(f"{between}\n {text}", end="")
         between = ","
 
-    yield add
+    try:
+        yield add
+    except ConfigurationError:  # a path that is none, after others were listed
+        if between == ",":
+            print("\n]")
+        raise
     print("[]" if between == "[" else "\n]")
 
 
