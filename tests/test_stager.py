@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import stat
 import subprocess
 import threading
@@ -419,3 +420,16 @@ def test_threads_and_processes_that_all_want_many_files_move_each_once(
         assert sum(count["files"] for count in counts) + sum(moved) == len(urls)
         assert server.requests("open") == len(urls)
     assert not left_over(place)
+
+
+@pytest.mark.parametrize("above", [False, True])
+def test_a_stager_goes_on_when_somebody_has_deleted_the_cache(
+    stager, sshd, remote_directory, place, above
+):
+    a, b = make_files(sshd, remote_directory, "ab")
+    lease = stager.lease(a)
+    shutil.rmtree(place if above else root_of(place))
+    assert stager.lease(a).path.stat().st_size == 10_000
+    assert stager.lease(b).path.stat().st_size == 10_000
+    lease.release()
+    assert stat.S_IMODE(root_of(place).stat().st_mode) == 0o700

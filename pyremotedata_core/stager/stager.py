@@ -348,13 +348,15 @@ class Stager:
 
     @property
     def cache(self) -> NodeCache:
-        """The cache on disk, made when first used."""
-        if self._open_cache is None:
+        """The cache on disk, made when first used, and when somebody has deleted its place."""
+        cache = self._open_cache
+        if cache is None or not cache.root.parent.is_dir():
             with self._opening:
-                if self._open_cache is None:
+                cache = self._open_cache
+                if cache is None or not cache.root.parent.is_dir():
                     root = cache_root(self.settings.cache_dir)
-                    self._open_cache = NodeCache(root, self.settings.cache_bytes)
-        return self._open_cache
+                    cache = self._open_cache = NodeCache(root, self.settings.cache_bytes)
+        return cache
 
     def _begin(self) -> None:
         """Set up what threads share; in a forked child, anew: the parent's are not here."""
