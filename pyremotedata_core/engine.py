@@ -24,6 +24,7 @@ from .filters import TreeKeywords, tree_options
 from .helper import plain, plain_url
 from .link import Link
 from .model import Entry, Stat, TreeResult
+from .names import check_local
 from .progress import Progress
 from .url import RemoteURL
 
@@ -430,7 +431,7 @@ def _plain(url: AnyURL) -> Any:
 
 
 def _absolute(path: AnyPath) -> str:
-    return os.path.abspath(os.fspath(path))
+    return check_local(os.path.abspath(os.fspath(path)))
 
 
 def _same(value: Any) -> Any:

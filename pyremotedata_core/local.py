@@ -9,7 +9,7 @@ import shutil
 import stat
 
 from .errors import LocalStorageFull, TransferError, from_oserror
-from .names import local_parent
+from .names import check_local, local_parent
 
 CHECK_SPACE_BYTES = 1 << 20
 
@@ -72,7 +72,7 @@ def check_target(final: str, size: int) -> None:
     """
     mode = stat.S_IFREG
     with contextlib.suppress(OSError):
-        mode = os.stat(final).st_mode
+        mode = os.stat(check_local(final)).st_mode
     if stat.S_ISDIR(mode):
         raise TransferError(f"{final}: is a directory; name the file, or end it with /")
     # /dev/stdout leads to a regular file where a shell has redirected it.

@@ -75,6 +75,25 @@ def check_component(name: str, url: str = "") -> str:
     return name
 
 
+def check_local(path: str, url: str = "") -> str:
+    """Return a local path, if it can be written in the encoding that Python has for file names.
+
+    Raises
+    ------
+    UnsafeName
+        Where it cannot, which the locale decides.
+    """
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise UnsafeName(
+            f"{path!r} cannot be written in the locale's encoding of file names"
+            f" ({error.encoding}); set PYTHONUTF8=1",
+            url,
+        ) from None
+    return path
+
+
 def file_name_for(server: str) -> str:
     """Return a file name that stands for a server's URL."""
     return quote(server, safe="@+,=:")[:200]

@@ -159,6 +159,12 @@ class Store(FileJob):
             if self._compared is None:
                 self._submit("stat", (self._temporary, True), self._looked)
                 return
+            if not self._compared.same and self._resumed:
+                # What an earlier call sent was something else, of the same size and time.
+                self._discard(None)
+                self._source.close()
+                self._start()
+                return
             if not self._compared.same:
                 error = ServerRefused("what the server holds is not what was sent", str(self._url))
         if error is None:

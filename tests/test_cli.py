@@ -58,6 +58,22 @@ def test_names_are_printed_in_any_locale(run, url, make):
     assert run("stat", url("größe/ü")).stdout.endswith(f"{url('größe/ü')}\n")
 
 
+def test_a_name_that_the_locale_cannot_write_fails_alone(run, url, make, here):
+    make("t/a", b"1")
+    make("t/ü", b"2")
+    make("t/größe/b", b"3")
+    run.environment.update(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    lines = run("get", url("t"), f"{here}/", status=1).stderr.splitlines()
+    assert len(lines) == 2
+    assert all("encoding of file names" in line and "PYTHONUTF8=1" in line for line in lines)
+    assert {url("t/ü"), url("t/größe")} == {line.split()[1].rstrip(":") for line in lines}
+    assert tree(here / "t") == {"a": b"1"}
+    assert "PYTHONUTF8=1" in run.failure("get", url("t/ü"), f"{here}/")
+    run.environment["PYTHONUTF8"] = "1"
+    run("get", url("t"), f"{here}/")
+    assert (here / "t/größe/b").read_bytes() == b"3"
+
+
 def test_ls_for_machines_is_json(run, url, make):
     make("a b", b"123", mtime=MTIME)
     (entry,) = json.loads(run("ls", "--json", url()).stdout)

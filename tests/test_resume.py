@@ -124,6 +124,17 @@ def test_nothing_of_a_source_that_has_changed_is_continued(line):
     line.finished()
 
 
+@both_ways
+def test_a_change_that_size_and_time_hide_is_found_by_verify_and_moved_anew(line):
+    line.break_off("everything")
+    before = line.source.stat()
+    line.new_source()
+    os.utime(line.source, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with TransferEngine(line.server.settings()) as engine:
+        line.run(engine, verify=True).result(60)
+    line.finished()
+
+
 @pytest.mark.parametrize("line", ["store"], indirect=True)
 def test_what_nobody_can_continue_goes_with_the_next_process(line):
     line.break_off("everything")

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from ..bundle import SMALL_BYTES, FetchBundle
-from ..errors import RemoteChanged, TransferError, from_oserror
+from ..errors import RemoteChanged, TransferError, UnsafeName, from_oserror
 from ..fetch import Fetch
 from ..filters import TreeOptions
 from ..jobs import Job
@@ -15,7 +15,7 @@ from ..listing import ListDirectory
 from ..local import in_place_of_directory, make_directory, remove_local
 from ..model import Entry, Stat
 from ..mover import Mover
-from ..names import is_temporary
+from ..names import check_local, is_temporary
 from ..spool import Spool
 from ..transports.base import Done
 from ..url import RemoteURL, child_path
@@ -82,9 +82,9 @@ class FetchTree(Tree):
 
     def _enter(self, path: str, stat: Stat) -> None:
         if stat.kind == "directory":
-            if self._filter.wants_directory(path):
+            if self._filter.wants_directory(path) and self._can_be_local(path):
                 self._waiting_listings.append(path)
-        elif not self._filter.wants_file(path):
+        elif not self._filter.wants_file(path) or not self._can_be_local(path):
             return
         elif stat.kind == "file":
             self._consider(path, stat)
@@ -93,6 +93,14 @@ class FetchTree(Tree):
             self._follow_more()
         else:
             self._skip(str(self._remote(path)), "is a special file")
+
+    def _can_be_local(self, path: str) -> bool:
+        try:
+            check_local(path)
+        except UnsafeName as error:
+            self._fail(UnsafeName(error.message, str(self._remote(path))))
+            return False
+        return True
 
     def _prepare(self, directory: _Directory) -> None:
         """Make the local directory."""
