@@ -411,3 +411,86 @@ def test_parsing_a_snakefile_opens_no_connection(counted):
     )
     assert "one" in counted.run("--list-rules").succeeded().text
     assert counted.server.logins() == 0
+
+
+NESTED = """
+    rule all:
+        input: storage("@URL@/listing.txt")
+    checkpoint split:
+        input: storage("@URL@/in.txt")
+        output: storage("@URL@/parts")
+        shell: "mkdir {output}; for part in a b c; do cp {input} {output}/$part; done"
+    rule one:
+        input: storage("@URL@/parts/{part}")
+        output: storage("@URL@/done/{part}")
+        shell: "cp {input} {output}"
+    def parts(_wildcards):
+        checkpoints.split.get()
+        found = glob_wildcards(storage("@URL@/parts/{part,[a-z]}")).part
+        return storage(expand("@URL@/done/{part}", part=found))
+    rule listing:
+        input: storage("@URL@/parts"), parts
+        output: storage("@URL@/listing.txt")
+        shell: "ls {input[0]} > {output}"
+"""
+
+
+def test_a_directory_is_whole_for_a_job_after_others_have_used_files_in_it(workflow):
+    workflow.make_remote("in.txt", b"in\n")
+    workflow.write(NESTED)
+    workflow.run().succeeded()
+    assert workflow.remote_path("listing.txt").read_text() == "a\nb\nc\n"
+    workflow.remote_path("listing.txt").unlink()
+    workflow.remote_path("done/b").unlink()
+    workflow.run().succeeded()
+    assert workflow.remote_path("listing.txt").read_text() == "a\nb\nc\n"
+    assert not [path for path in workflow.local_copy("").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("order", ["directory first", "file first"])
+def test_a_remote_directory_and_a_file_in_it_are_inputs_of_one_run(workflow, order):
+    for name in "abc":
+        workflow.make_remote(f"in/{name}", name.encode())
+    workflow.write(
+        """
+        rule directory:
+            input: storage("@URL@/in"), @BEFORE_DIRECTORY@
+            output: "listing.txt"
+            shell: "ls {input[0]} > {output}"
+        rule before:
+            input: storage("@URL@/in")
+            output: "before.txt"
+            shell: "ls {input} > {output}"
+        rule one:
+            input: storage("@URL@/in/a"), @BEFORE_ONE@
+            output: "one.txt"
+            shell: "cp {input[0]} {output}"
+        """,
+        BEFORE_DIRECTORY='"one.txt"',
+        BEFORE_ONE='"before.txt"' if order == "directory first" else "[]",
+    )
+    workflow.run().succeeded()
+    assert workflow.path("one.txt").read_text() == "a"
+    assert workflow.path("listing.txt").read_text() == "a\nb\nc\n"
+    assert not [path for path in workflow.local_copy("").rglob("*") if path.is_file()]
+
+
+def test_a_directory_of_which_an_earlier_run_has_kept_some_files_is_retrieved(workflow):
+    for name in "ab":
+        workflow.make_remote(f"in/{name}", name.encode())
+    workflow.write(
+        """
+        rule one:
+            input: storage("@URL@/in/a", keep_local=True)
+            output: "one.txt"
+            shell: "cp {input} {output}"
+        rule directory:
+            input: storage("@URL@/in")
+            output: "listing.txt"
+            shell: "ls {input} > {output}"
+        """
+    )
+    workflow.run("one.txt").succeeded()
+    assert workflow.local_copy("in/a").exists()
+    workflow.run("listing.txt").succeeded()
+    assert workflow.path("listing.txt").read_text() == "a\nb\n"

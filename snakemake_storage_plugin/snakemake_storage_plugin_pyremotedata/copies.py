@@ -28,3 +28,43 @@ def stat_of_copy(path: Path) -> Stat | None:
         return Stat("file", info.st_size, seconds)
     except OSError:
         return None
+
+
+class Directories:
+    """Local copies of remote directories, in which single files may have copies, too.
+
+    A file that is retrieved makes the directories above it, which Snakemake would then take for
+    copies of the remote ones; and its copy would be removed after use from a directory that is one.
+
+    Parameters
+    ----------
+    top : Path
+        Below which local copies lie.
+    """
+
+    def __init__(self, top: Path) -> None:
+        self._top = top
+        self._retrieved: set[Path] = set()
+
+    def add(self, path: Path) -> None:
+        """Note that a directory was retrieved; jobs may write into it what they like."""
+        self._retrieved.add(path)
+
+    def make_above(self, path: Path) -> None:
+        """Make the directories that are to hold the copy of a file."""
+        for above in path.parents:
+            if above.is_dir():
+                break
+            self._retrieved.discard(above)
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def is_copy(self, path: Path) -> bool:
+        """Return whether a directory was retrieved or stored, by this process or another."""
+        if path in self._retrieved or (path / TIMESTAMP).exists():
+            return path.is_dir()
+        return path.is_dir() and path.stat().st_mtime_ns % 10**9 == 0
+
+    def is_within_copy(self, path: Path) -> bool:
+        """Return whether the copy of a file is part of that of a directory."""
+        above = (each for each in path.parents if each.is_relative_to(self._top))
+        return any(self.is_copy(each) for each in above if each != self._top)

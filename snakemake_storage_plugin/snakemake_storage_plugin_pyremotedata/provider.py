@@ -20,6 +20,7 @@ from snakemake_interface_storage_plugins.storage_provider import (
 from pyremotedata_core.errors import ConfigurationError, TransferError
 
 from . import query as queries
+from .copies import Directories
 from .failures import StorageError
 from .fetching import Fetching
 from .host import Host
@@ -72,6 +73,7 @@ class StorageProvider(StorageProviderBase):
         except ConfigurationError as error:
             raise StorageError(error.message) from error
         self.lookup = Lookup(self.engine, looks_ahead=not self.use_rate_limiter())
+        self.directories = Directories(self.local_prefix)
         self.storing = Storing(self.engine, self.lookup, self.host, self.local_prefix)
         self.fetching = Fetching(
             self.engine,

@@ -47,10 +47,35 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
     Every failure is a `WorkflowError` of one line. A lost connection is never "does not exist".
     """
 
+    _keep_local = False
+    _is_wanted = False
+
     def __post_init__(self) -> None:
         if "{" not in self.query:  # as in a wildcard
             with contextlib.suppress(TransferError):  # told when it is validated
                 self.provider.expect(self.url)
+
+    @property
+    def keep_local(self) -> bool:
+        """Whether the local copy stays after use: also if it is part of that of a directory."""
+        if self._keep_local or "{" in self.query:  # as in a wildcard
+            return self._keep_local
+        return self.provider.directories.is_within_copy(self.local_path())
+
+    @keep_local.setter
+    def keep_local(self, value: bool) -> None:
+        self._keep_local = value
+
+    @property
+    def is_ondemand_eligible(self) -> bool:
+        """Whether one job reads it from begin to end, so that it needs no copy of its own."""
+        return bool(super().is_ondemand_eligible)
+
+    @is_ondemand_eligible.setter
+    def is_ondemand_eligible(self, value: bool) -> None:
+        # Snakemake says so right before it asks whether the local copy is out of date.
+        self._is_ondemand_eligible = value
+        self._is_wanted = True
 
     @property
     def url(self) -> RemoteURL:
@@ -258,7 +283,16 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
         if stat.kind == "directory" and self._shared_copy() is None:
             timestamp = await self.provider.lookup.stat(self.url.join(TIMESTAMP), wait)
             stat = timestamp or stat
+        self._outdate_part()
         return float(stat.mtime)
+
+    def _outdate_part(self) -> None:
+        """Have a directory retrieved where only copies of some of its files are."""
+        wanted, self._is_wanted = self._is_wanted, False
+        path = self.local_path()
+        if wanted and path.is_dir() and not self.provider.directories.is_copy(path):
+            with contextlib.suppress(OSError):
+                os.utime(path, (0, 0))
 
     async def _size(self, wait: Wait) -> int:
         stat = await self._found(wait)
@@ -295,7 +329,7 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
     async def _retrieve(self, wait: Wait) -> None:
         started = time.monotonic()
         path = self.local_path()
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self.provider.directories.make_above(path)
         stat = await self._found(wait)
         files, ahead, cached = 1, False, False
         if stat.kind == "directory":
@@ -326,6 +360,7 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
             self.provider.logger.warning(f"Left out of {self.print_query}: {name} {reason}")
         mtime = await self._mtime(wait)
         os.utime(path, (mtime, mtime))
+        self.provider.directories.add(path)
         return result.files, result.bytes
 
     async def _store(self, wait: Wait) -> None:
