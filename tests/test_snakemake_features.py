@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 import re
@@ -327,3 +328,36 @@ def test_files_of_an_ftp_server_are_inputs_and_outputs(request, tmp_path, kind):
     text = workflow.run(*trust).succeeded().text
     assert (server.root / workflow.remote / "out/c.txt").read_bytes() == b"hello\nhello\n"
     assert server.password not in text
+
+
+def test_what_is_ensured_of_a_remote_output_is_looked_for_in_what_the_job_has_made(workflow):
+    workflow.write(
+        """
+        rule ensured:
+            output: ensure(storage("@URL@/out.txt"), non_empty=True)
+            shell: "printf '@TEXT@' > {output}"
+        """,
+        TEXT="made",
+    )
+    workflow.run().succeeded()
+    assert workflow.remote_path("out.txt").read_bytes() == b"made"
+    snakefile = workflow.path("Snakefile")
+    snakefile.write_text(snakefile.read_text().replace("printf 'made'", ":"))
+    workflow.run("--forceall").failed("unexpected empty output files")
+    assert not workflow.remote_path("out.txt").exists()
+
+
+def test_a_checksum_that_is_ensured_of_a_remote_output_is_that_of_what_the_job_has_made(workflow):
+    workflow.write(
+        """
+        rule ensured:
+            output: ensure(storage("@URL@/out.txt"), sha256="@SHA256@")
+            shell: "printf made > {output}"
+        """,
+        SHA256=hashlib.sha256(b"made").hexdigest(),
+    )
+    workflow.run().succeeded()
+    assert workflow.remote_path("out.txt").read_bytes() == b"made"
+    snakefile = workflow.path("Snakefile")
+    snakefile.write_text(snakefile.read_text().replace("printf made", "printf other"))
+    workflow.run("--forceall").failed("checksums that differ from the expected ones")

@@ -96,6 +96,13 @@ class Host:
         except Exception:
             return []
 
+    def is_output(self, storage_object: Any) -> bool:
+        """Return whether an object is an output of a job."""
+        try:
+            return self._job(storage_object) is not None
+        except Exception:
+            return False
+
     def unwritable(self, provider: Any) -> tuple[str, str] | None:
         """Return rule and query of an output of a job to come that a provider would store."""
         try:

@@ -278,13 +278,24 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
         return stat_of_copy(self.local_path())
 
     async def _mtime(self, wait: Wait) -> float:
-        stat = await self._found(wait)
+        stat = await self._stat(wait)
+        if stat is None and (made := self._made()) is not None:
+            return made.st_mtime
+        stat = stat or await self._found(wait)
         self.provider.fetching.keep(self.url, stat, self.local_path())
         if stat.kind == "directory" and self._shared_copy() is None:
             timestamp = await self.provider.lookup.stat(self.url.join(TIMESTAMP), wait)
             stat = timestamp or stat
         self._outdate_part()
         return float(stat.mtime)
+
+    def _made(self) -> os.stat_result | None:
+        """Return the stat of an output that is a file and lies here, None for all else.
+
+        For `ensure`, Snakemake asks for size and time of an output before that is stored.
+        """
+        path = self.local_path()
+        return path.stat() if path.is_file() and self.provider.host.is_output(self) else None
 
     def _outdate_part(self) -> None:
         """Have a directory retrieved where only copies of some of its files are."""
@@ -295,6 +306,9 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
                 os.utime(path, (0, 0))
 
     async def _size(self, wait: Wait) -> int:
+        made = self._made()
+        if made is not None:
+            return made.st_size
         stat = await self._found(wait)
         return 0 if stat.kind == "directory" else stat.size
 
@@ -305,7 +319,7 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
         return await tree_bytes(self.provider.engine(), self.url, wait)
 
     async def _checksum(self, wait: Wait) -> str | None:
-        if not self.provider.uses_checksums:
+        if not self.provider.uses_checksums or self._made() is not None:
             return None
         stat = await self._found(wait)
         if stat.kind != "file":
