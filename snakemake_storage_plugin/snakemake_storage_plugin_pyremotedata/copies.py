@@ -59,10 +59,8 @@ class Directories:
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def is_copy(self, path: Path) -> bool:
-        """Return whether a directory was retrieved or stored, by this process or another."""
-        if path in self._retrieved or (path / TIMESTAMP).exists():
-            return path.is_dir()
-        return path.is_dir() and path.stat().st_mtime_ns % 10**9 == 0
+        """Return whether a directory was retrieved by this process, or stored by whatever one."""
+        return path.is_dir() and (path in self._retrieved or (path / TIMESTAMP).exists())
 
     def is_within_copy(self, path: Path) -> bool:
         """Return whether the copy of a file is part of that of a directory."""

@@ -286,7 +286,7 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
         if stat.kind == "directory" and self._shared_copy() is None:
             timestamp = await self.provider.lookup.stat(self.url.join(TIMESTAMP), wait)
             stat = timestamp or stat
-        self._outdate_part()
+        self._outdate_part(stat.mtime)
         return float(stat.mtime)
 
     def _made(self) -> os.stat_result | None:
@@ -297,13 +297,17 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
         path = self.local_path()
         return path.stat() if path.is_file() and self.provider.host.is_output(self) else None
 
-    def _outdate_part(self) -> None:
-        """Have a directory retrieved where only copies of some of its files are."""
+    def _outdate_part(self, mtime: int) -> None:
+        """Have a directory retrieved where only copies of some of its files are.
+
+        What an earlier process has retrieved has the remote time.
+        """
         wanted, self._is_wanted = self._is_wanted, False
         path = self.local_path()
         if wanted and path.is_dir() and not self.provider.directories.is_copy(path):
             with contextlib.suppress(OSError):
-                os.utime(path, (0, 0))
+                if path.stat().st_mtime != mtime:
+                    os.utime(path, (0, 0))
 
     async def _size(self, wait: Wait) -> int:
         made = self._made()
