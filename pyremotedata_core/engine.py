@@ -39,7 +39,8 @@ class TransferEngine:
     Every method returns a `concurrent.futures.Future` at once; synchronous callers wait with
     ``result()``, asyncio callers use `asyncio.wrap_future`. A future ends with a
     `TransferError` if the work fails; cancelling it gives the work up soon, leaving nothing
-    behind. Callbacks of futures run on the engine's reader thread and must not block.
+    behind. Callbacks of futures run on the engine's reader thread and must not block: one that
+    waits for another answer of the engine gets a `RuntimeError`.
 
     Parameters
     ----------

@@ -77,7 +77,7 @@ class Link:
         background: bool = False,
     ) -> Future[Any] | None:
         """Send a request; None if the helper has ended."""
-        future: Future[Any] = Future()
+        future: Future[Any] = _Answer(self._reader)
         with self._lock:
             if self.ended:
                 return None
@@ -299,6 +299,26 @@ def _start_helper(theirs: socket.socket) -> subprocess.Popen[bytes]:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+
+
+class _Answer(Future[Any]):
+    """A future that says so where its own thread would wait for it, in a callback."""
+
+    def __init__(self, reader: threading.Thread) -> None:
+        super().__init__()
+        self._reader = reader
+
+    def result(self, timeout: float | None = None) -> Any:
+        self._check()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        self._check()
+        return super().exception(timeout)
+
+    def _check(self) -> None:
+        if threading.current_thread() is self._reader and not self.done():
+            raise RuntimeError("a callback waits for an answer that its own thread is to bring")
 
 
 def _fail(future: Future[Any], error: TransferError) -> None:

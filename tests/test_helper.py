@@ -589,3 +589,20 @@ def test_a_call_to_a_loop_that_has_ended_writes_into_no_other_file(tmp_path):
         loop.call_soon_threadsafe(loop.stop)
         os.close(wakes)
     assert (tmp_path / "other").read_bytes() == b""
+
+
+def test_a_callback_that_waits_for_another_answer_is_told_and_hangs_nothing(engine, sshd):
+    said: list[BaseException] = []
+    called = threading.Event()
+
+    def ask_again(_: object) -> None:
+        try:
+            engine.stat(sshd.url()).result(WAIT_S)
+        except RuntimeError as error:
+            said.append(error)
+        called.set()
+
+    engine.scandir(sshd.url()).add_done_callback(ask_again)
+    assert called.wait(WAIT_S)
+    assert "callback" in str(said)
+    assert engine.stat(sshd.url()).result(WAIT_S).kind == "directory"
