@@ -53,7 +53,7 @@ class FetchTree(Tree):
         if not self._delete:
             self._prepare(directory)
             for name, stat in entries:
-                self._enter(directory.below(name), stat)
+                self._enter(directory.below(name), stat, directory.new)
             self._ask_more()
             return
         # What is to be deleted goes first, and is known in the end.
@@ -70,7 +70,7 @@ class FetchTree(Tree):
                 self._delete_others(directory)
             while directory.entries:
                 name, stat = directory.entries.popleft()
-                self._enter(directory.below(name), Stat(*stat))
+                self._enter(directory.below(name), Stat(*stat), directory.new)
         except TransferError as failure:
             if directory.path == "" and failure is not directory.failure:
                 self._fatal = self._fatal or failure  # there is nothing to list
@@ -80,14 +80,14 @@ class FetchTree(Tree):
             return
         self._listed()
 
-    def _enter(self, path: str, stat: Stat) -> None:
+    def _enter(self, path: str, stat: Stat, new: bool) -> None:
         if stat.kind == "directory":
             if self._filter.wants_directory(path) and self._can_be_local(path):
                 self._waiting_listings.append(path)
         elif not self._filter.wants_file(path) or not self._can_be_local(path):
             return
         elif stat.kind == "file":
-            self._consider(path, stat)
+            self._consider(path, stat, new)
         elif stat.kind == "link":
             self._waiting_links.append(path)
             self._follow_more()
@@ -121,6 +121,7 @@ class FetchTree(Tree):
         elif self._dry_run:
             directory.failure = in_place_of_directory(local) if os.path.lexists(local) else None
         if not self._dry_run:
+            directory.new = not os.path.lexists(local)
             try:
                 make_directory(local)
             except TransferError as error:
@@ -171,7 +172,11 @@ class FetchTree(Tree):
         self._deleted += 1
         return True
 
-    def _consider(self, path: str, stat: Stat) -> None:
+    def _consider(self, path: str, stat: Stat, new: bool = False) -> None:
+        """Queue a file, unless it is there already; nothing is in a ``new`` directory."""
+        if new:
+            self._wait((path, tuple(stat)))
+            return
         if not self._make_way(path):
             return
         if (self._dry_run or not self._verify) and self._agrees(path, stat):
@@ -294,6 +299,7 @@ class _Directory:
         self.job: ListDirectory
         self.prepared = False
         self.failure: TransferError | None = None  # of the local directory
+        self.new = False
         # With ``delete``: what it holds, until the listing has ended.
         self.entries = Spool()
 
