@@ -11,6 +11,7 @@ day, everything else is removed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -105,22 +106,16 @@ class Journal:
             If that cannot be written: nobody would know of the file.
         """
         try:
-            self._add(temporary, _Upload(final, origin, time.time() if origin else 0.0))
+            self._add({temporary: _Upload(final, origin, time.time() if origin else 0.0)})
         except OSError as error:
             raise from_oserror(error, "the journal of uploads") from None
 
     def begin_all(self, uploads: list[Orphan]) -> None:
         """Note uploads of small files, all or none; see `begin`."""
-        lines = b"".join(_Upload(final).lines(temporary) for temporary, final in uploads)
         try:
-            if self._fd < 0:
-                self._open()
-            os.write(self._fd, lines)
+            self._add({temporary: _Upload(final) for temporary, final in uploads})
         except OSError as error:
             raise from_oserror(error, "the journal of uploads") from None
-        for temporary, final in uploads:
-            self._live[temporary] = _Upload(final)
-        self._lines += len(uploads)
 
     def note(self, temporary: str, segment: int) -> None:
         """Note that the server has a segment."""
@@ -192,7 +187,7 @@ class Journal:
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     for temporary, upload in _uploads(path.read_bytes()).items():
-                        self._add(temporary, upload)
+                        self._add({temporary: upload})
                         if upload.may_be_continued():
                             other = self._kept.get(upload.final, temporary)
                             if other != temporary:
@@ -210,12 +205,16 @@ class Journal:
         except OSError:
             return []
 
-    def _add(self, temporary: str, upload: _Upload) -> None:
+    def _add(self, uploads: dict[str, _Upload]) -> None:
         if self._fd < 0:
             self._open()
-        os.write(self._fd, upload.lines(temporary))
-        self._live[temporary] = upload
-        self._lines += 1 + len(upload.done)
+        content = b"".join(upload.lines(temporary) for temporary, upload in uploads.items())
+        written = os.write(self._fd, content)
+        if written < len(content):  # a disk that is just full takes a part
+            os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._live.update(uploads)
+        self._lines += sum(1 + len(upload.done) for upload in uploads.values())
 
     def _open(self) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
