@@ -42,6 +42,7 @@ main() {
     [ ${#missing[@]} = 0 ] || fail install "$(hint "${missing[@]}")"
     make_venv
     install_project
+    compile_project
 }
 
 # What is missing is named at once, that one command may bring it all.
@@ -140,6 +141,13 @@ install_project() {
         --editable "$root[$extra]" >"$log" 2>&1 || fail packages "pip install failed:"
     echo "$wanted" >"$stamp"
     say packages "pyremotedata-suite[$extra] installed in $((SECONDS - started)) s"
+}
+
+# As pip does for what it copies: else each command compiles its modules anew wherever
+# PYTHONDONTWRITEBYTECODE is set, as in many containers.
+compile_project() {
+    "$venv/bin/python" -m compileall -q "$root"/pyremotedata_core "$root"/dask_plugin \
+        "$root"/snakemake_storage_plugin >>"$log" 2>&1 || true # a checkout that is read only
 }
 
 has() { [ -x "$(command -v "$1")" ]; }
