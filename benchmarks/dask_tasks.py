@@ -189,6 +189,13 @@ def main() -> None:
     ways = [way for way in options.ways if way != "sshfs" or shutil.which("sshfs")]
     results: list[dict[str, Any]] = []
     tables: list[str] = []
+
+    def write() -> None:
+        if options.out:
+            about = f"{outcome.machine()}, Dask {dask.__version__}"
+            about += f", {options.rounds} alternating rounds"
+            outcome.write(options.out, "Dask tasks with remote inputs", about, tables, results)
+
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
         folder = Path(name)
         log = folder / "sftp.log"
@@ -211,12 +218,10 @@ def main() -> None:
                                     "limits": limits._asdict(),
                                 }
                             )
+                            write()  # each time: the run may be cut off
         tables.append(tell_handle_costs(folder, options.rounds))
         print(f"\n{tables[-1]}")
-    if options.out:
-        about = f"{outcome.machine()}, Dask {dask.__version__}"
-        about += f", {options.rounds} alternating rounds"
-        outcome.write(options.out, "Dask tasks with remote inputs", about, tables, results)
+    write()
 
 
 def tell_handle_costs(folder: Path, rounds: int) -> str:

@@ -188,6 +188,8 @@ def main() -> None:
     pythons = dict.fromkeys(tools, Path(sys.executable))
     if PEER in tools:
         pythons[PEER] = options.peer_python or peer_python()
+    about = f"{outcome.machine()}, Snakemake {importlib.metadata.version('snakemake')}"
+    about += f", {options.rounds} alternating rounds after a warm-up"
     results: list[dict[str, Any]] = []
     tables: list[str] = []
     with (
@@ -216,12 +218,10 @@ def main() -> None:
                         "seen": seen,
                     }
                 )
+            if options.out:  # each time: the run may be cut off
+                outcome.write(options.out, "Snakemake runs", about, tables, results)
             shutil.rmtree(server.root / name)
             shutil.rmtree(counting.root / name)
-    if options.out:
-        about = f"{outcome.machine()}, Snakemake {importlib.metadata.version('snakemake')}"
-        about += f", {options.rounds} alternating rounds after a warm-up"
-        outcome.write(options.out, "Snakemake runs", about, tables, results)
 
 
 class Bench:
