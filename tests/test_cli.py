@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -450,16 +452,22 @@ def test_the_output_may_be_cut_off(run, url, make):
 
 
 def test_output_that_cannot_be_written_is_no_traceback(run, url, make):
-    make("a")
+    make("a", b"content")
     command = f"{sys.executable} -m pyremotedata_core.cli"
-    for redirection, status in (("> /dev/full", 1), (">&-", 0)):
-        line = f"{command} ls '{url()}' {redirection}"
+    for verb, redirection in itertools.product(("ls", "cat"), ("> /dev/full", ">&-")):
+        line = f"{command} {verb} '{url('a')}' {redirection}"
         done = subprocess.run(
             ["sh", "-c", line], env=run.environment, capture_output=True, text=True, timeout=60
         )
-        assert done.returncode == status
-        assert len(done.stderr.splitlines()) == status, done.stderr
-        assert not status or "standard output" in done.stderr
+        assert done.returncode == 1
+        assert re.fullmatch("pyremotedata: .*standard output.*\n", done.stderr), done.stderr
+
+
+def test_a_closed_output_matters_to_no_command_that_says_nothing(run, url, make, tmp_path):
+    make("a", b"content")
+    line = f"{sys.executable} -m pyremotedata_core.cli get '{url('a')}' {tmp_path}/ >&- 2>&-"
+    assert subprocess.run(["sh", "-c", line], env=run.environment, timeout=60).returncode == 0
+    assert (tmp_path / "a").read_bytes() == b"content"
 
 
 # --- doctor ---------------------------------------------------------------------------------

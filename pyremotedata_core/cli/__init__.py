@@ -21,8 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         signal.signal(signal.SIGTERM, _terminate)
         for name in ("stdout", "stderr"):
-            if getattr(sys, name) is None:  # closed by the caller
-                setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+            if getattr(sys, name) is None:  # closed by the caller: to write there fails
+                fd = os.open(os.devnull, os.O_RDONLY if name == "stdout" else os.O_WRONLY)
+                setattr(sys, name, os.fdopen(fd, "w"))
             stream = getattr(sys, name)
             if hasattr(stream, "reconfigure"):
                 # Names are bytes to a server, and go out as those, whatever the locale.
