@@ -333,7 +333,7 @@ class TransferEngine:
         directory : path-like
             Made if missing.
         compare : bool
-            Leave files alone whose size and mtime agree.
+            Leave files alone whose size and mtime agree; with ``size_only``, whose size does.
         delete : bool
             Remove local entries that the remote directory does not hold. With patterns given,
             only files that are meant go, and no directories.

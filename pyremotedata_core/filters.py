@@ -19,6 +19,7 @@ class TreeOptions(NamedTuple):
     dry_run: bool = False
     verify: bool = False
     modes: bool = False
+    size_only: bool = False
 
 
 class TreeKeywords(TypedDict, total=False):
@@ -31,6 +32,7 @@ class TreeKeywords(TypedDict, total=False):
     dry_run: bool
     verify: bool
     modes: bool
+    size_only: bool
 
 
 def tree_options(given: TreeKeywords) -> TreeOptions:

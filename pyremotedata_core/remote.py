@@ -319,6 +319,7 @@ class Remote:
         direction: str = "down",
         delete: bool = False,
         replace: bool = False,
+        size_only: bool = False,
         include: Iterable[str] = (),
         exclude: Iterable[str] = (),
         dry_run: bool = False,
@@ -338,6 +339,9 @@ class Remote:
             Remove what the source does not hold.
         replace : bool
             Move files although size and mtime agree.
+        size_only : bool
+            Leave files alone whose size agrees, whatever their mtime: for servers that keep times
+            of their own.
         include, exclude : iterable of str
             Patterns: ``*.csv`` for names at any depth, ``raw/**/*.csv`` for paths. Only files
             that match an included pattern, and none that matches an excluded one.
@@ -372,6 +376,7 @@ class Remote:
                 up=direction == "up",
                 tell=tell,
                 compare=not replace,
+                size_only=size_only,
                 delete=delete,
                 include=include,
                 exclude=exclude,

@@ -242,3 +242,31 @@ def test_what_the_server_does_not_let_go_is_not_counted_as_deleted(sshd_factory,
     with TransferEngine(server.settings()) as engine:
         result = engine.store_tree(tmp_path, server.url("t"), delete=True).result(60)
     assert (result.deleted, len(result.failed)) == (0, 1)
+
+
+def test_where_a_server_keeps_its_own_times_equal_sizes_can_do(sshd_factory, tmp_path):
+    server = sshd_factory(sftp_arguments="-P setstat,fsetstat")
+    there, here = server.make_directory("t"), tmp_path / "t"
+    here.mkdir()
+    make_tree(here, 1_234_567_890)
+    (here / "large").write_bytes(os.urandom(300_000))  # which goes alone
+    everything = len(TREE) + 1
+    with Remote(server.url(), ssh_config=str(server.ssh_config)) as remote:
+
+        def sync(**options) -> tuple[int, int]:
+            result = remote.sync("t", here, **options)
+            return result.files, result.unchanged
+
+        assert sync(direction="up") == (everything, 0)
+        assert sync(direction="up") == (everything, 0)
+        assert sync(direction="up", size_only=True) == (0, everything)
+        (here / "large").write_bytes(b"shorter")
+        assert sync(direction="up", size_only=True, dry_run=True) == (1, everything - 1)
+        assert sync(direction="up", size_only=True) == (1, everything - 1)
+        assert (there / "large").read_bytes() == b"shorter"
+        os.utime(there / "a.csv", (1, 1))
+        assert sync(size_only=True, verify=True) == (0, everything)
+        (there / "b.txt").write_bytes(bytes(50))
+        assert sync(size_only=True) == (0, everything)
+        assert sync(size_only=True, verify=True) == (1, everything - 1)
+        assert (here / "b.txt").read_bytes() == bytes(50)

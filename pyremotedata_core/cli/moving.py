@@ -65,6 +65,7 @@ def sync(engine: TransferEngine, options: argparse.Namespace) -> int:
             up=up,
             tell=tell,
             compare=True,
+            size_only=options.size_only,
             delete=options.delete,
             include=options.include,
             exclude=options.exclude,

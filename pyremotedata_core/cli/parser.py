@@ -72,6 +72,9 @@ def make_parser() -> argparse.ArgumentParser:
 
     sync = verb("sync", "moving.sync", "Make B's content equal A's; equal files stay.", writes=True)
     sync.add_argument("--delete", action="store_true", help="remove what A does not hold")
+    sync.add_argument(
+        "--size-only", action="store_true", help="equal size is enough, whatever the time"
+    )
     for name, text in (("include", "only files that match"), ("exclude", "nothing that matches")):
         sync.add_argument(f"--{name}", action="append", default=[], metavar="PATTERN", help=text)
     sync.add_argument(

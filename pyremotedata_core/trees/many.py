@@ -241,6 +241,7 @@ class Tree(Many):
         self._filter = Filter(options.include, options.exclude)
         self._directory = directory
         self._compare = options.compare
+        self._size_only = options.size_only
         self._delete = options.delete
         self._verify = options.verify
         self._modes = options.modes
@@ -291,7 +292,14 @@ class Tree(Many):
 
     def _agrees(self, path: str, stat: Stat) -> bool:
         """Whether size and mtime say that nothing is to be moved."""
-        return self._compare and same_local(self._local(path), stat)
+        if not self._compare:
+            return False
+        try:
+            info = os.stat(self._local(path))
+        except OSError:
+            return False
+        dated_alike = self._size_only or int(info.st_mtime) == stat.mtime
+        return info.st_size == stat.size and dated_alike
 
     def _unless_same(self, path: str, stat: Stat, begin: Callable[[], Job]) -> Job:
         """Compare a file's content; move it if that differs, or cannot be compared."""
@@ -306,11 +314,3 @@ class Tree(Many):
 
         job = Check(self._mover, self._remote(path), self._local(path), checked, expect=stat)
         return job
-
-
-def same_local(path: str, stat: Stat) -> bool:
-    try:
-        info = os.stat(path)
-    except OSError:
-        return False
-    return info.st_size == stat.size and int(info.st_mtime) == stat.mtime
