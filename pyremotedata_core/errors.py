@@ -193,7 +193,12 @@ def from_oserror(error: OSError, path: str | os.PathLike[str] = "") -> TransferE
     where = os.fspath(path) or error.filename or "local file"
     why = error.strerror or str(error)
     if error.errno in _FULL:
-        return LocalStorageFull(f"cannot write {where}: {why}; free some space and run again")
+        remedy = "free some space and run again"
+        if error.errno == errno.EFBIG:
+            remedy = (
+                "the file system, or the limit that ulimit -f shows, takes no file of that size"
+            )
+        return LocalStorageFull(f"cannot write {where}: {why}; {remedy}")
     return TransferError(f"{where}: {why}")
 
 

@@ -102,12 +102,19 @@ def test_a_name_that_is_too_long_is_no_lost_connection():
     assert type(from_status(5, "Bad message", f"{URL}/d/{'%C3%A9' * 127}")) is ConnectionLost
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-def test_a_full_disk_is_told_with_the_remedy(number):
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EDQUOT, "free some space"),
+        (errno.EFBIG, "ulimit -f"),
+    ],
+)
+def test_a_full_disk_is_told_with_the_remedy(number, remedy):
     error = from_oserror(OSError(number, os.strerror(number), "/data/x"))
     assert isinstance(error, LocalStorageFull)
     assert "/data/x" in str(error)
-    assert "free some space" in str(error)
+    assert remedy in str(error)
 
 
 def test_another_local_error_names_the_path():

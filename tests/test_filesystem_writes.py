@@ -22,6 +22,7 @@ from pyremotedata_core import (
 )
 from pyremotedata_core.filesystem import RemoteFileSystem
 
+from .page import told
 from .sites import temporaries, tree
 
 MTIME = 1_234_567_890
@@ -182,8 +183,9 @@ def test_a_full_local_disk_is_told_and_stores_nothing(fs, place):
     old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
-        with pytest.raises(LocalStorageFull), fs.open(f"{place}/a", "wb") as file:
+        with pytest.raises(LocalStorageFull) as caught, fs.open(f"{place}/a", "wb") as file:
             file.write(b"x" * (2 << 20))
+        told(caught.value, "takes no file of that size")
         with pytest.raises(LocalStorageFull):
             fs.pipe(f"{place}/a", b"x" * (2 << 20))
     finally:
