@@ -23,12 +23,15 @@ from snakemake_interface_storage_plugins.exceptions import FileOrDirectoryNotFou
 from snakemake_storage_plugin_pyremotedata import (
     StorageProvider,
     StorageProviderSettings,
+    fetching,
     lookup,
     memory,
 )
 from snakemake_storage_plugin_pyremotedata.memory import NEGATIVE_S
 from snakemake_storage_plugin_pyremotedata.prefetch import fits
 from snakemake_storage_plugin_pyremotedata.workspace import Workspace, sweep
+
+from pyremotedata_core import part
 
 from .snakemake_workflow import temporaries
 from .waiting import wait_until
@@ -485,6 +488,28 @@ def test_files_ahead_make_way_and_leave_nothing(bench):
     ]
     prefetch.close()
     assert not temporaries(bench.local)
+
+
+def test_a_copy_from_the_cache_is_not_swept_by_another_process_before_it_has_its_name(
+    sshd, remote_directory, tmp_path, monkeypatch
+):
+    bench = Bench(sshd, remote_directory, tmp_path / "local", node_cache="yes")
+    bench.make("a", b"data")
+    file = bench.object("a")
+    in_thread = fetching.in_thread
+
+    def copy_and_sweep(*work):
+        copied = in_thread(*work)
+        concurrent.futures.wait([copied], timeout=30)
+        # As another process does with its first download into the directory.
+        part.sweep(str(file.local_path().parent))
+        return copied
+
+    monkeypatch.setattr(fetching, "in_thread", copy_and_sweep)
+    asyncio.run(file.managed_retrieve())
+    assert file.local_path().read_bytes() == b"data"
+    assert not temporaries(bench.local)
+    bench.provider.engine().close()
 
 
 def test_a_workspace_of_a_killed_process_is_removed_and_of_a_living_one_is_not(bench):

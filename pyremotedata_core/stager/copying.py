@@ -25,17 +25,28 @@ def copy_file(source: Path, target: Path, stat: Stat) -> Path:
     """
     part = Part(str(target))
     try:
+        fill(part, source)
+        part.publish(stat, fsync=False)
+    finally:
+        part.discard()
+    return target
+
+
+def fill(part: Part, source: Path) -> None:
+    """Copy a file's content into a part, which its owner publishes or discards.
+
+    Raises
+    ------
+    TransferError
+        `LocalStorageFull` or another local failure, naming the final name of the part.
+    """
+    try:
         with open(source, "rb") as data:
             if not _reflink(data.fileno(), part.fd):
                 while chunk := data.read(_CHUNK_BYTES):
                     _write(part.fd, chunk)
     except OSError as error:
-        raise from_oserror(error, target) from None
-    else:
-        part.publish(stat, fsync=False)
-    finally:
-        part.discard()
-    return target
+        raise from_oserror(error, part.final) from None
 
 
 def _write(fd: int, chunk: bytes) -> None:

@@ -17,6 +17,7 @@ from pyremotedata_core.errors import (
     TransferError,
 )
 from pyremotedata_core.model import Stat
+from pyremotedata_core.part import Part
 from pyremotedata_core.url import RemoteURL
 
 from .lookup import Lookup
@@ -114,9 +115,10 @@ class Fetching:
         """Copy a file from the node's cache, or link to it; fetch it into the cache if need be."""
         if self._stager is None:
             return None
+        from pyremotedata_core.stager.copying import fill
+
         try:
-            stager = self._stager()
-            lease = await wait(stager.stage(url, expect=stat))
+            lease = await wait(self._stager().stage(url, expect=stat))
         except (LocalStorageFull, ConfigurationError) as error:
             self._warn(f"Not through the node's cache: {error}")
             return None
@@ -124,15 +126,14 @@ class Fetching:
             self._link(lease, path)
             return Fetched(lease.stat, lease.from_cache)
         with lease:
-            part = temporary_path(path.parent)
-            copying = in_thread(stager.copy_out, lease, part)
+            part = Part(str(path))
+            copying = in_thread(fill, part, lease.path)
             try:
                 await wait(copying)
-                os.replace(part, path)
-            except BaseException:
+                part.publish(lease.stat, fsync=False)
+            finally:
                 # A thread cannot be stopped: what it still makes has to go.
-                copying.add_done_callback(lambda _copied: part.unlink(missing_ok=True))
-                raise
+                copying.add_done_callback(lambda _copied: part.discard())
         return Fetched(lease.stat, lease.from_cache)
 
     def _link(self, lease: Lease, path: Path) -> None:
