@@ -28,10 +28,12 @@ from snakemake_storage_plugin_pyremotedata import (
     memory,
 )
 from snakemake_storage_plugin_pyremotedata.memory import NEGATIVE_S
+from snakemake_storage_plugin_pyremotedata.notes import Notes
 from snakemake_storage_plugin_pyremotedata.prefetch import fits
+from snakemake_storage_plugin_pyremotedata.waiting import blocking, run_now
 from snakemake_storage_plugin_pyremotedata.workspace import Workspace, sweep
 
-from pyremotedata_core import part
+from pyremotedata_core import RemoteURL, Stat, part
 
 from .snakemake_workflow import temporaries
 from .waiting import wait_until
@@ -545,6 +547,18 @@ def test_a_workspace_is_not_swept_by_another_process_before_it_is_locked(tmp_pat
     assert fcntl.flock is lock
     workspace.close()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_note_that_cannot_be_written_leaves_no_temporary_file(tmp_path):
+    notes = Notes(tmp_path, None, None)
+    url, stored = RemoteURL.parse("sftp://h/a"), Stat("file", 3, 1_700_000_000)
+    note = notes._path(url)
+    note.mkdir(parents=True)  # in its way
+    run_now(notes.write(url, stored, "digest", blocking))
+    assert list(tmp_path.rglob("*")) == [note.parent, note]
+    note.rmdir()
+    run_now(notes.write(url, stored, "digest", blocking))
+    assert note.is_file()
 
 
 @pytest.mark.parametrize(

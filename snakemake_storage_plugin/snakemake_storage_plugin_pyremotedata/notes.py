@@ -12,17 +12,18 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyremotedata_core.errors import TransferError
 from pyremotedata_core.model import Stat
+from pyremotedata_core.part import Part
 from pyremotedata_core.url import RemoteURL
 
 from .trees import TIMESTAMP, walk
 from .waiting import Wait, in_thread
-from .workspace import temporary_path
 
 if TYPE_CHECKING:
     from pyremotedata_core.engine import TransferEngine
@@ -86,15 +87,17 @@ class Notes:
         content_digest : str
             See `digest`.
         """
+        part = Part(str(self._path(url)))
         try:
             there = await self._there(url, wait) if got is None else [_entry("", got)]
-            told = {"digest": content_digest, "there": there}
+            told = json.dumps({"digest": content_digest, "there": there}).encode()
             self._folder.mkdir(exist_ok=True)
-            part = temporary_path(self._folder)
-            part.write_text(json.dumps(told))
-            part.rename(self._path(url))
+            part.write(memoryview(told), 0)
+            part.publish(Stat("file", len(told), int(time.time())), fsync=False)
         except (OSError, TransferError):
             pass
+        finally:
+            part.discard()
 
     def remove(self, url: RemoteURL) -> None:
         """Remove a note, if there is one."""
