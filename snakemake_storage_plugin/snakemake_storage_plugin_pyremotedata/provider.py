@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +114,7 @@ class StorageProvider(StorageProviderBase):
                 self._engine = shared_engine(connection_settings(self.settings))
                 if self.keep_local:
                     # Snakemake cleans nothing up then, which is when we tell otherwise.
-                    atexit.register(self._tell_at_exit)
+                    atexit.register(self.tell, _say_at_exit)
             return self._engine
 
     def expect(self, url: RemoteURL) -> None:
@@ -160,18 +161,11 @@ class StorageProvider(StorageProviderBase):
                 f"{rule} is to store {query}; give that another storage."
             )
 
-    def tell(self) -> None:
-        """Log what was moved, if anything was since it was last told."""
+    def tell(self, say: Callable[[str], None] | None = None) -> None:
+        """Log what was moved, or ``say`` it, if anything was since it was last told."""
         news = self.tally.news()
         if news:
-            self.logger.info(f"Storage {self.local_prefix.name}: {news}.")
-            self.report.finish()
-
-    def _tell_at_exit(self) -> None:
-        # Snakemake's loggers are closed by now.
-        news = self.tally.news()
-        if news:
-            print(f"Storage {self.local_prefix.name}: {news}.", file=sys.stderr)
+            (say or self.logger.info)(f"Storage {self.local_prefix.name}: {news}.")
             self.report.finish()
 
     @classmethod
@@ -233,3 +227,7 @@ class StorageProvider(StorageProviderBase):
     def rate_limiter_key(self, query: str, operation: Operation) -> str:  # noqa: ARG002
         """Return the server: a limit holds for all its files and all kinds of requests."""
         return queries.to_url(query).server
+
+
+def _say_at_exit(news: str) -> None:
+    print(news, file=sys.stderr)  # Snakemake's loggers are closed by then

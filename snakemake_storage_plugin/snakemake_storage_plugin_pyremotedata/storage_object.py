@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_storage_plugins.common import Operation, get_disk_free
-from snakemake_interface_storage_plugins.io import IOCacheStorageInterface, Mtime
+from snakemake_interface_storage_plugins.io import IOCacheStorageInterface
 from snakemake_interface_storage_plugins.storage_object import (
     StorageObjectGlob,
     StorageObjectRead,
@@ -30,7 +30,7 @@ from pyremotedata_core.local import remove_local
 from pyremotedata_core.model import Stat
 from pyremotedata_core.url import RemoteURL
 
-from . import changes, sidecar
+from . import changes, inventory, sidecar
 from . import query as queries
 from .copies import stat_of_copy
 from .failures import explain
@@ -128,9 +128,8 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
         Snakemake asks for the sizes of the inputs of the jobs that it may run next.
         """
         size = await self._managed("get size of", Operation.SIZE, self._size)
-        known = self.provider.lookup.memory.recall(self.url)
-        if self.retrieve and known is not None and known.stat is not None:
-            self.provider.prefetch.want(self.url, known.stat, self.local_path())
+        if self.retrieve and (stat := self._remembered()) is not None:
+            self.provider.prefetch.want(self.url, stat, self.local_path())
         return size
 
     def checksum(self) -> str | None:
@@ -154,26 +153,12 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
         if self._overwrite_local_path:
             return
         if self.cache_key() not in cache.exists_in_storage:
-            await self._fill_from_listing(cache)
-        known = self.provider.lookup.memory.recall(self.url)
-        if known is not None and known.stat is not None:
+            await self.managed_exists()
+            memory, parent = self.provider.lookup.memory, self.get_inventory_parent()
+            inventory.fill(cache, memory, self.url, self.cache_key(), parent)
+        if (stat := self._remembered()) is not None:
             # Before any job's input is brought, which may take the room of this one.
-            self.provider.fetching.keep(self.url, known.stat, self.local_path())
-
-    async def _fill_from_listing(self, cache: IOCacheStorageInterface) -> None:
-        exists = await self.managed_exists()
-        url = self.url
-        listing = self.provider.lookup.memory.listing(url.parent)
-        known = self.provider.lookup.memory.recall(url)
-        parent = self.get_inventory_parent()
-        if listing is not None and parent is not None:
-            for name, stat in listing.items():
-                _fill(cache, f"{parent}/{queries.shield(name)}", stat)
-            # From here on, what the listing does not hold is missing for Snakemake.
-            with contextlib.suppress(AttributeError):
-                cache.exists_in_storage.has_inventory.add(parent)
-        if exists and known is not None and known.stat is not None:
-            _fill(cache, self.cache_key(), known.stat)
+            self.provider.fetching.keep(self.url, stat, self.local_path())
 
     def list_candidate_matches(self) -> Iterable[str]:
         """Return queries of everything below the constant prefix of a query with wildcards."""
@@ -202,9 +187,8 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
         prefetch = self.provider.prefetch
         if prefetch.holds(self.url):
             return
-        known = self.provider.lookup.memory.recall(self.url)
-        free = get_disk_free(self.local_path())
-        if known is not None and known.stat is not None and known.stat.size > free:
+        stat = self._remembered()
+        if stat is not None and stat.size > get_disk_free(self.local_path()):
             prefetch.give_way()
         try:
             await super().wait_for_free_space()
@@ -269,6 +253,11 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
     async def _stat(self, wait: Wait) -> Stat | None:
         self.provider.refuse_outputs()
         return self._shared_copy() or await self.provider.lookup.stat(self.url, wait)
+
+    def _remembered(self) -> Stat | None:
+        """Return what memory says that the file is, None where it knows of none."""
+        known = self.provider.lookup.memory.recall(self.url)
+        return known.stat if known is not None else None
 
     def _shared_copy(self) -> Stat | None:
         """Return what the local copy of a cluster job says, if the main process has made it."""
@@ -434,10 +423,3 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
         if isinstance(how, float):
             how = f"in {how:.1f} s ({rate_text(moved_bytes, how)})"
         self.provider.logger.info(f"{done} {self.print_query}: {size_text(moved_bytes)} {how}")
-
-
-def _fill(cache: IOCacheStorageInterface, key: str, stat: Stat) -> None:
-    cache.exists_in_storage[key] = True
-    if stat.kind == "file":
-        cache.size[key] = stat.size
-        cache.mtime[key] = Mtime(storage=float(stat.mtime))
