@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from multiprocessing import forkserver
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import pytest
 
@@ -25,8 +25,9 @@ from workflows.embedded_sshd import descendants
 from .command import here, make, run, there, url  # noqa: F401 - fixtures
 from .ftp import FtpServer
 from .miglike import MigLike
+from .processes import command_of, processes_with
 from .relay import Relay
-from .servers import ChrootSshd, ScriptedSshd, Sshd, processes_with
+from .servers import ChrootSshd, ScriptedSshd, Sshd
 from .sites import SITES, SOMETIMES, SOMETIMES_ALWAYS, Site, temporaries
 
 if find_spec("distributed"):
@@ -201,6 +202,27 @@ def relay_factory() -> Iterator[Callable[..., Relay]]:
 
 
 @pytest.fixture
+def engine(sshd: Sshd) -> Iterator[TransferEngine]:
+    """An engine with the settings of `sshd`."""
+    with TransferEngine(sshd.settings(timeout_s=30.0)) as engine:
+        yield engine
+
+
+class Slow(NamedTuple):
+    """An engine, and the URLs of files in `remote_directory` at the far end of a slow link."""
+
+    engine: TransferEngine
+    url: Callable[[str], str]
+
+
+@pytest.fixture
+def slow(engine: TransferEngine, url: Callable[[str], str], sshd: Sshd, relay_factory) -> Slow:
+    """An engine at the far end of a link of 8 MB/s."""
+    relay = relay_factory(sshd.port, rate=8e6)
+    return Slow(engine, lambda name: relay.url(url(name)))
+
+
+@pytest.fixture
 def alone() -> list[str]:
     """What begins a command that is to run in a network of its own, in which there is nothing."""
     command = ["unshare", "--net", *([] if os.getuid() == 0 else ["--map-root-user"])]
@@ -263,12 +285,9 @@ def _children() -> dict[int, str]:
     found = {}
     own = {os.getpid(), forkserver._forkserver._forkserver_pid}
     for pid in {*descendants(os.getpid()), *processes_with(RUN_MARK)} - own:
-        try:
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            continue
+        command = command_of(pid)
         if command and "multiprocessing.resource_tracker" not in command:
-            found[pid] = command.strip()
+            found[pid] = command
     return found
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 
 from pyremotedata_core import RemoteURL, Stat, TransferError
 from pyremotedata_core.local import LocalSource
@@ -13,6 +12,8 @@ from pyremotedata_core.names import TemporaryNames
 from pyremotedata_core.part import Part
 from pyremotedata_core.transports.lftp import LftpSession
 from workflows.embedded_sshd import descendants
+
+from .processes import command_of
 
 _names = TemporaryNames()
 _sessions: list[LftpSession] = []
@@ -73,15 +74,13 @@ def listed(session: LftpSession, path) -> dict[str, Stat]:
     return {entry.name: entry.stat for batch in session.scandir(str(path)) for entry in batch}
 
 
-def children() -> list[int]:
-    """Return the living lftp and ssh processes below this one."""
-    found = []
-    for pid in descendants(os.getpid()):
-        with suppress(OSError):
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if command and os.path.basename(command[0]) in (b"lftp", b"ssh"):
-                found.append(pid)
-    return found
+def children(*programs: str) -> list[int]:
+    """Return the processes of lftp and ssh below this one, or of one of them."""
+    return [
+        pid
+        for pid in descendants(os.getpid())
+        if os.path.basename(command_of(pid).partition(" ")[0]) in (programs or ("lftp", "ssh"))
+    ]
 
 
 @contextmanager
@@ -102,10 +101,3 @@ def in_background(function, *args):
     finally:
         thread.join(60)
         assert not thread.is_alive()
-
-
-def runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False

@@ -260,16 +260,6 @@ def sftp_client(server: EmbeddedSshd, batch: str) -> subprocess.CompletedProcess
     )
 
 
-def processes_with(mark: str) -> list[int]:
-    """Return the processes (Linux) that were started with ``NAME=value`` in their environment."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            if mark.encode() in path.read_bytes().split(b"\0"):
-                found.append(int(path.parent.name))
-    return found
-
-
 def _signal(pids: list[int], number: signal.Signals) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from workflows.embedded_sshd import descendants
-
+from .processes import kill
 from .servers import ScriptedSshd
 from .sites import temporaries, tree
 from .waiting import wait_until
@@ -53,17 +52,6 @@ def check(root: Path, old: dict[str, bytes | None], new: dict[str, bytes | None]
     return sum(found[name] == new[name] for name in found)
 
 
-def kill(process: subprocess.Popen, everything: bool) -> None:
-    """Kill the process, and at once all that it has started."""
-    pids = [process.pid, *(descendants(process.pid) if everything else [])]
-    for pid in pids:
-        try:
-            os.kill(pid, 9)
-        except ProcessLookupError:
-            continue
-    process.wait(20)
-
-
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("times", [5, pytest.param(50, marks=pytest.mark.full)])
 @pytest.mark.parametrize("verb", ["get", "put"])
@@ -93,10 +81,9 @@ def test_killed_at_random_moments(sshd_factory, relay_factory, tmp_path, verb, t
         process = subprocess.Popen(
             by_script if number % 2 else by_command, env=environment, stderr=subprocess.DEVNULL
         )
-        deadline = time.monotonic() + 30
-        while process.poll() is None and not temporaries(target):
-            assert time.monotonic() < deadline, "it does not begin"
-            time.sleep(0.005)
+        wait_until(
+            lambda run=process: run.poll() is not None or temporaries(target), "it begins", 30
+        )
         time.sleep(random.uniform(0, 1.2))
         interrupted += process.poll() is None
         kill(process, everything=number % 3 == 0)

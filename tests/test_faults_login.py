@@ -32,7 +32,7 @@ from workflows.embedded_sshd import program
 from .page import told
 from .servers import Sshd, free_port
 from .sites import WAIT_S, tree
-from .test_faults_network import wait_until
+from .waiting import wait_until
 
 
 def attempt(url: str, settings: ConnectionSettings, times: int = 1) -> TransferError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 
@@ -21,22 +20,10 @@ from pyremotedata_core import (
 )
 
 from .hostile_server import FILE
+from .liars import liar
 from .page import told
 from .servers import ScriptedSshd
 from .sites import WAIT_S, temporaries, tree
-
-TIMEOUT_S = 2.0
-
-
-@contextlib.contextmanager
-def liar(what: str, *names: str, **settings):
-    """A server that lies as ``what`` says, and an engine that talks to it."""
-    with (
-        ScriptedSshd("lie", what, names) as server,
-        TransferEngine(server.settings(**{"timeout_s": TIMEOUT_S, **settings})) as engine,
-    ):
-        base = f"sftp://{server.user}@127.0.0.1:{server.port}/lies"
-        yield engine, base, server
 
 
 def ask_all(engine: TransferEngine, base: str, tmp_path) -> list[BaseException | None]:

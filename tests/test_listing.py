@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import threading
 from itertools import chain
-from pathlib import Path
 
 import pytest
 
@@ -21,25 +19,10 @@ from pyremotedata_core.listing import WINDOW_ENTRIES
 from pyremotedata_core.spool import CHUNK_ITEMS, KEPT_ITEMS, NameSet, Spool
 
 from .hostile_server import FILE
+from .liars import helper_pid, liar
+from .processes import most_memory_of
 from .servers import ScriptedSshd
 from .sites import WAIT_S, needs_lftp, tree
-from .test_faults_network import Link
-from .test_faults_server import liar
-
-
-def memory_bytes(pid: int) -> int:
-    """Return the most memory that a process has had (Linux)."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError("no VmHWM")
-
-
-def helper_pid(engine: TransferEngine) -> int:
-    assert engine._link is not None
-    assert engine._link._process is not None
-    return engine._link._process.pid
-
 
 # --- iterating ----------------------------------------------------------------------------------
 
@@ -132,7 +115,7 @@ def test_a_slow_reader_gets_all_and_the_listing_does_not_wait_for_it():
 def test_memory_stays_small_while_many_entries_stream_by(tmp_path, count):
     with liar(f"many {count}", timeout_s=60.0) as (engine, base, _):
         assert engine.stat(f"{base}/file.bin").result(WAIT_S)
-        before = memory_bytes(helper_pid(engine))
+        before = most_memory_of(helper_pid(engine))
         with engine.iterdir(base) as entries:
             assert sum(1 for _ in entries) == count
         for delete in (False, True):
@@ -140,7 +123,7 @@ def test_memory_stays_small_while_many_entries_stream_by(tmp_path, count):
             assert work.result(4 * WAIT_S).files == 0
         up = engine.store_tree(tmp_path / "t", base, compare=True, exclude=["*"])
         assert up.result(4 * WAIT_S).files == 0
-        assert memory_bytes(helper_pid(engine)) - before < (20 << 20) + 60 * count
+        assert most_memory_of(helper_pid(engine)) - before < (20 << 20) + 60 * count
 
 
 def test_a_listing_that_repeats_itself_ends_and_names_the_directory(monkeypatch, tmp_path):
@@ -217,7 +200,7 @@ def test_lftp_ends_a_listing_without_end(monkeypatch):
 
 
 def test_a_listing_goes_on_after_a_lost_connection_and_names_nothing_twice(
-    sshd_factory, relay_factory, tmp_path
+    sshd_factory, relay_factory
 ):
     server = sshd_factory()
     names = {f"file-{number:05d}-{'x' * 60}" for number in range(3000)}
@@ -225,7 +208,7 @@ def test_a_listing_goes_on_after_a_lost_connection_and_names_nothing_twice(
     for name in names:
         (server.root / "d" / name).touch()
     relay = relay_factory(server.port)
-    with contextlib.closing(Link(server, relay, tmp_path).engine) as engine:
+    with TransferEngine(server.settings(timeout_s=30.0)) as engine:
         url = relay.url(server.url("d"))
         engine.stat(url).result(WAIT_S)
         relay.drop_after(200_000)

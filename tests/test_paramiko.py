@@ -27,6 +27,7 @@ from pyremotedata_core.pyssh.site import find_site
 from workflows.embedded_sshd import descendants, program
 
 from .page import told
+from .processes import below
 from .sites import WAIT_S
 from .test_faults_login import attempt, changed, new_key
 
@@ -212,8 +213,8 @@ def test_a_proxy_command_is_run_and_ends_with_the_engine(sshd_factory, tmp_path)
     settings = server.settings(carrier="paramiko", ssh_config=config)
     with TransferEngine(settings) as engine:
         engine.stat(server.url()).result(WAIT_S)
-        assert _running(str(relay))
-    assert not _running(str(relay))
+        assert below(str(relay))
+    assert not below(str(relay))
 
 
 def test_what_ssh_config_runs_takes_nothing_of_the_session(sshd, tmp_path):
@@ -230,23 +231,11 @@ def test_a_killed_child_is_replaced_and_the_transfer_completes(sshd_factory, tmp
     with TransferEngine(server.settings(carrier="paramiko")) as engine:
         engine.stat(server.url()).result(WAIT_S)
         future = engine.fetch(server.url("large"), tmp_path / "large")
-        (child,) = _running("pyremotedata_core.pyssh.child")
+        (child,) = below("pyremotedata_core.pyssh.child")
         os.kill(child, signal.SIGKILL)
         future.result(WAIT_S)
     assert (tmp_path / "large").read_bytes() == data
-    assert not _running("pyremotedata_core.pyssh.child")
-
-
-def _running(words: str) -> list[int]:
-    found = []
-    for pid in descendants(os.getpid()):
-        try:
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            continue
-        if words.encode() in command:
-            found.append(pid)
-    return found
+    assert not below("pyremotedata_core.pyssh.child")
 
 
 # --- host keys ------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 import signal
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -27,6 +26,7 @@ from pyremotedata_core.placing import put_all
 
 from .servers import ScriptedSshd
 from .sites import temporaries, tree
+from .waiting import wait_until
 
 MTIME = 1_234_567_890
 LARGE = 20 * 2**20 + 12_345
@@ -360,10 +360,7 @@ def test_ctrl_c_ends_the_single_files_of_a_put_too(sshd, there, remote_directory
         target = RemoteURL.parse(sshd.url(remote_directory) + "/")
         with pytest.raises(KeyboardInterrupt):
             put_all(engine, [tmp_path / "single", tmp_path / "t"], target, tell=interrupt)
-        deadline = time.monotonic() + 30
-        while temporaries(there):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(lambda: not temporaries(there))
     assert {path for path, data in tree(there).items() if data is not None} == set()
 
 

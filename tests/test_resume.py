@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -16,8 +15,8 @@ import pytest
 from pyremotedata_core import ConnectionLost, TransferEngine, TransferError
 from pyremotedata_core.jobs import SEGMENT_BYTES
 
+from .processes import commands, kill
 from .sites import needs_lftp, temporaries
-from .test_faults_killed import kill
 from .waiting import wait_until
 
 SIZE = 10 * SEGMENT_BYTES + 12_345
@@ -73,21 +72,11 @@ class Line:
         kill(process, everything=how == "everything")
         self.relay.set(rate=0)
         # The helper notices, and leaves what can be continued.
-        wait_until(lambda: not processes_of(config))
+        wait_until(lambda: not [c for c in commands() if "ssh" in c[:20] and str(config) in c])
 
     def finished(self) -> None:
         assert self.target.read_bytes() == self.data
         wait_until(lambda: not temporaries(self.place))
-
-
-def processes_of(config: Path) -> list[str]:
-    """Return the ssh processes that use a configuration."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if os.fsencode(config) in (command := entry.read_bytes()) and b"ssh" in command[:20]:
-                found.append(str(command))
-    return found
 
 
 @pytest.fixture

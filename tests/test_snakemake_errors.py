@@ -11,7 +11,8 @@ import pytest
 
 pytest.importorskip("snakemake")
 
-from .servers import free_port, processes_with
+from .processes import processes_with
+from .servers import free_port
 from .snakemake_workflow import Workflow, kill_group, temporaries
 from .waiting import wait_until
 

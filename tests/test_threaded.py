@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -194,9 +193,8 @@ def test_a_session_that_breaks_fails_its_operation_and_then_is_lost(
     part = Part(str(tmp_path / "f"))
     read = stage.begin("read", path, part, 0, stat.size, stat, load_bytes=stat.size)
     wait_until(lambda: read.moved)
-    for pid in children():
-        if b"lftp" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            os.kill(pid, signal.SIGKILL)
+    for pid in children("lftp"):
+        os.kill(pid, signal.SIGKILL)
     with pytest.raises(ConnectionLost):
         read.wait()
     wait_until(lambda: stage.lost)
@@ -250,9 +248,8 @@ def test_the_engine_finishes_its_work_when_an_lftp_is_killed(sshd, remote_direct
             for name in contents
         ]
         futures[2].result(WAIT_S)
-        for pid in children():
-            if b"lftp" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                os.kill(pid, signal.SIGKILL)
+        for pid in children("lftp"):
+            os.kill(pid, signal.SIGKILL)
         for future in futures:
             future.result(WAIT_S)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == contents

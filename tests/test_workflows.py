@@ -15,7 +15,7 @@ from workflows import fastq
 from workflows.embedded_sshd import ServerUnavailable, program
 from workflows.figures import behind, from_dask, from_snakemake
 
-from .servers import processes_with
+from .processes import processes_with
 
 QUICKSTART = Path(__file__).resolve().parent.parent / "workflows" / "quickstart.py"
 SMALL = ("--samples", "3", "--sample-mib", "1")

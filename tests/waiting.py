@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 PATIENCE_S = 60.0
 
 
-def wait_until(true: Callable[[], object], what: str = "it happened") -> None:
+def wait_until(
+    true: Callable[[], object], what: str = "it happened", within_s: float = PATIENCE_S
+) -> None:
     """Wait until something is true; fail when it takes too long."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + within_s
     while not true():
         assert time.monotonic() < deadline, f"waited in vain until {what}"
         time.sleep(0.02)
+
+
+# For what is promised to happen at once: generous, for a loaded machine.
+soon = partial(wait_until, within_s=5.0)

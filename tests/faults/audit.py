@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import re
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from pyremotedata_core.names import is_temporary
 from pyremotedata_core.nodestate import state_directory
-from tests.servers import processes_with
+from tests.processes import command_of, processes_with
 from tests.sites import temporaries
 
 from .scene import Files, digest
@@ -59,7 +58,7 @@ def still_running(mark: str) -> list[str]:
     """Wait for the processes of a run to end; object to those that do not."""
     if _comes_true(lambda: not processes_with(mark)):
         return []
-    return [f"process {pid} was left: {_command(pid)}" for pid in processes_with(mark)]
+    return [f"process {pid} was left: {command_of(pid)[:200]}" for pid in processes_with(mark)]
 
 
 def told_clearly(text: str, places: Places, workload: str) -> list[str]:
@@ -125,9 +124,3 @@ def _comes_true(condition: Callable[[], bool]) -> bool:
             return False
         time.sleep(0.05)
     return True
-
-
-def _command(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()[:200]
-    return "?"

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.servers import processes_with
+from tests.processes import processes_with
 
 from . import audit, stacks
 from .scene import Files, Scene

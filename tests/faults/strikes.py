@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.processes import command_of
 from workflows.embedded_sshd import descendants
 
 from .scene import LINK_BYTES_PER_S, Files, Scene
@@ -138,17 +139,20 @@ def kill_owner(target: Target) -> bool:
 
 
 def kill_helper(target: Target) -> bool:
-    return _kill(target, [pid for pid in _below(target) if _is_helper(pid)][-1:])
+    helpers = [pid for pid in _below(target) if "pyremotedata_core.helper" in command_of(pid)]
+    return _kill(target, helpers[-1:])
 
 
 def kill_ssh(target: Target) -> bool:
-    clients = [pid for pid in _below(target) if _command(pid)[:1] in ([b"ssh"], [b"/usr/bin/ssh"])]
+    clients = [
+        pid for pid in _below(target) if command_of(pid).startswith(("ssh ", "/usr/bin/ssh "))
+    ]
     return _kill(target, target.rng.sample(clients, k=min(1, len(clients))))
 
 
 def kill_worker(target: Target) -> bool:
     """Kill a Dask worker; its nanny starts another one."""
-    workers = [pid for pid in _below(target) if b"--multiprocessing-fork" in _command(pid)]
+    workers = [pid for pid in _below(target) if "--multiprocessing-fork" in command_of(pid)]
     return _kill(target, target.rng.sample(workers, k=min(1, len(workers))))
 
 
@@ -214,14 +218,3 @@ def _kill(target: Target, pids: list[int], number: signal.Signals | None = None)
 
 def _below(target: Target) -> list[int]:
     return descendants(target.process.pid)
-
-
-def _command(pid: int) -> list[bytes]:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return []
-
-
-def _is_helper(pid: int) -> bool:
-    return any(b"pyremotedata_core.helper" in word for word in _command(pid))
