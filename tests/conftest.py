@@ -29,6 +29,8 @@ from .processes import command_of, processes_with
 from .relay import Relay
 from .servers import ChrootSshd, ScriptedSshd, Sshd
 from .sites import SITES, SOMETIMES, SOMETIMES_ALWAYS, Site, temporaries
+from .snakemake_bench import bench, bench_with, counting  # noqa: F401 - fixtures
+from .snakemake_workflow import TEMPLATE, barred, counted, workflow  # noqa: F401 - fixtures
 
 if find_spec("distributed"):
     from .dask_nodes import archive, relay, start_nodes  # noqa: F401 - fixtures
@@ -248,8 +250,7 @@ def _nothing_left_running() -> Iterator[None]:
     """Fail the run when a process that it started outlives it."""
     yield
     _close_shared_engines()
-    if workflow := sys.modules.get("tests.snakemake_workflow"):
-        workflow.TEMPLATE.close()
+    TEMPLATE.close()
     deadline = time.monotonic() + LEAK_TIMEOUT_S
     while (left := _children()) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -143,6 +143,15 @@ class Sshd(EmbeddedSshd):
             counts[kind] = counts.get(kind, 0) + 1
         return counts
 
+    def most_open(self, kind: str = "open") -> int:
+        """Return how many files (``opendir``: directories) it has had open at the same time."""
+        now = most = 0
+        close = {"open": "close", "opendir": "closedir"}[kind]
+        for line in self.sftp_log.read_text().splitlines():
+            now += line.startswith(f'{kind} "') - line.startswith(f'{close} "')
+            most = max(most, now)
+        return most
+
     def _give(self, path: Path) -> None:
         """Make the server's account the owner of a file that a test has made."""
 

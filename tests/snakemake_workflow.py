@@ -8,8 +8,11 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 from .servers import Sshd
 from .snakemake_template import Template
@@ -73,10 +76,14 @@ class Workflow:
         assert status is not None, f"the run did not end:\n{text}"
         return Outcome(status, text)
 
-    def submit(self, *arguments: str, jobs: int = 2) -> Outcome:
-        """Run ``snakemake`` with its cluster-generic executor: every job a process of its own."""
+    def submit(self, *arguments: str, jobs: int = 2, before: str = "") -> Outcome:
+        """Run ``snakemake`` with its cluster-generic executor: every job a process of its own.
+
+        Before a job, a line of shell is run, for which ``$1`` is the script of the job.
+        """
         script = self.path("submit.sh")
-        script.write_text('#!/bin/sh\nnohup sh "$1" > "$1.log" 2>&1 < /dev/null &\necho $!\n')
+        start = 'nohup sh "$1" > "$1.log" 2>&1 < /dev/null &\necho $!\n'
+        script.write_text(f"#!/bin/sh\n{before}\n{start}")
         script.chmod(0o755)
         cluster = ("--executor", "cluster-generic", "--cluster-generic-submit-cmd", str(script))
         return self.run(
@@ -96,6 +103,11 @@ class Workflow:
             text=True,
             start_new_session=True,
         )
+
+    def default_storage(self) -> tuple[str, ...]:
+        """Return the arguments by which all files are remote, but for those marked as local."""
+        url = self.server.url(self.remote)
+        return ("--default-storage-provider", "pyremotedata", "--default-storage-prefix", url)
 
     def _arguments(self, cores: int, more: tuple[str, ...]) -> list[str]:
         return ["--cores", str(cores), "--nocolor", *more]
@@ -117,6 +129,26 @@ class Workflow:
         server = f"{self.server.user}@127.0.0.1+{self.server.port}"
         place = self.directory / ".snakemake/storage/pyremotedata" / server
         return Path(f"{place}{self.server.remote_path(f'{self.remote}/{relative}')}")
+
+
+@pytest.fixture
+def workflow(sshd, remote_directory, tmp_path) -> Workflow:
+    """A workflow on the server of the run."""
+    return Workflow(tmp_path / "work", sshd, remote_directory)
+
+
+@pytest.fixture
+def counted(sshd_factory, tmp_path) -> Workflow:
+    """A workflow on a server of its own that writes down every request."""
+    server = sshd_factory(log_requests=True)
+    server.make_directory("data")
+    return Workflow(tmp_path / "work", server, "data")
+
+
+@pytest.fixture
+def barred(chroot_sshd, tmp_path) -> Workflow:
+    """A workflow on a server whose account may not do everything; skipped where we are not root."""
+    return Workflow(tmp_path / "work", chroot_sshd, f"barred-{time.monotonic_ns()}")
 
 
 def kill_group(process: subprocess.Popen[str]) -> None:

@@ -483,12 +483,9 @@ def test_files_are_fetched_side_by_side(counted, tmp_path):
         server.make(f"many/{number}", os.urandom(20_000))
     fs.get(f"{server.root}/many/*", str(tmp_path) + "/")
     assert tree(tmp_path) == tree(server.root / "many")
-    most = now = 0
-    for line in server.sftp_log.read_text().splitlines():
-        now += line.startswith('open "') - line.startswith('close "')
-        most = max(most, now)
-    assert now == 0
-    assert most > 4
+    log = server.sftp_log.read_text()
+    assert log.count('open "') == log.count('close "')
+    assert server.most_open() > 4
 
 
 def test_a_file_is_fetched_into_an_open_file(sshd, fs, place):

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("snakemake")
 pytest.importorskip("snakemake_executor_plugin_cluster_generic")
 
-from .snakemake_workflow import Workflow, temporaries
+from .snakemake_workflow import temporaries
 
 STORED_BEFORE = "by its job already"
 # Each job has a place of its own for local copies, as on the disk of a node.
@@ -18,14 +18,6 @@ APART = (
     *("--shared-fs-usage", "persistence", "sources", "software-deployment", "source-cache"),
     *("--remote-job-local-storage-prefix", "$JOB_COPIES"),
 )
-
-
-@pytest.fixture
-def counted(sshd_factory, tmp_path):
-    """A workflow on a server of its own that writes down every request."""
-    server = sshd_factory(log_requests=True)
-    server.make_directory("data")
-    return Workflow(tmp_path / "work", server, "data")
 
 
 def read_files(workflow):
@@ -106,24 +98,18 @@ def test_a_directory_that_a_job_has_stored_is_not_stored_again(counted, spoil):
     data = make_inputs(counted)
     counted.write(TREE)
     spoiling = f"printf new > {counted.remote_path('tree')}/{spoil}" if spoil else ":"
-    text = counted.submit(*spoiled_between(counted, spoiling)).succeeded().text
+    text = submit_and_spoil(counted, spoiling).succeeded().text
     assert counted.remote_path("tree/sub/x").read_bytes() == data[0]
     assert counted.remote_path("tree/sub/empty").is_dir()
     assert text.count(STORED_BEFORE) == (0 if spoil else 1)
     assert "Nothing to be done" in counted.submit().succeeded().text
 
 
-def spoiled_between(workflow, spoiling):
-    """Return arguments of a run that does something between a job and the main process."""
-    submit = workflow.path("submit_and_spoil.sh")
-    submit.write_text(
-        "#!/bin/sh\n"
-        f"sed -i 's|--mode .remote.|& \\&\\& sh {workflow.path('spoil.sh')}|' \"$1\"\n"
-        'nohup sh "$1" > "$1.log" 2>&1 < /dev/null &\necho $!\n'
-    )
-    submit.chmod(0o755)
-    workflow.path("spoil.sh").write_text(spoiling + "\n")
-    return ("--cluster-generic-submit-cmd", str(submit))
+def submit_and_spoil(workflow, spoiling):
+    """Run jobs, and something between each of them and the main process."""
+    spoil = workflow.path("spoil.sh")
+    spoil.write_text(spoiling + "\n")
+    return workflow.submit(before=f"sed -i 's|--mode .remote.|& \\&\\& sh {spoil}|' \"$1\"")
 
 
 @pytest.mark.parametrize("spoil", ["content", "remote", "note"])
@@ -139,7 +125,7 @@ def test_in_doubt_an_output_is_stored_again(counted, spoil):
         "remote": f"head -c 300000 /dev/zero > {remote}; touch -d @1600000000 {remote}",
         "note": "for f in .snakemake/storage/pyremotedata/.stored/*; do echo > $f; done",
     }[spoil]
-    text = counted.submit(*spoiled_between(counted, spoiling)).succeeded().text
+    text = submit_and_spoil(counted, spoiling).succeeded().text
     wanted = data[0].replace(b"\0", b"\1") if spoil == "content" else data[0]
     assert remote.read_bytes() == wanted
     assert text.count(STORED_BEFORE) == (0 if spoil == "note" else 1)
@@ -158,17 +144,10 @@ SHARED = """
 
 def submit_apart(workflow, *arguments, jobs):
     """Run with local copies that are not shared, in a new directory for each job."""
-    script = workflow.path("submit_apart.sh")
-    script.write_text(
-        "#!/bin/sh\n"
-        f"export JOB_COPIES=$(mktemp -d {workflow.directory}/copies.XXXX)\n"
-        'nohup sh "$1" > "$1.log" 2>&1 < /dev/null &\necho $!\n'
+    before = f"export JOB_COPIES=$(mktemp -d {workflow.directory}/copies.XXXX)"
+    return workflow.submit(
+        *APART, *workflow.default_storage(), *arguments, jobs=jobs, before=before
     )
-    script.chmod(0o755)
-    url = workflow.server.url(workflow.remote)
-    default = ("--default-storage-provider", "pyremotedata", "--default-storage-prefix", url)
-    generic = ("--cluster-generic-submit-cmd", str(script))
-    return workflow.submit(*APART, *default, *generic, *arguments, jobs=jobs)
 
 
 @pytest.fixture

@@ -8,15 +8,14 @@ import pytest
 
 pytest.importorskip("snakemake")
 
-from .snakemake_workflow import Workflow, temporaries
+from .snakemake_workflow import temporaries
 
 
 @pytest.fixture
-def workflow(sshd, remote_directory, tmp_path):
-    made = Workflow(tmp_path / "work", sshd, remote_directory)
+def workflow(workflow):
     for name in ("a", "b", "c"):
-        made.make_remote(f"in/{name}", f"{name}\n".encode(), mtime=1_600_000_000)
-    return made
+        workflow.make_remote(f"in/{name}", f"{name}\n".encode(), mtime=1_600_000_000)
+    return workflow
 
 
 def test_functions_expansions_and_unpacked_dictionaries_name_remote_files(workflow):
@@ -67,9 +66,7 @@ STEPS = """
 
 def run(workflow, *arguments):
     """Run Snakemake with all files on the server, but for those that are marked as local."""
-    url = workflow.server.url(workflow.remote)
-    provider = ("--default-storage-provider", "pyremotedata", "--default-storage-prefix", url)
-    return workflow.run(*provider, *arguments)
+    return workflow.run(*workflow.default_storage(), *arguments)
 
 
 def test_temporary_and_protected_outputs_and_what_is_forced(workflow):

@@ -26,11 +26,10 @@ SECRET = "canary-7d0e"
 
 
 @pytest.fixture
-def workflow(sshd, remote_directory, tmp_path):
-    made = Workflow(tmp_path / "work", sshd, remote_directory)
-    made.make_remote("in.txt", b"hello\n")
-    made.env |= {"PYREMOTEDATA_TIMEOUT": "10", "PLACE": str(made.directory)}
-    return made
+def workflow(workflow):
+    workflow.make_remote("in.txt", b"hello\n")
+    workflow.env |= {"PYREMOTEDATA_TIMEOUT": "10", "PLACE": str(workflow.directory)}
+    return workflow
 
 
 def copy(workflow, url=None):
@@ -80,12 +79,11 @@ def test_a_wrong_key(workflow, tmp_path):
     assert workflow.server.log_text().count("Connection from") == logins + 1
 
 
-def test_no_permission_to_write_the_output(chroot_sshd, tmp_path):
-    workflow = Workflow(tmp_path / "work", chroot_sshd, f"d{os.getpid()}-{time.monotonic_ns()}")
-    workflow.make_remote("in.txt", b"hello\n")
-    closed = workflow.remote_path("closed")
+def test_no_permission_to_write_the_output(barred):
+    barred.make_remote("in.txt", b"hello\n")
+    closed = barred.remote_path("closed")
     closed.mkdir(mode=0o755)  # owned by root, and the account is not
-    workflow.write(
+    barred.write(
         """
         rule copy:
             input: storage("@URL@/in.txt")
@@ -93,20 +91,19 @@ def test_no_permission_to_write_the_output(chroot_sshd, tmp_path):
             shell: "cp {input} {output}"
         """
     )
-    workflow.run().failed("Failed to store output in sftp://", "/closed/out.txt: the server does")
+    barred.run().failed("Failed to store output in sftp://", "/closed/out.txt: the server does")
     assert not list(closed.iterdir())
     closed.chmod(0o777)
-    workflow.run("--rerun-incomplete").succeeded()
+    barred.run("--rerun-incomplete").succeeded()
     assert (closed / "out.txt").read_bytes() == b"hello\n"
 
 
-def test_no_permission_to_read_the_input(chroot_sshd, tmp_path):
-    workflow = Workflow(tmp_path / "work", chroot_sshd, f"d{os.getpid()}-{time.monotonic_ns()}")
-    closed = workflow.make_remote("in.txt", b"hello\n", mode=0o600)
+def test_no_permission_to_read_the_input(barred):
+    closed = barred.make_remote("in.txt", b"hello\n", mode=0o600)
     os.chown(closed, 0, 0)
-    workflow.write(COPY, INPUT=chroot_sshd.url(f"{workflow.remote}/in.txt"))
-    workflow.run().failed("Failed to retrieve sftp://", "/in.txt: permission denied")
-    assert not workflow.local_copy("in.txt").exists()
+    barred.write(COPY, INPUT=barred.server.url(f"{barred.remote}/in.txt"))
+    barred.run().failed("Failed to retrieve sftp://", "/in.txt: permission denied")
+    assert not barred.local_copy("in.txt").exists()
 
 
 @pytest.mark.parametrize(
@@ -132,18 +129,17 @@ def test_an_unknown_setting_of_the_snakefile(workflow):
     workflow.run().failed("has no setting user; see 'snakemake --help'")
 
 
-def test_a_password_is_nowhere_to_be_seen(chroot_sshd, tmp_path):
-    workflow = Workflow(tmp_path / "work", chroot_sshd, f"d{os.getpid()}-{time.monotonic_ns()}")
-    workflow.make_remote("in.txt", b"hello\n")
-    workflow.env = {
-        "PYREMOTEDATA_SSH_CONFIG": str(chroot_sshd.password_ssh_config),
-        "PYREMOTEDATA_PASSWORD": chroot_sshd.password,
+def test_a_password_is_nowhere_to_be_seen(barred):
+    barred.make_remote("in.txt", b"hello\n")
+    barred.env = {
+        "PYREMOTEDATA_SSH_CONFIG": str(barred.server.password_ssh_config),
+        "PYREMOTEDATA_PASSWORD": barred.server.password,
     }
-    outcome = copy(workflow).succeeded()
-    assert workflow.remote_path("out.txt").read_bytes() == b"hello\n"
-    assert chroot_sshd.password not in outcome.text
-    for path in workflow.directory.rglob("*"):
-        assert not path.is_file() or chroot_sshd.password.encode() not in path.read_bytes()
+    outcome = copy(barred).succeeded()
+    assert barred.remote_path("out.txt").read_bytes() == b"hello\n"
+    assert barred.server.password not in outcome.text
+    for path in barred.directory.rglob("*"):
+        assert not path.is_file() or barred.server.password.encode() not in path.read_bytes()
 
 
 def test_a_silent_server_ends_within_the_time_limit(workflow, relay_factory):
@@ -182,13 +178,12 @@ def test_a_connection_lost_while_storing_is_made_again(workflow, relay_factory):
     assert not temporaries(workflow.server.root / workflow.remote)
 
 
-def test_a_failed_input_stops_the_others_and_leaves_nothing_half_done(chroot_sshd, tmp_path):
-    workflow = Workflow(tmp_path / "work", chroot_sshd, f"d{os.getpid()}-{time.monotonic_ns()}")
+def test_a_failed_input_stops_the_others_and_leaves_nothing_half_done(barred):
     data = os.urandom(2_000_000)
     for n in range(20):
-        workflow.make_remote(f"in/{n}", data)
-    os.chown(workflow.make_remote("in/closed", b"x", mode=0o600), 0, 0)
-    workflow.write(
+        barred.make_remote(f"in/{n}", data)
+    os.chown(barred.make_remote("in/closed", b"x", mode=0o600), 0, 0)
+    barred.write(
         """
         rule join:
             input: storage(expand("@URL@/in/{n}", n=[*range(20), "closed"]))
@@ -196,22 +191,22 @@ def test_a_failed_input_stops_the_others_and_leaves_nothing_half_done(chroot_ssh
             shell: "cat {input} > {output}"
         """
     )
-    workflow.run().failed("/in/closed: permission denied")
-    assert not workflow.path("joined").exists()
+    barred.run().failed("/in/closed: permission denied")
+    assert not barred.path("joined").exists()
     for n in range(20):
-        copied = workflow.local_copy(f"in/{n}")
+        copied = barred.local_copy(f"in/{n}")
         assert not copied.exists() or copied.read_bytes() == data
-    assert not workflow.local_copy("in/closed").exists()
-    assert not temporaries(workflow.directory)
+    assert not barred.local_copy("in/closed").exists()
+    assert not temporaries(barred.directory)
 
 
-def stalled(workflow, relay_factory, data):
-    """Write a workflow whose inputs stop coming halfway."""
-    workflow.make_remote("tree/a", data)
-    workflow.make_remote("tree/sub/b", data)
-    workflow.make_remote("file", data)
-    relay = relay_factory(workflow.server.port)
-    workflow.write(
+def stalled(barred, relay_factory, data):
+    """Write a barred whose inputs stop coming halfway."""
+    barred.make_remote("tree/a", data)
+    barred.make_remote("tree/sub/b", data)
+    barred.make_remote("file", data)
+    relay = relay_factory(barred.server.port)
+    barred.write(
         """
         storage:
             provider="pyremotedata",
@@ -221,7 +216,7 @@ def stalled(workflow, relay_factory, data):
             output: "joined"
             shell: "cat {input[0]}/a {input[0]}/sub/b {input[1]} > {output}"
         """,
-        R=relay.url(workflow.server.url(workflow.remote)),
+        R=relay.url(barred.server.url(barred.remote)),
     )
     relay.stall(after_bytes=6_000_000)
     return relay

@@ -24,11 +24,6 @@ from .snakemake_workflow import Workflow, kill_group, temporaries
 from .waiting import wait_until
 
 
-@pytest.fixture
-def workflow(sshd, remote_directory, tmp_path):
-    return Workflow(tmp_path / "work", sshd, remote_directory)
-
-
 def test_a_checkpoint_decides_over_remote_files_and_groups_of_jobs_make_them(workflow):
     for name in ("a", "b"):
         workflow.make_remote(f"in/{name}", name.encode() * 1000)

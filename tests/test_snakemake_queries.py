@@ -14,7 +14,6 @@ import pytest
 pytest.importorskip("snakemake")
 
 from snakemake.io import apply_wildcards, regex_from_filepattern
-from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_storage_plugin_pyremotedata import (
     StorageObject,
     StorageProvider,
@@ -160,13 +159,6 @@ def test_settings_mean_what_the_cores_mean(monkeypatch):
 def test_a_wrong_setting_is_named():
     with pytest.raises(ConfigurationError, match=r"connections is not valid: 'many'"):
         connection_settings(StorageProviderSettings(connections="many"))
-
-
-def test_an_unknown_setting_in_a_snakefile_is_named(tmp_path):
-    settings = StorageProviderSettings()
-    settings.__dict__.update(user="me", keep_local=True)
-    with pytest.raises(WorkflowError, match="has no setting user;"):
-        StorageProvider(local_prefix=tmp_path, logger=logging.getLogger("test"), settings=settings)
 
 
 def test_no_setting_is_a_secret():

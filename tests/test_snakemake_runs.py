@@ -10,21 +10,7 @@ import pytest
 
 pytest.importorskip("snakemake")
 
-from .snakemake_workflow import Workflow, temporaries
-
-
-@pytest.fixture
-def workflow(sshd, remote_directory, tmp_path):
-    return Workflow(tmp_path / "work", sshd, remote_directory)
-
-
-@pytest.fixture
-def counted(sshd_factory, tmp_path):
-    """A workflow on a server of its own that writes down every request."""
-    server = sshd_factory(log_requests=True)
-    server.make_directory("data")
-    return Workflow(tmp_path / "work", server, "data")
-
+from .snakemake_workflow import temporaries
 
 WILDCARDS = """
     rule all:
@@ -131,17 +117,7 @@ def test_the_inputs_of_a_job_are_retrieved_at_the_same_time(counted):
     counted.write(SIXTY)
     counted.run().succeeded()
     assert counted.path("joined").read_bytes() == b"".join(data)
-    assert most_open(counted, "open") >= 5
-
-
-def most_open(workflow, kind):
-    """Return how many files or directories the server has had open at the same time."""
-    now_open = most = 0
-    close = {"open": "close", "opendir": "closedir"}[kind]
-    for line in workflow.server.sftp_log.read_text().splitlines():
-        now_open += bool(re.search(rf'^{kind} "', line)) - bool(re.search(rf'^{close} "', line))
-        most = max(most, now_open)
-    return most
+    assert counted.server.most_open() >= 5
 
 
 def test_a_dry_run_asks_little_of_the_server(counted):
@@ -164,7 +140,7 @@ def test_neighbouring_directories_are_listed_at_the_same_time(counted):
     kinds = counted.server.request_kinds()
     assert kinds.get("stat", 0) + kinds.get("lstat", 0) <= 2, kinds
     assert kinds["opendir"] == 12, kinds
-    assert most_open(counted, "opendir") >= 5
+    assert counted.server.most_open("opendir") >= 5
 
 
 def test_files_with_directories_of_their_own_are_asked_for_once_each(counted):
@@ -307,13 +283,11 @@ def test_a_default_storage_provider_holds_the_files_of_the_workflow(workflow):
             shell: "mkdir {output}; cp {input} {output}/x"
         """
     )
-    url = workflow.server.url(workflow.remote)
-    arguments = ("--default-storage-provider", "pyremotedata", "--default-storage-prefix", url)
-    workflow.run(*arguments).succeeded()
+    workflow.run(*workflow.default_storage()).succeeded()
     assert workflow.remote_path("out/a.1").read_bytes() == b"a\na\n"
     assert workflow.remote_path("out/a.2/x").read_bytes() == b"a\na\n"
     assert workflow.remote_path("logs/a.log").exists()
-    assert "Nothing to be done" in workflow.run(*arguments).succeeded().text
+    assert "Nothing to be done" in workflow.run(*workflow.default_storage()).succeeded().text
 
 
 def test_our_own_scheme_names_the_provider(workflow):

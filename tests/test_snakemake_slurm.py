@@ -19,7 +19,7 @@ pytest.importorskip("snakemake_executor_plugin_slurm")
 
 from workflows import fastq
 
-from .snakemake_workflow import Workflow, temporaries
+from .snakemake_workflow import temporaries
 
 WORKFLOWS = Path(__file__).resolve().parent.parent / "workflows"
 HERE = {"localhost", "127.0.0.1", socket.gethostname()}
@@ -42,13 +42,11 @@ def _slurm():
 
 
 @pytest.fixture
-def workflow(sshd_factory, tmp_path):
-    server = sshd_factory(log_requests=True)
-    server.make_directory("data/reads")
-    made = Workflow(tmp_path / "work", server, "data")
-    made.timeout_s = 250
-    made.known = fastq.make_samples(made.remote_path("reads"), 3, 500_000)
-    return made
+def workflow(counted):
+    counted.timeout_s = 250
+    reads = counted.server.make_directory(f"{counted.remote}/reads")
+    counted.known = fastq.make_samples(reads, 3, 500_000)
+    return counted
 
 
 def submit(workflow, profile, *arguments):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 
 import pytest
@@ -10,14 +9,12 @@ import pytest
 pytest.importorskip("snakemake")
 
 from .page import told
-from .snakemake_workflow import Workflow
 
 
 @pytest.fixture
-def workflow(sshd, remote_directory, tmp_path):
-    made = Workflow(tmp_path / "work", sshd, remote_directory)
-    made.make_remote("in.txt", b"precious\n", mtime=1_600_000_000)
-    return made
+def workflow(workflow):
+    workflow.make_remote("in.txt", b"precious\n", mtime=1_600_000_000)
+    return workflow
 
 
 READ_ONLY = """
@@ -162,15 +159,13 @@ GRID = """
 """
 
 
-def test_no_upload_is_begun_in_a_directory_that_is_not_there(sshd_factory, tmp_path):
-    server = sshd_factory(log_requests=True)
-    server.make_directory("data")
-    workflow = Workflow(tmp_path / "work", server, "data")
-    workflow.write(GRID)
-    workflow.run("--jobs", "1").succeeded()
+def test_no_upload_is_begun_in_a_directory_that_is_not_there(counted):
+    counted.write(GRID)
+    counted.run("--jobs", "1").succeeded()
     for n in range(3):
         for k in range(4):
-            assert workflow.remote_path(f"out/{n}/{k}").read_text() == f"{n}\n"
+            assert counted.remote_path(f"out/{n}/{k}").read_text() == f"{n}\n"
+    server = counted.server
     # An upload that finds no directory has to be begun once more.
     assert server.requests("open") <= 12 + 4, server.request_kinds()
     assert server.requests("mkdir") <= 6, server.request_kinds()
@@ -184,19 +179,15 @@ EIGHT = """
 """
 
 
-def test_the_outputs_of_a_job_are_stored_at_the_same_time_and_once(
-    sshd_factory, relay_factory, tmp_path
-):
-    server = sshd_factory(log_requests=True)
-    server.make_directory("data")
+def test_the_outputs_of_a_job_are_stored_at_the_same_time_and_once(counted, relay_factory):
+    server = counted.server
     relay = relay_factory(server.port, one_way_ms=10)  # enough for all to be under way
-    workflow = Workflow(tmp_path / "work", server, "data")
-    workflow.write(EIGHT.replace("@URL@", relay.url(server.url("data"))))
-    workflow.run("--keep-storage-local-copies").succeeded()
+    counted.write(EIGHT.replace("@URL@", relay.url(server.url(counted.remote))))
+    counted.run("--keep-storage-local-copies").succeeded()
     for n in range(8):
-        (local,) = workflow.directory.glob(f".snakemake/storage/*/*/**/out/{n}")
-        assert workflow.remote_path(f"out/{n}").read_bytes() == local.read_bytes()
-    assert workflow.remote_path("log").read_bytes() == b"done\n"
+        (local,) = counted.directory.glob(f".snakemake/storage/*/*/**/out/{n}")
+        assert counted.remote_path(f"out/{n}").read_bytes() == local.read_bytes()
+    assert counted.remote_path("log").read_bytes() == b"done\n"
     assert server.requests("posix-rename") == 9
     first_renamed = re.search("posix-rename old", server.sftp_log.read_text()).start()
     begun = server.sftp_log.read_text()[:first_renamed]
@@ -204,12 +195,11 @@ def test_the_outputs_of_a_job_are_stored_at_the_same_time_and_once(
 
 
 @pytest.mark.parametrize("arguments", [(), ("--keep-storage-local-copies",), ("--keep-going",)])
-def test_one_output_that_cannot_be_stored_fails_the_run(chroot_sshd, tmp_path, arguments):
-    workflow = Workflow(tmp_path / "work", chroot_sshd, f"d{os.getpid()}-{tmp_path.name}")
-    workflow.make_remote("out/x")
-    closed = workflow.remote_path("closed")
+def test_one_output_that_cannot_be_stored_fails_the_run(barred, arguments):
+    barred.make_remote("out/x")
+    closed = barred.remote_path("closed")
     closed.mkdir(mode=0o755)  # owned by root, and the account is not
-    workflow.write(
+    barred.write(
         """
         rule all:
             input: storage("@URL@/out/a")
@@ -218,14 +208,14 @@ def test_one_output_that_cannot_be_stored_fails_the_run(chroot_sshd, tmp_path, a
             shell: "for f in {output}; do head -c 200000 /dev/urandom > $f; done"
         """
     )
-    workflow.run(*arguments).failed("Failed to store output in sftp://", "/closed/b: the server")
+    barred.run(*arguments).failed("Failed to store output in sftp://", "/closed/b: the server")
     assert not list(closed.iterdir())
     # What was stored of the failed job has gone again, so that no run takes it for done.
-    assert [path.name for path in workflow.remote_path("out").iterdir()] == ["x"]
+    assert [path.name for path in barred.remote_path("out").iterdir()] == ["x"]
     closed.chmod(0o777)
-    workflow.run(*arguments, "--rerun-incomplete").succeeded()
+    barred.run(*arguments, "--rerun-incomplete").succeeded()
     for name in ("out/a", "closed/b", "out/c"):
-        assert workflow.remote_path(name).stat().st_size == 200_000
+        assert barred.remote_path(name).stat().st_size == 200_000
 
 
 def test_without_its_siblings_being_known_every_output_is_stored_in_its_turn(workflow):
