@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+CLI = [sys.executable, "-m", "pyremotedata_core.cli"]
+
 
 class Command:
     """Runs the command in a directory, with an environment."""
@@ -21,7 +23,7 @@ class Command:
         self, *arguments: str | Path, status: int = 0, **more
     ) -> subprocess.CompletedProcess:
         done = subprocess.run(
-            [sys.executable, "-m", "pyremotedata_core.cli", *map(str, arguments)],
+            [*CLI, *map(str, arguments)],
             cwd=self.directory,
             env=self.environment,
             capture_output=True,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 
 import pytest
 
 from pyremotedata_core import Stager
+
+from .command import CLI
 
 SIZE = 1000
 
@@ -33,7 +34,7 @@ def cache(sshd, tmp_path):
 
         def run(*arguments: str) -> dict:
             done = subprocess.run(
-                [sys.executable, "-m", "pyremotedata_core.cli", "cache", "--json", *arguments],
+                [*CLI, "cache", "--json", *arguments],
                 env={**os.environ, "PYREMOTEDATA_CACHE_DIR": directory},
                 capture_output=True,
                 text=True,
@@ -94,7 +95,7 @@ def test_empty_leaves_only_what_is_in_use(cache):
 
 def test_a_size_to_keep_is_refused_where_all_would_go(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "pyremotedata_core.cli", "cache", "empty", "--to", "10G"],
+        [*CLI, "cache", "empty", "--to", "10G"],
         env={**os.environ, "PYREMOTEDATA_CACHE_DIR": str(tmp_path)},
         capture_output=True,
         text=True,

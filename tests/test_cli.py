@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ import pytest
 from pyremotedata_core import __version__
 from pyremotedata_core.cli.output import json_list
 
+from .command import CLI
+from .logins import changed, fingerprint, new_key
 from .page import told
 from .servers import free_port
 from .sites import temporaries, tree
@@ -371,7 +374,7 @@ def test_a_name_that_is_too_long_for_the_server_is_told_with_its_length(run, her
 
 def test_a_working_directory_that_is_gone_is_named(run, url, make, tmp_path):
     make("a")
-    command = f"{sys.executable} -m pyremotedata_core.cli get {url('a')} b"
+    command = shlex.join([*CLI, "get", url("a"), "b"])
     (tmp_path / "gone").mkdir()
     done = subprocess.run(
         ["bash", "-c", f"rmdir {tmp_path}/gone; exec {command}"],
@@ -405,10 +408,8 @@ def test_an_unknown_host_is_told(run):
 
 
 def test_a_wrong_key_is_told(run, sshd, url, tmp_path):
-    key = tmp_path / "key"
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
-    config = tmp_path / "config"
-    config.write_text(sshd.ssh_config.read_text().replace(str(sshd.key), str(key)))
+    key = new_key(tmp_path / "key")
+    config = changed(sshd, tmp_path / "config", (str(sshd.key), str(key)))
     line = run.failure("ls", "--ssh-config", config, url())
     assert "PYREMOTEDATA_SSH_KEY" in line
     assert "Permission denied" in line
@@ -416,21 +417,15 @@ def test_a_wrong_key_is_told(run, sshd, url, tmp_path):
 
 def test_an_unknown_host_key_is_told_with_the_way_to_accept_it(run, sshd, url, tmp_path, make):
     known = tmp_path / "known_hosts"
-    config = tmp_path / "config"
-    text = sshd.ssh_config.read_text().replace(str(sshd.known_hosts), str(known))
-    config.write_text(text.replace("StrictHostKeyChecking yes", "StrictHostKeyChecking ask"))
-    fingerprint = subprocess.run(
-        ["ssh-keygen", "-l", "-f", sshd.directory / "host_key.pub"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split()[1]
+    elsewhere = (str(sshd.known_hosts), str(known))
+    strict = "StrictHostKeyChecking yes"
+    config = changed(sshd, tmp_path / "config", elsewhere, (strict, "StrictHostKeyChecking ask"))
     line = run.failure("ls", "--ssh-config", config, url())
-    assert fingerprint in line
+    assert fingerprint(sshd) in line
     assert f"sftp -F {config} -P {sshd.port} {sshd.user}@127.0.0.1" in line
     assert not known.exists()
     make("a")
-    config.write_text(text.replace("StrictHostKeyChecking yes", ""))
+    config = changed(sshd, tmp_path / "config", elsewhere, (strict, ""))
     assert run("ls", "--accept-new", "--ssh-config", config, url()).stdout == "a\n"
     assert known.exists()
 
@@ -439,8 +434,7 @@ def test_the_output_may_be_cut_off(run, url, make):
     """As by ``| head``."""
     for number in range(2000):
         make(f"{number:050}")
-    command = f"{sys.executable} -m pyremotedata_core.cli ls '{url()}'"
-    line = f"{command} | head -n 1; echo ${{PIPESTATUS[0]}}"
+    line = f"{shlex.join([*CLI, 'ls', url()])} | head -n 1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", line], env=run.environment, capture_output=True, text=True, timeout=60
     )
@@ -453,9 +447,8 @@ def test_the_output_may_be_cut_off(run, url, make):
 
 def test_output_that_cannot_be_written_is_no_traceback(run, url, make):
     make("a", b"content")
-    command = f"{sys.executable} -m pyremotedata_core.cli"
     for verb, redirection in itertools.product(("ls", "cat"), ("> /dev/full", ">&-")):
-        line = f"{command} {verb} '{url('a')}' {redirection}"
+        line = f"{shlex.join([*CLI, verb, url('a')])} {redirection}"
         done = subprocess.run(
             ["sh", "-c", line], env=run.environment, capture_output=True, text=True, timeout=60
         )
@@ -465,7 +458,7 @@ def test_output_that_cannot_be_written_is_no_traceback(run, url, make):
 
 def test_a_closed_output_matters_to_no_command_that_says_nothing(run, url, make, tmp_path):
     make("a", b"content")
-    line = f"{sys.executable} -m pyremotedata_core.cli get '{url('a')}' {tmp_path}/ >&- 2>&-"
+    line = f"{shlex.join([*CLI, 'get', url('a'), f'{tmp_path}/'])} >&- 2>&-"
     assert subprocess.run(["sh", "-c", line], env=run.environment, timeout=60).returncode == 0
     assert (tmp_path / "a").read_bytes() == b"content"
 
@@ -522,7 +515,7 @@ def test_a_signal_ends_it_quietly_and_leaves_nothing(
     target = here if verb == "get" else there
     ends = [relay.url(url("a")), "b"] if verb == "get" else ["a", relay.url(url("b"))]
     process = subprocess.Popen(
-        [sys.executable, "-m", "pyremotedata_core.cli", verb, *ends],
+        [*CLI, verb, *ends],
         cwd=here,
         env=run.environment,
         stderr=subprocess.PIPE,
@@ -556,10 +549,3 @@ def test_a_login_that_nothing_wants_ends_with_the_command(run, url, sshd):
     assert "would become 'a'" in message
     everything = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True)
     assert not [line for line in everything.stdout.splitlines() if str(sshd.ssh_config) in line]
-
-
-def test_a_login_that_fails_is_told_once(run, url, sshd):
-    broken = sshd.root / "broken_config"
-    broken.write_text("Host *\n  Port 1\n  StrictHostKeyChecking no\n")
-    message = run.failure("ls", "--ssh-config", broken, "sftp://127.0.0.1:1/x")
-    assert "refused" in message

@@ -7,11 +7,11 @@ import json
 import os
 import pty
 import subprocess
-import sys
 import termios
 
 import pytest
 
+from .command import CLI
 from .sites import tree
 
 # --- patterns -------------------------------------------------------------------------------
@@ -59,7 +59,7 @@ def test_a_bar_on_a_terminal_shows_how_much_is_to_come(run, url, make, here, ver
     ends = [url("a"), "b"] if verb == "get" else ["a", url("b")]
     ours, theirs = pty.openpty()  # not its controlling terminal, as under some schedulers
     termios.tcsetwinsize(theirs, (24, 120))
-    command = [sys.executable, "-m", "pyremotedata_core.cli", verb, *ends]
+    command = [*CLI, verb, *ends]
     process = subprocess.Popen(
         command, cwd=here, env=run.environment, stdin=theirs, stdout=theirs, stderr=theirs
     )

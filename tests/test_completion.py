@@ -14,6 +14,8 @@ import pytest
 
 from pyremotedata_core.nodestate import state_directory
 
+from .logins import changed, new_key
+
 PATIENCE_S = 40.0
 PROMPT = "ready> "
 
@@ -100,10 +102,8 @@ def test_verbs_hosts_files_and_what_is_on_the_server_are_completed(
 def test_a_refused_login_is_not_tried_again_by_tab(bash, sshd, tmp_path):
     refused = state_directory() / "completion-refused"
     try:
-        key = tmp_path / "key"
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
-        config = tmp_path / "wrong"
-        config.write_text(sshd.ssh_config.read_text().replace(str(sshd.key), str(key)))
+        key = new_key(tmp_path / "key")
+        config = changed(sshd, tmp_path / "wrong", (str(sshd.key), str(key)))
         asked = f"pyremotedata ls --ssh-config {config} sftp://{sshd.alias}/e\t; echo a''gain\n"
         for _ in range(5):  # a busy machine may not answer a TAB within its deadline
             bash.type(asked)

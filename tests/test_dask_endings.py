@@ -36,6 +36,7 @@ from .dask_cluster import (  # noqa: F401
     start_cluster,
     two_workers,
 )
+from .logins import changed
 from .waiting import PATIENCE_S, wait_until
 
 distributed = pytest.importorskip("distributed")
@@ -246,9 +247,8 @@ def test_a_file_without_permission_is_its_tasks_error(two_workers, register, req
 def test_a_wrong_key_is_the_tasks_error(two_workers, register, sshd, make, tmp_path):
     (tmp_path / "key").write_text("no key\n")
     (tmp_path / "key").chmod(0o600)
-    config = tmp_path / "ssh_config"
-    config.write_text(sshd.ssh_config.read_text().replace(str(sshd.key), str(tmp_path / "key")))
-    register(two_workers, sshd, ssh_config=str(config))
+    config = changed(sshd, tmp_path / "config", (str(sshd.key), str(tmp_path / "key")))
+    register(two_workers, sshd, ssh_config=config)
     with pytest.raises(AuthenticationFailed):
         two_workers.submit(read, make("a")).result()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from .command import CLI
 from .processes import kill
 from .servers import ScriptedSshd
 from .sites import temporaries, tree
@@ -71,7 +72,7 @@ def test_killed_at_random_moments(sshd_factory, relay_factory, tmp_path, verb, t
         arguments = [verb, url, str(tmp_path) + "/"]
     else:
         arguments = [verb, str(here), relay.url(server.url()) + "/"]
-    by_command = [sys.executable, "-m", "pyremotedata_core.cli", *arguments]
+    by_command = [*CLI, *arguments]
     by_script = [sys.executable, "-c", OWNER, verb, arguments[-1] if verb == "put" else url]
     by_script.append(arguments[-1] if verb == "get" else str(here))
     environment = {**os.environ, **server.environment()}
@@ -106,10 +107,9 @@ def test_a_file_that_stood_aside_for_a_killed_upload_comes_back(relay_factory, t
     with ScriptedSshd("relay", {"extensions": False}) as server:
         relay = relay_factory(server.port, one_way_ms=100)
         environment = {**os.environ, **server.environment()}
-        command = [sys.executable, "-m", "pyremotedata_core.cli"]
         final = server.make("t/a", b"old")
         (tmp_path / "a").write_bytes(b"new")
-        put = [*command, "put", str(tmp_path / "a"), relay.url(server.url("t/a"))]
+        put = [*CLI, "put", str(tmp_path / "a"), relay.url(server.url("t/a"))]
         process = subprocess.Popen(put, env=environment)
         wait_until(lambda: not final.exists())
         kill(process, everything=True)

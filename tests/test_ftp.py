@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import threading
 import time
 from typing import Any
@@ -30,6 +29,7 @@ from pyremotedata_core.filesystem import RemoteFileSystem
 from pyremotedata_core.transports.lftp_ftp_text import from_failure
 from pyremotedata_core.transports.lftp_text import Failure
 
+from .command import CLI
 from .page import told
 from .processes import commands
 from .sites import needs_lftp, temporaries, tree
@@ -139,7 +139,7 @@ def test_the_command_takes_ftp_urls(ftp):
     environment = {**os.environ, "PYREMOTEDATA_PASSWORD": ftp.password}
 
     def run(*arguments: str) -> str:
-        command = [sys.executable, "-m", "pyremotedata_core.cli", *arguments]
+        command = [*CLI, *arguments]
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=60, check=True
         )
@@ -268,8 +268,8 @@ def test_no_such_host_is_told():
 
 
 def test_a_machine_without_a_way_out(alone):
-    command = [sys.executable, "-m", "pyremotedata_core.cli", "ls", "ftp://192.0.2.1/"]
-    said = subprocess.run([*alone, *command], capture_output=True, text=True, timeout=60)
+    command = [*alone, *CLI, "ls", "ftp://192.0.2.1/"]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=60)
     told(said.stderr, "the network does not reach")
 
 

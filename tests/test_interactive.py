@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import pty
-import select
 import stat
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,7 +14,9 @@ import pytest
 from pyremotedata_core import ConnectionSettings, Remote
 from pyremotedata_core.config import ENV
 
-CLI = [sys.executable, "-m", "pyremotedata_core.cli"]
+from .command import CLI
+from .terminal import talk
+
 TIMEOUT_S = 60
 
 
@@ -31,39 +30,6 @@ def home(tmp_path, sshd):
 
 def config_of(home: dict[str, str]) -> Path:
     return Path(home["XDG_CONFIG_HOME"]) / "pyremotedata/config.yaml"
-
-
-def talk(
-    argv: list[str],
-    environment: dict[str, str],
-    answers: list[tuple[str, str]],
-    think_s: float = 0.0,
-) -> str:
-    """Run a program on a terminal; give each answer once its question has appeared."""
-    pid, fd = pty.fork()
-    if pid == 0:
-        os.execvpe(argv[0], argv, environment)
-    said, waiting, seen = "", list(answers), 0
-    deadline = time.monotonic() + TIMEOUT_S
-    try:
-        while time.monotonic() < deadline:
-            if waiting and waiting[0][0] in said[seen:]:
-                seen = len(said)
-                time.sleep(think_s)
-                os.write(fd, waiting.pop(0)[1].encode() + b"\n")
-            if select.select([fd], [], [], 0.2)[0]:
-                try:
-                    data = os.read(fd, 4096)
-                except OSError:
-                    break
-                if not data:
-                    break
-                said += data.decode(errors="replace")
-    finally:
-        os.close(fd)
-        _, status = os.waitpid(pid, 0)
-    assert not waiting, f"never asked {waiting[0][0]!r}:\n{said}"
-    return f"{said}\nexit {os.waitstatus_to_exitcode(status)}"
 
 
 def test_a_terminal_without_configuration_is_asked_and_the_answers_serve(sshd, home):

@@ -42,6 +42,7 @@ from .lftp_sessions import (
     store,
     through,
 )
+from .logins import changed, new_key
 from .page import told
 from .processes import alive, commands
 from .servers import ScriptedSshd, free_port
@@ -192,24 +193,21 @@ def test_a_listed_name_never_leaves_its_directory(name):
 
 def test_a_wrong_key_is_refused_after_one_attempt(sshd_factory, tmp_path):
     server = sshd_factory()
-    key = tmp_path / "key"
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
-    config = tmp_path / "config"
-    config.write_text(server.ssh_config.read_text().replace(str(server.key), str(key)))
+    key = new_key(tmp_path / "key")
+    config = changed(server, tmp_path / "config", (str(server.key), str(key)))
     with pytest.raises(AuthenticationFailed):
-        connected(server, ssh_config=str(config))
+        connected(server, ssh_config=config)
     assert server.log_text().count("Connection from") == 1
     assert children() == []
 
 
 def test_an_unknown_host_key_is_refused_with_its_fingerprint(sshd, tmp_path):
-    config = tmp_path / "config"
     hosts = tmp_path / "hosts"
     hosts.touch()
-    text = sshd.ssh_config.read_text().replace(str(sshd.known_hosts), str(hosts))
-    config.write_text(text.replace("StrictHostKeyChecking yes", "StrictHostKeyChecking ask"))
+    ask = ("StrictHostKeyChecking yes", "StrictHostKeyChecking ask")
+    config = changed(sshd, tmp_path / "config", (str(sshd.known_hosts), str(hosts)), ask)
     with pytest.raises(HostKeyRejected, match="SHA256:"):
-        connected(sshd, ssh_config=str(config))
+        connected(sshd, ssh_config=config)
     assert hosts.read_text() == ""
 
 

@@ -12,11 +12,12 @@ from pyremotedata_core import AuthenticationFailed, ConfigurationError, Secret, 
 from pyremotedata_core.askpass import kind_of
 from pyremotedata_core.config import ENV, ConnectionSettings, config_path
 
+from .command import CLI
+from .logins import attempt, changed, new_key
 from .miglike import MigLike
 from .page import told
 from .sites import WAIT_S
-from .test_faults_login import attempt, carrier, changed, new_key  # noqa: F401 - a fixture
-from .test_interactive import CLI, talk
+from .terminal import talk
 
 
 class Careful:
@@ -61,7 +62,7 @@ def terminal(careful) -> dict[str, str]:
 # --- from the settings ----------------------------------------------------------------------
 
 
-def test_a_password_and_a_code_let_in_once(careful, carrier):  # noqa: F811
+def test_a_password_and_a_code_let_in_once(careful, carrier):
     careful.server.make("codes/a", b"1")
     code = careful.code()
     with TransferEngine(careful.settings(code, carrier=carrier)) as engine:
@@ -76,13 +77,13 @@ def test_a_password_and_a_code_let_in_once(careful, carrier):  # noqa: F811
     assert [line for line in careful.said() if " code " in line] == LOGIN[1:]
 
 
-def test_a_wrong_code_is_sent_once(careful, carrier):  # noqa: F811
+def test_a_wrong_code_is_sent_once(careful, carrier):
     error = attempt(careful.url(), careful.settings(f"no {carrier}", carrier=carrier), times=5)
     assert type(error) is AuthenticationFailed
     assert [line for line in careful.said() if " code " in line] == ["login USER code refused"]
 
 
-def test_a_password_is_no_answer_to_the_question_for_a_code(careful, carrier):  # noqa: F811
+def test_a_password_is_no_answer_to_the_question_for_a_code(careful, carrier):
     error = attempt(careful.url(), careful.settings(carrier=carrier))
     assert type(error) is AuthenticationFailed
     told(error, "asks for more than is configured")
@@ -91,7 +92,7 @@ def test_a_password_is_no_answer_to_the_question_for_a_code(careful, carrier):  
 
 def test_further_sessions_share_the_connection_that_took_the_code(
     careful,
-    carrier,  # noqa: F811
+    carrier,
     relay_factory,
     tmp_path,
 ):

@@ -1,6 +1,7 @@
 """What ssh does for its carrier and we do for paramiko: ssh_config, host keys, agent, proxies.
 
-What both carriers meet at a login is in `test_faults_login`, the rest in the contract suite.
+What both carriers meet at a login is in `test_faults_login` and `test_faults_reach`, the rest in the
+contract suite.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from pyremotedata_core.pyssh.login import OnceAsking
 from pyremotedata_core.pyssh.site import find_site
 from workflows.embedded_sshd import descendants, program
 
+from .logins import attempt, changed, new_key
 from .page import told
 from .processes import below
 from .sites import WAIT_S
-from .test_faults_login import attempt, changed, new_key
 
 # --- the ways in ----------------------------------------------------------------------------
 
@@ -78,10 +79,6 @@ def agent(socket: Path, *keys: Path):
             process.terminate()
 
 
-def keygen(*arguments: str | Path) -> None:
-    subprocess.run([program("ssh-keygen"), "-q", *map(str, arguments)], check=True)
-
-
 def test_a_certificate_opens(sshd_factory, tmp_path):
     """Beside the key, named by CertificateFile, or in the agent."""
     authority = new_key(tmp_path / "authority")
@@ -89,14 +86,15 @@ def test_a_certificate_opens(sshd_factory, tmp_path):
     server = sshd_factory(lines=lines)
     for kind in ("ed25519", "ecdsa", "rsa"):
         key = tmp_path / kind
-        keygen("-t", kind, "-N", "", "-f", key)
+        new_key(key, kind=kind)
 
         def config(name, *more, key=key):
             return changed(server, tmp_path / name, (str(server.key), str(key)), *more)
 
         plain = server.settings(carrier="paramiko", ssh_config=config("plain"))
         assert "check user name, key" in str(attempt(server.url(), plain))
-        keygen("-s", authority, "-I", "me", "-n", server.user, f"{key}.pub")
+        sign = [program("ssh-keygen"), "-q", "-s", str(authority), "-I", "me"]
+        subprocess.run([*sign, "-n", server.user, f"{key}.pub"], check=True)
         assert works(server, ssh_config=config("beside"))
         beside, elsewhere = tmp_path / f"{kind}-cert.pub", tmp_path / "elsewhere"
         held = ("    IdentityAgent none\n", f"    IdentityAgent {tmp_path / 'held'}\n")
@@ -259,9 +257,7 @@ def test_an_accepted_key_is_written_as_ssh_would_read_it(sshd_factory, tmp_path)
 def test_a_key_of_the_known_type_is_asked_for(sshd_factory, tmp_path):
     """A server with several host keys is known by one of them."""
     server = sshd_factory()
-    rsa = tmp_path / "rsa"
-    keygen = [program("ssh-keygen"), "-q", "-t", "rsa", "-b", "2048", "-N", "", "-f", str(rsa)]
-    subprocess.run(keygen, check=True)
+    rsa = new_key(tmp_path / "rsa", kind="rsa")
     server.lines.append(f"HostKey {rsa}")
     server.restart()
     server.known_hosts.write_text(

@@ -15,6 +15,7 @@ import pytest
 from pyremotedata_core import ConnectionLost, TransferEngine, TransferError
 from pyremotedata_core.jobs import SEGMENT_BYTES
 
+from .command import CLI
 from .processes import commands, kill
 from .sites import needs_lftp, temporaries
 from .waiting import wait_until
@@ -216,8 +217,7 @@ def test_a_transfer_that_is_given_up_leaves_nothing(line):
 def test_the_command_broken_off_at_the_keyboard_goes_on_with_the_next(line):
     line.relay.set(rate=60e6)
     verb = "get" if line.verb == "fetch" else "put"
-    config = line.server.ssh_config
-    command = [sys.executable, "-m", "pyremotedata_core.cli", verb, "--ssh-config", config]
+    command = [*CLI, verb, "--ssh-config", line.server.ssh_config]
     process = subprocess.Popen([*command, *line.arguments])
     line.wait_for(0.7)
     process.send_signal(signal.SIGINT)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 
 import pytest
 
 pytest.importorskip("snakemake")
 
+from .logins import changed, new_key
 from .processes import processes_with
 from .servers import free_port
 from .snakemake_workflow import Workflow, kill_group, temporaries
@@ -58,25 +58,21 @@ def test_a_refused_port(workflow):
 
 
 def test_an_unknown_host_key(workflow, tmp_path):
-    (tmp_path / "known_hosts").touch()
-    config = workflow.server.ssh_config.read_text()
-    config = config.replace(str(workflow.server.known_hosts), str(tmp_path / "known_hosts"))
-    (tmp_path / "ssh_config").write_text(config)
-    workflow.env["PYREMOTEDATA_SSH_CONFIG"] = str(tmp_path / "ssh_config")
+    server, known = workflow.server, tmp_path / "known_hosts"
+    known.touch()
+    config = changed(server, tmp_path / "config", (str(server.known_hosts), str(known)))
+    workflow.env["PYREMOTEDATA_SSH_CONFIG"] = config
     copy(workflow).failed("in.txt: the server's host key", "not known", "accept it once with")
 
 
 def test_a_wrong_key(workflow, tmp_path):
-    key = tmp_path / "key"
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    server, key = workflow.server, new_key(tmp_path / "key")
     workflow.env["PYREMOTEDATA_SSH_KEY"] = str(key)
-    config = tmp_path / "ssh_config"
-    text = workflow.server.ssh_config.read_text().replace(str(workflow.server.key), str(key))
-    config.write_text(text)
-    workflow.env["PYREMOTEDATA_SSH_CONFIG"] = str(config)
-    logins = workflow.server.log_text().count("Connection from")
+    config = changed(server, tmp_path / "config", (str(server.key), str(key)))
+    workflow.env["PYREMOTEDATA_SSH_CONFIG"] = config
+    logins = server.log_text().count("Connection from")
     copy(workflow).failed("in.txt: ", "check user name, key")
-    assert workflow.server.log_text().count("Connection from") == logins + 1
+    assert server.log_text().count("Connection from") == logins + 1
 
 
 def test_no_permission_to_write_the_output(barred):

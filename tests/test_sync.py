@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,8 @@ import pytest
 from pyremotedata_core import ConfigurationError, Remote, TransferEngine, TransferError, spool
 from pyremotedata_core.filters import Filter, tree_options
 from pyremotedata_core.trees.many import FILES_UNDER_WAY
+
+from .command import CLI
 
 TREE = ["a.csv", "b.txt", "raw/c.csv", "raw/d.txt", "raw/old/e.csv", "tmp/f.csv", "[x].csv"]
 
@@ -159,7 +160,7 @@ def test_a_dry_run_into_nowhere_makes_no_directory(sides, tmp_path):
 
 def test_the_command_says_what_it_would_do(sides):
     server, remote, local = sides
-    argv = [sys.executable, "-m", "pyremotedata_core.cli", "sync", "-n", "--include", "b.*"]
+    argv = [*CLI, "sync", "-n", "--include", "b.*"]
     environment = {**os.environ, **server.environment()}
     done = subprocess.run(
         [*argv, server.url("tree"), str(local)],

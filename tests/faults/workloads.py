@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.command import CLI
+
 from . import stacks
 from .scene import Scene
 
@@ -134,13 +136,12 @@ class Places(NamedTuple):
 
 def command_down(places: Places, names: list[str]) -> Work:
     target = places.local / "copy"
-    command = [sys.executable, "-m", "pyremotedata_core.cli", "sync"]
-    return Work([*command, f"{places.url}/data", str(target)], names, target, 2.0)
+    command = [*CLI, "sync", f"{places.url}/data", str(target)]
+    return Work(command, names, target, 2.0)
 
 
 def command_up(places: Places, names: list[str]) -> Work:
-    command = [sys.executable, "-m", "pyremotedata_core.cli", "sync"]
-    command += [str(places.local / "data"), f"{places.url}/copy"]
+    command = [*CLI, "sync", str(places.local / "data"), f"{places.url}/copy"]
     return Work(command, names, places.remote / "copy", 2.0)
 
 
