@@ -1,7 +1,7 @@
 """What ssh does for its carrier and we do for paramiko: ssh_config, host keys, agent, proxies.
 
-What both carriers meet at a login is in `test_faults_login` and `test_faults_reach`, the rest in the
-contract suite.
+What both carriers meet at a login is in `test_faults_login` and `test_faults_reach`, the rest in
+the contract suite.
 """
 
 from __future__ import annotations
