@@ -31,7 +31,7 @@ from .relay import Relay
 from .servers import ChrootSshd, ScriptedSshd, Sshd
 from .sites import SITES, SOMETIMES, SOMETIMES_ALWAYS, Site, temporaries
 from .snakemake_bench import bench, bench_with, counting  # noqa: F401 - fixtures
-from .snakemake_workflow import TEMPLATE, barred, counted, workflow  # noqa: F401 - fixtures
+from .snakemake_workflow import TEMPLATE, chrooted, counted, workflow  # noqa: F401 - fixtures
 
 if find_spec("distributed"):
     from .dask_nodes import archive, relay, start_nodes  # noqa: F401 - fixtures
@@ -199,6 +199,24 @@ def site(_site: Site, request: pytest.FixtureRequest, tmp_path: Path) -> Iterato
 
 
 @pytest.fixture
+def barred(site: Site) -> Iterator[Callable[..., Path]]:
+    """Bar a file of a `site` where permissions count; files get them back in the end."""
+    if site.miglike or (os.getuid() == 0 and site.kind != "chrooted"):
+        pytest.skip("the server's account may do everything")
+    modes: list[tuple[Path, int]] = []
+
+    def bar(relative: str, mode: int = 0) -> Path:
+        path = site.path(relative)
+        modes.append((path, path.stat().st_mode))
+        path.chmod(mode)
+        return path
+
+    yield bar
+    for path, mode in modes:
+        path.chmod(mode)
+
+
+@pytest.fixture
 def relay_factory() -> Iterator[Callable[..., Relay]]:
     """Start relays to a port: ``relay_factory(server.port, one_way_ms=10)``."""
     yield from _started(Relay)
@@ -235,15 +253,25 @@ def alone() -> list[str]:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def mount_disk() -> Iterator[Callable[[Path, str], Path]]:
+    """Make small file systems: ``mount_disk(path, "2m")``; skipped where we are not root."""
+    with contextlib.ExitStack() as ends:
+
+        def mount(place: Path, size: str) -> Path:
+            place.mkdir()
+            command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+            if os.getuid() or subprocess.run(command, check=False, capture_output=True).returncode:
+                pytest.skip("only root can mount a small file system")
+            ends.callback(subprocess.run, ["umount", "-l", str(place)], check=True)
+            return place
+
+        yield mount
+
+
+@pytest.fixture
+def small_disk(mount_disk, tmp_path: Path) -> Path:
     """A file system of 8 MiB; skipped where we are not root."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)]
-    if os.getuid() or subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("only root can mount a small file system")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    return mount_disk(tmp_path / "disk", "8m")
 
 
 @pytest.fixture(scope="session", autouse=True)

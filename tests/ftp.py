@@ -8,12 +8,12 @@ import select
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any, Self
 
 from pyremotedata_core import ConnectionSettings, Secret
 from pyremotedata_core.url import encode_path
+from workflows.embedded_sshd import own_directory
 
 from .servers import Sshd
 
@@ -42,7 +42,7 @@ class FtpServer:
     def __init__(
         self, *, tls: str = "", without: tuple[str, ...] = (), terse: bool = False, most: int = 0
     ) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="ftp-")).resolve()
+        self.directory = own_directory("ftp")
         self.root = self.directory / "root"
         self.root.mkdir()
         self.password = secrets.token_urlsafe(12) + " $'\"\\"

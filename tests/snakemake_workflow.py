@@ -146,9 +146,9 @@ def counted(sshd_factory, tmp_path) -> Workflow:
 
 
 @pytest.fixture
-def barred(chroot_sshd, tmp_path) -> Workflow:
+def chrooted(chroot_sshd, tmp_path) -> Workflow:
     """A workflow on a server whose account may not do everything; skipped where we are not root."""
-    return Workflow(tmp_path / "work", chroot_sshd, f"barred-{time.monotonic_ns()}")
+    return Workflow(tmp_path / "work", chroot_sshd, f"work-{time.monotonic_ns()}")
 
 
 def kill_group(process: subprocess.Popen[str]) -> None:

@@ -168,24 +168,6 @@ def test_a_link_is_told_from_what_it_leads_to(site: Site):
 # --- permission -----------------------------------------------------------------------------
 
 
-@pytest.fixture
-def barred(site: Site):
-    """A place where permissions count; its files get them back in the end."""
-    if site.miglike or (os.getuid() == 0 and site.kind != "chrooted"):
-        pytest.skip("the server's account may do everything")
-    modes: list = []
-
-    def bar(relative: str, mode: int = 0):
-        path = site.path(relative)
-        modes.append((path, path.stat().st_mode))
-        path.chmod(mode)
-        return path
-
-    yield bar
-    for path, mode in modes:
-        path.chmod(mode)
-
-
 def test_what_may_not_be_read_is_permission_denied(site: Site, barred, tmp_path):
     site.make("a", b"1")
     site.make("sub/b", b"1")

@@ -115,7 +115,7 @@ def test_a_task_may_open_more_files_than_a_process_usually_may(start_cluster, re
     assert client.submit(lambda: sum(map(len_of, files))).result(PATIENCE_S) == len(files)
 
 
-def test_a_file_that_a_task_has_made_is_there_when_it_opens_it(client, sshd, make):
+def test_a_file_that_a_task_has_made_is_there_when_it_opens_it(client, make):
     handle = make("first")
     made = RemoteFile(f"{handle.url}-made")
     path = RemoteURL.parse(made.url).path
@@ -193,7 +193,7 @@ def test_a_file_can_be_held_beyond_its_task(start_cluster, register, sshd, make)
 
 
 def test_registering_anew_leaves_running_tasks_their_files(
-    start_cluster, register, sshd, make, tmp_path, place
+    start_cluster, register, sshd, make, tmp_path
 ):
     client = start_cluster(n_workers=1, threads_per_worker=2)
     options = {"cache_bytes": 40_000, "ahead_bytes": 1, "timeout_s": 10}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,26 +14,6 @@ from .page import told
 from .waiting import wait_until
 
 pytest.importorskip("distributed")
-
-
-@pytest.fixture
-def small_disk():
-    """Mount disks of their own: ``small_disk(path, "8m")``."""
-    if os.geteuid():
-        pytest.skip("only root can mount a small file system")
-    mounted = []
-
-    def mount(place: Path, size: str) -> Path:
-        place.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
-        if subprocess.run(command).returncode:
-            pytest.skip("mounting is not allowed here")
-        mounted.append(place)
-        return place
-
-    yield mount
-    for place in mounted:
-        subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def on_its_way(cache: Path) -> list[Path]:
@@ -54,22 +32,19 @@ def line_of(error: BaseException, *words: str) -> None:
     assert all(word in text for word in words), text
 
 
-def test_a_full_disk_is_the_tasks_error_and_the_next_task_goes_on(
-    archive, start_nodes, small_disk, tmp_path
-):
-    disk = small_disk(tmp_path / "disk", "8m")
+def test_a_full_disk_is_the_tasks_error_and_the_next_task_goes_on(archive, start_nodes, small_disk):
     large, _ = archive.make("large", 12_000_000)
-    client = start_nodes(1, cache_dir=str(disk), timeout_s=3)
+    client = start_nodes(1, cache_dir=str(small_disk), timeout_s=3)
     error = client.submit(content, large).exception()
     assert isinstance(error, LocalStorageFull)
-    line_of(error, large.url, str(disk), "bytes free", "PYREMOTEDATA_CACHE_DIR")
-    other = disk / "of somebody else"
+    line_of(error, large.url, str(small_disk), "bytes free", "PYREMOTEDATA_CACHE_DIR")
+    other = small_disk / "of somebody else"
     other.write_bytes(bytes(6_000_000))
     half, data = archive.make("half", 5_000_000)
     error = client.submit(content, half).exception()
     assert isinstance(error, LocalStorageFull)
-    line_of(error, half.url, str(disk), "bytes free", "free some space")
-    wait_until(lambda: not on_its_way(disk), "nothing is left of what did not fit")
+    line_of(error, half.url, str(small_disk), "bytes free", "free some space")
+    wait_until(lambda: not on_its_way(small_disk), "nothing is left of what did not fit")
     other.unlink()
     assert client.submit(content, half, pure=False).result() == data
 
@@ -88,9 +63,9 @@ def test_a_file_above_the_budget_is_an_error_that_names_the_setting(archive, sta
 
 
 def test_an_archive_over_quota_refuses_an_output_and_keeps_the_old_one(
-    archive, start_nodes, small_disk, tmp_path
+    archive, start_nodes, mount_disk, tmp_path
 ):
-    disk = small_disk(archive.server.root / "quota", "2m")
+    disk = mount_disk(archive.server.root / "quota", "2m")
     (disk / "out").write_bytes(b"old")
     url = archive.server.url("quota/out")
 

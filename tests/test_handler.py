@@ -113,7 +113,7 @@ def test_many_files_keep_their_directories_where_no_place_is_named(io, data):
     assert Path(local + f"{data}/sub2/c.bin").read_bytes() == b"another c"
 
 
-def test_what_only_steered_lftp_is_taken(io, data, tmp_path):
+def test_what_only_steered_lftp_is_taken(io, tmp_path):
     IOHandler(lftp_settings={"net:timeout": "5"}, verbose=True, port=1)
     assert io.ls("sub", True, False, pbar=1) == ["sub/c.bin", "sub/deep/d e.bin"]
     io.sync(str(tmp_path / "all"), "down", False, False, 16, True, True, n=3)

@@ -57,23 +57,6 @@ def session(sshd) -> LftpSession:
     return connected(sshd)
 
 
-@pytest.mark.parametrize("size", [0, 1, 100_000, 3_000_001])
-def test_a_file_comes_back_as_it_went(session, there, tmp_path, size):
-    data = os.urandom(size)
-    (tmp_path / "out").write_bytes(data)
-    os.utime(tmp_path / "out", (1_111_111_111, 1_111_111_111))
-    sent, received = [], []
-    stat = store(session, tmp_path / "out", there / "f", on_bytes=sent.append)
-    assert (stat.kind, stat.size, stat.mtime) == ("file", size, 1_111_111_111)
-    assert (there / "f").read_bytes() == data
-    assert (there / "f").stat().st_mtime == 1_111_111_111
-    fetch(session, there / "f", tmp_path / "in", on_bytes=received.append)
-    assert (tmp_path / "in").read_bytes() == data
-    assert (tmp_path / "in").stat().st_mtime == 1_111_111_111
-    assert sum(sent) == sum(received) == size
-    assert os.listdir(there) == ["f"]
-
-
 def test_hostile_names_survive_every_operation_and_run_nothing(session, there, tmp_path):
     (tmp_path / "out").write_bytes(b"content")
     for number, name in enumerate(NAMES):
@@ -296,17 +279,6 @@ def test_special_files_are_not_read(session, there, tmp_path):
 # --- publication --------------------------------------------------------------------------------
 
 
-def test_an_upload_replaces_a_file_only_if_it_may(session, there, tmp_path):
-    (there / "f").write_bytes(b"old")
-    (tmp_path / "out").write_bytes(b"new")
-    with pytest.raises(ServerRefused, match="exists already"):
-        store(session, tmp_path / "out", there / "f", overwrite=False)
-    assert (there / "f").read_bytes() == b"old"
-    store(session, tmp_path / "out", there / "f")
-    assert (there / "f").read_bytes() == b"new"
-    assert os.listdir(there) == ["f"]
-
-
 def test_an_upload_replaces_a_link_and_not_what_it_points_to(session, there, tmp_path):
     (there / "target").write_bytes(b"old")
     (there / "link").symlink_to("target")
@@ -318,13 +290,6 @@ def test_an_upload_replaces_a_link_and_not_what_it_points_to(session, there, tmp
         assert not (there / name).is_symlink()
     assert (there / "target").read_bytes() == b"old"
     assert sorted(os.listdir(there)) == ["dangling", "link", "target"]
-
-
-def test_a_rename_replaces_a_file(session, there):
-    (there / "a").write_bytes(b"a")
-    (there / "b").write_bytes(b"b")
-    session.rename(f"{there}/a", f"{there}/b")
-    assert {p.name: p.read_bytes() for p in there.iterdir()} == {"b": b"a"}
 
 
 def test_the_old_file_stays_where_the_server_refuses_to_rename(sshd_factory, tmp_path):

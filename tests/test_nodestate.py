@@ -105,9 +105,7 @@ def test_a_node_that_has_no_place_for_slots_is_a_clear_error(sshd, state, monkey
         engine.stat(sshd.url()).result(WAIT_S)
 
 
-def test_an_upload_that_cannot_be_noted_fails_and_nothing_else_does(
-    sshd, state, tmp_path, monkeypatch
-):
+def test_an_upload_that_cannot_be_noted_fails_and_nothing_else_does(sshd, state, monkeypatch):
     monkeypatch.setattr(journal, "state_directory", lambda: state)
     (state / "uploads").touch()
     sshd.make("noted/a", b"a")

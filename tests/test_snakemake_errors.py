@@ -75,11 +75,11 @@ def test_a_wrong_key(workflow, tmp_path):
     assert server.log_text().count("Connection from") == logins + 1
 
 
-def test_no_permission_to_write_the_output(barred):
-    barred.make_remote("in.txt", b"hello\n")
-    closed = barred.remote_path("closed")
+def test_no_permission_to_write_the_output(chrooted):
+    chrooted.make_remote("in.txt", b"hello\n")
+    closed = chrooted.remote_path("closed")
     closed.mkdir(mode=0o755)  # owned by root, and the account is not
-    barred.write(
+    chrooted.write(
         """
         rule copy:
             input: storage("@URL@/in.txt")
@@ -87,19 +87,19 @@ def test_no_permission_to_write_the_output(barred):
             shell: "cp {input} {output}"
         """
     )
-    barred.run().failed("Failed to store output in sftp://", "/closed/out.txt: the server does")
+    chrooted.run().failed("Failed to store output in sftp://", "/closed/out.txt: the server does")
     assert not list(closed.iterdir())
     closed.chmod(0o777)
-    barred.run("--rerun-incomplete").succeeded()
+    chrooted.run("--rerun-incomplete").succeeded()
     assert (closed / "out.txt").read_bytes() == b"hello\n"
 
 
-def test_no_permission_to_read_the_input(barred):
-    closed = barred.make_remote("in.txt", b"hello\n", mode=0o600)
+def test_no_permission_to_read_the_input(chrooted):
+    closed = chrooted.make_remote("in.txt", b"hello\n", mode=0o600)
     os.chown(closed, 0, 0)
-    barred.write(COPY, INPUT=barred.server.url(f"{barred.remote}/in.txt"))
-    barred.run().failed("Failed to retrieve sftp://", "/in.txt: permission denied")
-    assert not barred.local_copy("in.txt").exists()
+    chrooted.write(COPY, INPUT=chrooted.server.url(f"{chrooted.remote}/in.txt"))
+    chrooted.run().failed("Failed to retrieve sftp://", "/in.txt: permission denied")
+    assert not chrooted.local_copy("in.txt").exists()
 
 
 @pytest.mark.parametrize(
@@ -125,17 +125,17 @@ def test_an_unknown_setting_of_the_snakefile(workflow):
     workflow.run().failed("has no setting user; see 'snakemake --help'")
 
 
-def test_a_password_is_nowhere_to_be_seen(barred):
-    barred.make_remote("in.txt", b"hello\n")
-    barred.env = {
-        "PYREMOTEDATA_SSH_CONFIG": str(barred.server.password_ssh_config),
-        "PYREMOTEDATA_PASSWORD": barred.server.password,
+def test_a_password_is_nowhere_to_be_seen(chrooted):
+    chrooted.make_remote("in.txt", b"hello\n")
+    chrooted.env = {
+        "PYREMOTEDATA_SSH_CONFIG": str(chrooted.server.password_ssh_config),
+        "PYREMOTEDATA_PASSWORD": chrooted.server.password,
     }
-    outcome = copy(barred).succeeded()
-    assert barred.remote_path("out.txt").read_bytes() == b"hello\n"
-    assert barred.server.password not in outcome.text
-    for path in barred.directory.rglob("*"):
-        assert not path.is_file() or barred.server.password.encode() not in path.read_bytes()
+    outcome = copy(chrooted).succeeded()
+    assert chrooted.remote_path("out.txt").read_bytes() == b"hello\n"
+    assert chrooted.server.password not in outcome.text
+    for path in chrooted.directory.rglob("*"):
+        assert not path.is_file() or chrooted.server.password.encode() not in path.read_bytes()
 
 
 def test_a_silent_server_ends_within_the_time_limit(workflow, relay_factory):
@@ -174,12 +174,12 @@ def test_a_connection_lost_while_storing_is_made_again(workflow, relay_factory):
     assert not temporaries(workflow.server.root / workflow.remote)
 
 
-def test_a_failed_input_stops_the_others_and_leaves_nothing_half_done(barred):
+def test_a_failed_input_stops_the_others_and_leaves_nothing_half_done(chrooted):
     data = os.urandom(2_000_000)
     for n in range(20):
-        barred.make_remote(f"in/{n}", data)
-    os.chown(barred.make_remote("in/closed", b"x", mode=0o600), 0, 0)
-    barred.write(
+        chrooted.make_remote(f"in/{n}", data)
+    os.chown(chrooted.make_remote("in/closed", b"x", mode=0o600), 0, 0)
+    chrooted.write(
         """
         rule join:
             input: storage(expand("@URL@/in/{n}", n=[*range(20), "closed"]))
@@ -187,22 +187,22 @@ def test_a_failed_input_stops_the_others_and_leaves_nothing_half_done(barred):
             shell: "cat {input} > {output}"
         """
     )
-    barred.run().failed("/in/closed: permission denied")
-    assert not barred.path("joined").exists()
+    chrooted.run().failed("/in/closed: permission denied")
+    assert not chrooted.path("joined").exists()
     for n in range(20):
-        copied = barred.local_copy(f"in/{n}")
+        copied = chrooted.local_copy(f"in/{n}")
         assert not copied.exists() or copied.read_bytes() == data
-    assert not barred.local_copy("in/closed").exists()
-    assert not temporaries(barred.directory)
+    assert not chrooted.local_copy("in/closed").exists()
+    assert not temporaries(chrooted.directory)
 
 
-def stalled(barred, relay_factory, data):
-    """Write a barred whose inputs stop coming halfway."""
-    barred.make_remote("tree/a", data)
-    barred.make_remote("tree/sub/b", data)
-    barred.make_remote("file", data)
-    relay = relay_factory(barred.server.port)
-    barred.write(
+def stalled(workflow, relay_factory, data):
+    """Write a workflow whose inputs stop coming halfway."""
+    workflow.make_remote("tree/a", data)
+    workflow.make_remote("tree/sub/b", data)
+    workflow.make_remote("file", data)
+    relay = relay_factory(workflow.server.port)
+    workflow.write(
         """
         storage:
             provider="pyremotedata",
@@ -212,7 +212,7 @@ def stalled(barred, relay_factory, data):
             output: "joined"
             shell: "cat {input[0]}/a {input[0]}/sub/b {input[1]} > {output}"
         """,
-        R=relay.url(barred.server.url(barred.remote)),
+        R=relay.url(workflow.server.url(workflow.remote)),
     )
     relay.stall(after_bytes=6_000_000)
     return relay

@@ -195,11 +195,11 @@ def test_the_outputs_of_a_job_are_stored_at_the_same_time_and_once(counted, rela
 
 
 @pytest.mark.parametrize("arguments", [(), ("--keep-storage-local-copies",), ("--keep-going",)])
-def test_one_output_that_cannot_be_stored_fails_the_run(barred, arguments):
-    barred.make_remote("out/x")
-    closed = barred.remote_path("closed")
+def test_one_output_that_cannot_be_stored_fails_the_run(chrooted, arguments):
+    chrooted.make_remote("out/x")
+    closed = chrooted.remote_path("closed")
     closed.mkdir(mode=0o755)  # owned by root, and the account is not
-    barred.write(
+    chrooted.write(
         """
         rule all:
             input: storage("@URL@/out/a")
@@ -208,14 +208,14 @@ def test_one_output_that_cannot_be_stored_fails_the_run(barred, arguments):
             shell: "for f in {output}; do head -c 200000 /dev/urandom > $f; done"
         """
     )
-    barred.run(*arguments).failed("Failed to store output in sftp://", "/closed/b: the server")
+    chrooted.run(*arguments).failed("Failed to store output in sftp://", "/closed/b: the server")
     assert not list(closed.iterdir())
     # What was stored of the failed job has gone again, so that no run takes it for done.
-    assert [path.name for path in barred.remote_path("out").iterdir()] == ["x"]
+    assert [path.name for path in chrooted.remote_path("out").iterdir()] == ["x"]
     closed.chmod(0o777)
-    barred.run(*arguments, "--rerun-incomplete").succeeded()
+    chrooted.run(*arguments, "--rerun-incomplete").succeeded()
     for name in ("out/a", "closed/b", "out/c"):
-        assert barred.remote_path(name).stat().st_size == 200_000
+        assert chrooted.remote_path(name).stat().st_size == 200_000
 
 
 def test_without_its_siblings_being_known_every_output_is_stored_in_its_turn(workflow):

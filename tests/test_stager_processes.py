@@ -257,7 +257,7 @@ def test_a_draft_is_delivered_though_the_cache_takes_nothing_more(sshd, remote_d
 
 
 def test_the_draft_of_a_killed_process_goes_and_that_of_a_living_one_stays(
-    stager, sshd, remote_directory, place, processes, options
+    stager, sshd, remote_directory, processes, options
 ):
     draft = stager.draft(sshd.url(f"{remote_directory}/mine"))
     draft.path.write_bytes(b"mine")

@@ -215,7 +215,7 @@ def test_so_many_files_that_they_wait_on_disk_are_moved_verified_and_removed(
         assert (result.files, result.deleted, result.unchanged) == (1, 301, count - 301)
 
 
-def test_what_cannot_be_removed_here_stops_nothing_else(sshd, small_disk, tmp_path):
+def test_what_cannot_be_removed_here_stops_nothing_else(sshd, small_disk):
     there = sshd.make_directory("sync/mounted")
     (there / "a").write_bytes(b"a")
     (there / "link").symlink_to("a")
