@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import secrets
-import select
 import shutil
 import subprocess
 import sys
@@ -15,9 +13,8 @@ from pyremotedata_core import ConnectionSettings, Secret
 from pyremotedata_core.url import encode_path
 from workflows.embedded_sshd import own_directory
 
+from .child import Child
 from .servers import Sshd
-
-START_TIMEOUT_S = 20.0
 
 
 class FtpServer:
@@ -51,7 +48,7 @@ class FtpServer:
         self._without = without
         self._terse = terse
         self._most = most
-        self._process: subprocess.Popen[str] | None = None
+        self._child: Child | None = None
         if tls:
             self._make_certificate()
 
@@ -62,13 +59,7 @@ class FtpServer:
 
     def start(self) -> Self:
         """Start it; after `halt` on the same port."""
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("ftp_server.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd="/",
-        )
+        self._child = Child(sys.executable, str(Path(__file__).with_name("ftp_server.py")))
         options = {
             "root": str(self.root),
             "user": self.user,
@@ -80,23 +71,19 @@ class FtpServer:
             "terse": self._terse,
             "most": self._most,
         }
-        self.port = int(self._say(options))
+        self.port = self._child.ask(options)
         return self
 
     def faults(self, **faults: Any) -> dict[str, Any]:
         """Set faults (see `ftp_server`); return all that are set, and what was counted."""
-        return dict(json.loads(self._say(faults)))
+        assert self._child is not None
+        return self._child.ask(faults)
 
     def halt(self) -> None:
         """Kill it with its connections."""
-        if self._process is not None:
-            assert self._process.stdin is not None
-            assert self._process.stdout is not None
-            self._process.kill()
-            self._process.wait()
-            self._process.stdin.close()
-            self._process.stdout.close()
-            self._process = None
+        if self._child is not None:
+            self._child.kill()
+            self._child = None
 
     def stop(self) -> None:
         """End it for good."""
@@ -136,16 +123,6 @@ class FtpServer:
 
     def _give(self, path: Path) -> None:
         """Files are its own already."""
-
-    def _say(self, values: dict[str, Any]) -> str:
-        assert self._process is not None
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(values) + "\n")
-        self._process.stdin.flush()
-        ready, _, _ = select.select([self._process.stdout], [], [], START_TIMEOUT_S)
-        assert ready, "the server does not answer"
-        return self._process.stdout.readline()
 
     def _make_certificate(self) -> None:
         key = self.directory / "key.pem"

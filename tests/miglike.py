@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
-import select
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +13,8 @@ from urllib.parse import quote
 from pyremotedata_core import ConnectionSettings, Secret
 from workflows.embedded_sshd import ADDRESS, own_directory, program, run
 
-START_TIMEOUT_S = 20.0
+from .child import Child
+from .servers import Sshd
 
 
 class MigLike:
@@ -41,34 +39,22 @@ class MigLike:
         self.codes = [f"{number:06}" for number in secrets.SystemRandom().sample(range(10**6), 50)]
         self.port = 0
         self._lock_s = lock_s
-        self._process: subprocess.Popen[bytes] | None = None
+        self._child: Child | None = None
 
     def start(self) -> Self:
         """Start the child process; after `halt` on the same port, with the same keys."""
         if not self.port:
             self._prepare()
-        script = Path(__file__).with_name("miglike_server.py")
-        self._process = subprocess.Popen(
-            [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/"
-        )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(self._settings()).encode() + b"\n")
-        self._process.stdin.flush()
-        ready, _, _ = select.select([self._process.stdout], [], [], START_TIMEOUT_S)
-        self.port = int(self._process.stdout.readline()) if ready else 0
-        assert self.port, "the server does not start"
+        self._child = Child(sys.executable, str(Path(__file__).with_name("miglike_server.py")))
+        self.port = self._child.ask(self._settings())
         self._write_ssh_config()
         return self
 
     def halt(self) -> None:
         """Kill the server with its sessions."""
-        process, self._process = self._process, None
-        if process is not None and process.stdin is not None and process.stdout is not None:
-            process.kill()
-            process.wait()
-            process.stdin.close()
-            process.stdout.close()
+        if self._child is not None:
+            self._child.kill()
+            self._child = None
 
     def stop(self) -> None:
         """End the server and remove its directory. May be called twice."""
@@ -116,20 +102,11 @@ class MigLike:
         values = {"ssh_config": str(self.ssh_config), "password": secret}
         return ConnectionSettings(**{**values, **more})
 
-    def make(self, relative: str, data: bytes = b"", *, mtime: int | None = None) -> Path:
-        """Write a file (and the directories above it) on the server; return its local path."""
-        path = self.root / relative
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-        if mtime is not None:
-            os.utime(path, (mtime, mtime))
-        return path
+    make = Sshd.make
+    make_directory = Sshd.make_directory
 
-    def make_directory(self, relative: str) -> Path:
-        """Make a directory (and those above it) on the server; return its local path."""
-        path = self.root / relative
-        path.mkdir(parents=True, exist_ok=True)
-        return path
+    def _give(self, path: Path) -> None:
+        """Files are its own already."""
 
     def log_text(self) -> str:
         """Return its log: a line for every login (user, kind, outcome) and session."""

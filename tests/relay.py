@@ -6,14 +6,12 @@
 
 from __future__ import annotations
 
-import json
-import select
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Self
 
-ANSWER_TIMEOUT_S = 10.0
+from .child import Child
+
 _LOOP = str(Path(__file__).with_name("relay_loop.py"))
 
 
@@ -46,30 +44,21 @@ class Relay:
         self.port = 0
         self._target_port = target_port
         self._settings = {"one_way_ms": one_way_ms, "rate": rate}
-        self._process: subprocess.Popen[bytes] | None = None
+        self._child: Child | None = None
 
     def start(self) -> Self:
         """Start the child process."""
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", _LOOP, "0", str(self._target_port), "0", "--control"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        self.port = self._answer()["port"]
+        command = [sys.executable, "-I", "-S", _LOOP, "0", str(self._target_port), "0", "--control"]
+        self._child = Child(*command)
+        self.port = self._child.answer()["port"]
         self.set(**self._settings)
         return self
 
     def stop(self) -> None:
         """End the child process. May be called twice."""
-        process, self._process = self._process, None
-        if process is not None and process.stdin is not None and process.stdout is not None:
-            process.stdin.close()
-            try:
-                process.wait(2)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            process.stdout.close()
+        if self._child is not None:
+            self._child.kill()
+            self._child = None
 
     def __enter__(self) -> Self:
         return self.start()
@@ -129,19 +118,8 @@ class Relay:
         return self._ask(command="status")
 
     def _ask(self, **message: Any) -> dict[str, Any]:
-        assert self._process is not None, "the relay is not running"
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(message).encode() + b"\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        ready, _, _ = select.select([self._process.stdout], [], [], ANSWER_TIMEOUT_S)
-        line = self._process.stdout.readline() if ready else b""
-        assert line, "the relay process does not answer"
-        return json.loads(line)
+        assert self._child is not None, "the relay is not running"
+        return self._child.ask(message)
 
 
 if __name__ == "__main__":
