@@ -8,12 +8,11 @@ import pytest
 
 from dask_plugin import RemoteFile, StagingPlugin
 
-distributed = pytest.importorskip("distributed")
-
 
 @pytest.fixture(scope="module")
 def two_workers():
     """A cluster of two worker processes with one thread each, for tests that leave it whole."""
+    distributed = pytest.importorskip("distributed")
     with (
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0"
@@ -26,6 +25,7 @@ def two_workers():
 @pytest.fixture
 def start_cluster():
     """Start clusters; they end with the test."""
+    distributed = pytest.importorskip("distributed")
     started = []
 
     def start(**options):
@@ -42,16 +42,11 @@ def start_cluster():
 
 
 @pytest.fixture
-def place(tmp_path) -> Path:
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def register(place):
+def register(cache_dir):
     """Register the plugin for a server, with a cache of the test's own."""
 
     def register(client, server, **options):
-        settings = {"ssh_config": str(server.ssh_config), "cache_dir": str(place)}
+        settings = {"ssh_config": str(server.ssh_config), "cache_dir": str(cache_dir)}
         client.register_plugin(StagingPlugin(**{**settings, **options}))
         return client
 
@@ -64,18 +59,18 @@ def client(two_workers, register, sshd):
 
 
 @pytest.fixture
-def make(sshd, remote_directory):
+def remote_file(make, url):
     """Make a file on the server and return its handle."""
 
-    def make(name: str, data: bytes | None = None) -> RemoteFile:
-        sshd.make(f"{remote_directory}/{name}", name.encode() if data is None else data)
-        return RemoteFile(sshd.url(f"{remote_directory}/{name}"))
+    def remote_file(name: str, data: bytes | None = None) -> RemoteFile:
+        make(name, name.encode() if data is None else data)
+        return RemoteFile(url(name))
 
-    return make
+    return remote_file
 
 
-def files_in(place: Path) -> set[str]:
-    return {path.name for path in place.glob("*/files/*/*")}
+def files_in(cache_dir: Path) -> set[str]:
+    return {path.name for path in cache_dir.glob("*/files/*/*")}
 
 
 def read(file, *_):

@@ -92,27 +92,25 @@ class Process:
 
 
 @pytest.fixture
-def place(tmp_path) -> Path:
+def cache_dir(tmp_path) -> Path:
+    """Where the node's cache of a test is to be."""
     return tmp_path / "cache"
 
 
 @pytest.fixture
-def options(sshd, place) -> dict:
-    return {"ssh_config": str(sshd.ssh_config), "cache_dir": str(place)}
-
-
-@pytest.fixture
-def stager(sshd, place):
-    with Stager(sshd.settings(cache_dir=str(place))) as stager:
+def stager(sshd, cache_dir):
+    with Stager(sshd.settings(cache_dir=str(cache_dir))) as stager:
         yield stager
 
 
 @pytest.fixture
-def processes():
+def processes(sshd, cache_dir):
+    """Start processes with a Stager: ``processes(server, timeout_s=2)``; they end with the test."""
     started: list[Process] = []
 
-    def start(**settings) -> Process:
-        started.append(Process(**settings))
+    def start(server=sshd, **settings) -> Process:
+        reach = {"ssh_config": str(server.ssh_config), "cache_dir": str(cache_dir)}
+        started.append(Process(**reach, **settings))
         return started[-1]
 
     yield start
@@ -123,20 +121,20 @@ def processes():
         process._child.stdout.close()
 
 
-def root_of(place: Path) -> Path:
-    return place / f"pyremotedata-{os.getuid()}"
+def root_of(cache_dir: Path) -> Path:
+    return cache_dir / f"pyremotedata-{os.getuid()}"
 
 
-def files_in(place: Path) -> set[str]:
+def files_in(cache_dir: Path) -> set[str]:
     """The names of the staged files."""
-    return {path.name for path in (root_of(place) / "files").glob("*/*")}
+    return {path.name for path in (root_of(cache_dir) / "files").glob("*/*")}
 
 
-def left_over(place: Path) -> list[Path]:
+def left_over(cache_dir: Path) -> list[Path]:
     return [
         path
         for name in ("incoming", "trash", "locks")
-        for path in (root_of(place) / name).iterdir()
+        for path in (root_of(cache_dir) / name).iterdir()
     ]
 
 
@@ -145,9 +143,11 @@ def wait_until_stalled(relay) -> None:
 
 
 @pytest.fixture
-def small(sshd, place):
+def small(sshd, cache_dir):
     """A stager with room for 30,000 bytes."""
-    with Stager(sshd.settings(cache_dir=str(place), cache_bytes=30_000, timeout_s=3.0)) as stager:
+    with Stager(
+        sshd.settings(cache_dir=str(cache_dir), cache_bytes=30_000, timeout_s=3.0)
+    ) as stager:
         yield stager
 
 

@@ -1,8 +1,5 @@
 """How tasks and workers end: files go back, errors reach who asked, the dead are replaced."""
 
-# Fixtures are imported, and then arguments have their names.
-# ruff: noqa: F811
-
 from __future__ import annotations
 
 import os
@@ -24,18 +21,7 @@ from pyremotedata_core import (
     RemoteURL,
 )
 
-from .dask_cluster import (  # noqa: F401
-    client,
-    files_in,
-    handle,
-    len_of,
-    make,
-    place,
-    read,
-    register,
-    start_cluster,
-    two_workers,
-)
+from .dask_cluster import files_in, handle, len_of, read
 from .logins import changed
 from .waiting import PATIENCE_S, wait_until
 
@@ -48,7 +34,9 @@ CANARY = "canary-5b0c"
 # --- the end of a task --------------------------------------------------------------------------
 
 
-def test_files_go_back_when_tasks_end_however_they_end(start_cluster, register, sshd, make, place):
+def test_files_go_back_when_tasks_end_however_they_end(
+    start_cluster, register, sshd, remote_file, cache_dir
+):
     client = register(
         start_cluster(n_workers=1, threads_per_worker=1),
         sshd,
@@ -64,14 +52,14 @@ def test_files_go_back_when_tasks_end_however_they_end(start_cluster, register, 
         return len(data)
 
     for round_ in range(3):
-        handles = [make(f"{round_}{n}", bytes(10_000)) for n in range(5)]
+        handles = [remote_file(f"{round_}{n}", bytes(10_000)) for n in range(5)]
         tasks = client.map(use, handles, [n % 2 for n in range(5)])
         distributed.wait(tasks, timeout=PATIENCE_S)
         assert [task.status for task in tasks] == ["finished", "error"] * 2 + ["finished"]
-        assert len(files_in(place)) <= 4
+        assert len(files_in(cache_dir)) <= 4
 
 
-def test_an_actor_keeps_no_files_of_its_calls(start_cluster, register, sshd, make):
+def test_an_actor_keeps_no_files_of_its_calls(start_cluster, register, sshd, remote_file):
     client = register(
         start_cluster(n_workers=1, threads_per_worker=1),
         sshd,
@@ -86,21 +74,23 @@ def test_an_actor_keeps_no_files_of_its_calls(start_cluster, register, sshd, mak
 
     reader = client.submit(Reader, actor=True).result()
     for n in range(6):
-        assert reader.length(make(f"{n}", bytes(10_000))).result(PATIENCE_S) == 10_000
+        assert reader.length(remote_file(f"{n}", bytes(10_000))).result(PATIENCE_S) == 10_000
 
 
 def test_a_task_may_open_one_of_more_files_than_the_cache_holds(
-    start_cluster, register, sshd, make
+    start_cluster, register, sshd, remote_file
 ):
     client = register(
         start_cluster(n_workers=1, threads_per_worker=1), sshd, cache_bytes=40_000, timeout_s=5
     )
-    handles = [make(f"{n}", bytes(10_000)) for n in range(12)]
+    handles = [remote_file(f"{n}", bytes(10_000)) for n in range(12)]
     tasks = [client.submit(lambda files, n: len_of(files[n]), handles, n) for n in (11, 0, 5)]
     assert client.gather(tasks) == [10_000] * 3
 
 
-def test_a_task_may_open_more_files_than_a_process_usually_may(start_cluster, register, sshd, make):
+def test_a_task_may_open_more_files_than_a_process_usually_may(
+    start_cluster, register, sshd, remote_file
+):
     client = start_cluster(n_workers=1, threads_per_worker=1)
     most = 150
     (used,) = client.run(lambda: len(os.listdir("/dev/fd"))).values()
@@ -111,12 +101,12 @@ def test_a_task_may_open_more_files_than_a_process_usually_may(start_cluster, re
 
     client.run(limit)
     register(client, sshd)
-    files = [make(f"{n}", b"x") for n in range(2 * most)]
+    files = [remote_file(f"{n}", b"x") for n in range(2 * most)]
     assert client.submit(lambda: sum(map(len_of, files))).result(PATIENCE_S) == len(files)
 
 
-def test_a_file_that_a_task_has_made_is_there_when_it_opens_it(client, make):
-    handle = make("first")
+def test_a_file_that_a_task_has_made_is_there_when_it_opens_it(client, remote_file):
+    handle = remote_file("first")
     made = RemoteFile(f"{handle.url}-made")
     path = RemoteURL.parse(made.url).path
 
@@ -130,7 +120,7 @@ def test_a_file_that_a_task_has_made_is_there_when_it_opens_it(client, make):
 
 
 def test_a_cancelled_task_keeps_its_file_while_its_thread_runs(
-    start_cluster, register, sshd, make, tmp_path
+    start_cluster, register, sshd, remote_file, tmp_path
 ):
     client = register(
         start_cluster(n_workers=1, threads_per_worker=2),
@@ -147,14 +137,14 @@ def test_a_cancelled_task_keeps_its_file_while_its_thread_runs(
         wait_until(go_on.exists, "the task may go on")
         verdict.write_text(str(path.exists()))
 
-    task = client.submit(use, make("kept", bytes(10_000)))
+    task = client.submit(use, remote_file("kept", bytes(10_000)))
     wait_until(opened.exists, "the task has its file")
     task.cancel()
     wait_until(
         lambda: "cancelled" in states(client).values(), "the worker knows that it was cancelled"
     )
     for n in range(6):
-        assert client.submit(len_of, make(f"other{n}", bytes(10_000))).result() == 10_000
+        assert client.submit(len_of, remote_file(f"other{n}", bytes(10_000))).result() == 10_000
     go_on.touch()
     wait_until(lambda: verdict.exists() and verdict.read_text(), "the verdict is written")
     assert verdict.read_text() == "True"
@@ -167,7 +157,7 @@ def states(client) -> dict:
     return found
 
 
-def test_a_file_can_be_held_beyond_its_task(start_cluster, register, sshd, make):
+def test_a_file_can_be_held_beyond_its_task(start_cluster, register, sshd, remote_file):
     client = register(
         start_cluster(n_workers=1, threads_per_worker=1),
         sshd,
@@ -182,18 +172,18 @@ def test_a_file_can_be_held_beyond_its_task(start_cluster, register, sshd, make)
         builtins.held = file.hold()
         return str(builtins.held.path)
 
-    path = Path(client.submit(hold, make("held", bytes(10_000))).result())
+    path = Path(client.submit(hold, remote_file("held", bytes(10_000))).result())
     for n in range(6):
-        client.submit(len_of, make(f"{n}", bytes(10_000))).result()
+        client.submit(len_of, remote_file(f"{n}", bytes(10_000))).result()
     assert path.exists()
     client.run(lambda: __import__("builtins").held.release())
     for n in range(6, 12):
-        client.submit(len_of, make(f"{n}", bytes(10_000))).result()
+        client.submit(len_of, remote_file(f"{n}", bytes(10_000))).result()
     assert not path.exists()
 
 
 def test_registering_anew_leaves_running_tasks_their_files(
-    start_cluster, register, sshd, make, tmp_path
+    start_cluster, register, sshd, remote_file, tmp_path
 ):
     client = start_cluster(n_workers=1, threads_per_worker=2)
     options = {"cache_bytes": 40_000, "ahead_bytes": 1, "timeout_s": 10}
@@ -206,11 +196,11 @@ def test_registering_anew_leaves_running_tasks_their_files(
         wait_until(go_on.exists, "the task may go on")
         return path.exists()
 
-    task = client.submit(use, make("kept", bytes(10_000)))
+    task = client.submit(use, remote_file("kept", bytes(10_000)))
     wait_until(opened.exists, "the task has its file")
     register(client, sshd, **options)
     for n in range(6):
-        assert client.submit(len_of, make(f"other{n}", bytes(10_000))).result() == 10_000
+        assert client.submit(len_of, remote_file(f"other{n}", bytes(10_000))).result() == 10_000
     go_on.touch()
     assert task.result()
     assert any(client.run(children).values())
@@ -226,8 +216,8 @@ def children():
 # --- errors and deaths --------------------------------------------------------------------------
 
 
-def test_a_missing_file_is_its_tasks_error_and_no_other_tasks(client, make):
-    good = make("good")
+def test_a_missing_file_is_its_tasks_error_and_no_other_tasks(client, remote_file):
+    good = remote_file("good")
     missing = RemoteFile(good.url + "-missing")
     tasks = client.map(read, [missing, good])
     with pytest.raises(RemoteFileNotFound, match="good-missing"):
@@ -244,30 +234,30 @@ def test_a_file_without_permission_is_its_tasks_error(two_workers, register, req
         two_workers.submit(read, RemoteFile(server.url("closed-task.bin"))).result()
 
 
-def test_a_wrong_key_is_the_tasks_error(two_workers, register, sshd, make, tmp_path):
+def test_a_wrong_key_is_the_tasks_error(two_workers, register, sshd, remote_file, tmp_path):
     (tmp_path / "key").write_text("no key\n")
     (tmp_path / "key").chmod(0o600)
     config = changed(sshd, tmp_path / "config", (str(sshd.key), str(tmp_path / "key")))
     register(two_workers, sshd, ssh_config=config)
     with pytest.raises(AuthenticationFailed):
-        two_workers.submit(read, make("a")).result()
+        two_workers.submit(read, remote_file("a")).result()
 
 
 def test_wrong_settings_are_the_tasks_error_and_do_not_break_the_worker(
-    two_workers, register, sshd, make
+    two_workers, register, sshd, remote_file
 ):
     register(two_workers, sshd, transport="pigeon")
     with pytest.raises(ValueError, match="transport"):
-        two_workers.submit(read, make("a")).result()
+        two_workers.submit(read, remote_file("a")).result()
     assert two_workers.submit(sum, [1, 2]).result() == 3
     register(two_workers, sshd)
-    assert two_workers.submit(read, make("b")).result() == "b"
+    assert two_workers.submit(read, remote_file("b")).result() == "b"
 
 
 @pytest.fixture
-def late(sshd, remote_directory, make):
+def late(sshd, remote_directory, remote_file):
     """A handle of a file that is missing, and where it will be."""
-    file = make("late")
+    file = remote_file("late")
     path = sshd.root / remote_directory / "late"
     path.unlink()
     return file, path
@@ -300,7 +290,7 @@ def test_a_task_may_try_again_itself(client, late):
 
 
 def test_a_worker_killed_while_it_fetches_is_replaced(
-    sshd_factory, relay_factory, start_cluster, register, place
+    sshd_factory, relay_factory, start_cluster, register, cache_dir
 ):
     server = sshd_factory()
     data = os.urandom(3_000_000)
@@ -314,45 +304,45 @@ def test_a_worker_killed_while_it_fetches_is_replaced(
     os.kill(pid, signal.SIGKILL)
     relay.resume()
     assert task.result() == data
-    wait_until(lambda: not any(place.glob("*/incoming/*")), "nothing is left")
+    wait_until(lambda: not any(cache_dir.glob("*/incoming/*")), "nothing is left")
 
 
 def test_the_plugin_can_be_preloaded_without_client_code(
-    start_cluster, sshd, make, monkeypatch, place
+    start_cluster, sshd, remote_file, monkeypatch, cache_dir
 ):
     monkeypatch.setenv("PYREMOTEDATA_SSH_CONFIG", str(sshd.ssh_config))
-    monkeypatch.setenv("PYREMOTEDATA_CACHE_DIR", str(place))
+    monkeypatch.setenv("PYREMOTEDATA_CACHE_DIR", str(cache_dir))
     monkeypatch.setenv("DASK_DISTRIBUTED__WORKER__PRELOAD", "dask_plugin.preload")
     with dask.config.set({"distributed.worker.preload": ["dask_plugin.preload"]}):
         client = start_cluster(n_workers=1, threads_per_worker=1)
-    assert client.submit(read, make("a")).result() == "a"
+    assert client.submit(read, remote_file("a")).result() == "a"
     assert stats(client).total["files"] == 1
-    client.register_plugin(StagingPlugin(ssh_config=str(sshd.ssh_config), cache_dir=str(place)))
+    client.register_plugin(StagingPlugin(ssh_config=str(sshd.ssh_config), cache_dir=str(cache_dir)))
     assert stats(client).total["files"] == 0
-    assert client.submit(read, make("b")).result() == "b"
+    assert client.submit(read, remote_file("b")).result() == "b"
 
 
-def test_workers_that_come_later_are_served(start_cluster, register, sshd, make):
+def test_workers_that_come_later_are_served(start_cluster, register, sshd, remote_file):
     client = register(start_cluster(n_workers=1, threads_per_worker=1), sshd)
     client.cluster.scale(2)
     client.wait_for_workers(2, timeout=PATIENCE_S)
     assert len(stats(client)) == 2
-    assert client.gather(client.map(read, [make(name) for name in "abcd"])) == list("abcd")
+    assert client.gather(client.map(read, [remote_file(name) for name in "abcd"])) == list("abcd")
 
 
-def test_a_restarted_cluster_is_served(start_cluster, register, sshd, make):
+def test_a_restarted_cluster_is_served(start_cluster, register, sshd, remote_file):
     client = register(start_cluster(n_workers=1, threads_per_worker=1), sshd)
-    assert client.submit(read, make("a")).result() == "a"
+    assert client.submit(read, remote_file("a")).result() == "a"
     client.restart()
-    assert client.submit(read, make("b")).result() == "b"
+    assert client.submit(read, remote_file("b")).result() == "b"
 
 
 def test_a_secret_of_the_workers_stays_there(
-    start_cluster, register, sshd, make, monkeypatch, tmp_path
+    start_cluster, register, sshd, remote_file, monkeypatch, tmp_path
 ):
     monkeypatch.setenv("PYREMOTEDATA_PASSWORD", CANARY)
     client = register(start_cluster(n_workers=1, threads_per_worker=1), sshd)
-    file = make("a")
+    file = remote_file("a")
     assert client.submit(os.environ.get, "PYREMOTEDATA_PASSWORD").result() == CANARY
     task = client.submit(read, file, key="reader")
     assert task.result() == "a"

@@ -1,8 +1,5 @@
 """Faults, on clusters of real worker processes: what dies, is full, changes, is gone."""
 
-# Fixtures are imported, and then arguments have their names.
-# ruff: noqa: F811
-
 from __future__ import annotations
 
 import os
@@ -17,7 +14,6 @@ import pytest
 from dask_plugin import RemoteFile, glob, stats
 from pyremotedata_core import ConnectionLost, RemoteChanged
 
-from .dask_cluster import place, register, start_cluster  # noqa: F401 - fixtures
 from .dask_nodes import content
 from .waiting import PATIENCE_S, wait_until
 

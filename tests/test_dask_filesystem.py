@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import dask
 import fsspec
 import pytest
@@ -32,13 +30,10 @@ def cluster():
 
 
 @pytest.fixture
-def place(tmp_path) -> Path:
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def client(cluster, sshd, place):
-    cluster.register_plugin(StagingPlugin(ssh_config=str(sshd.ssh_config), cache_dir=str(place)))
+def client(cluster, sshd, cache_dir):
+    cluster.register_plugin(
+        StagingPlugin(ssh_config=str(sshd.ssh_config), cache_dir=str(cache_dir))
+    )
     yield cluster
     cluster.unregister_worker_plugin(StagingPlugin.name)
 
@@ -65,7 +60,7 @@ def names_in(collection) -> set[str]:
 
 
 def test_read_csv_goes_through_the_cache_and_its_graph_shows_the_files(
-    client, folder, options, place
+    client, folder, options, cache_dir
 ):
     dataframe = pytest.importorskip("dask.dataframe")
     table = dataframe.read_csv(f"{folder}/*.csv", blocksize=10_000, storage_options=options)
@@ -75,27 +70,27 @@ def test_read_csv_goes_through_the_cache_and_its_graph_shows_the_files(
     total = stats(client).total
     assert total["files"] == 3
     assert total["files"] + total["cache_files"] >= table.npartitions / 2
-    assert {path.name for path in place.glob("*/files/*/*")} == {"t0.csv", "t1.csv", "t2.csv"}
+    assert {path.name for path in cache_dir.glob("*/files/*/*")} == {"t0.csv", "t1.csv", "t2.csv"}
 
 
 def test_read_parquet_goes_through_the_cache_and_its_graph_shows_the_files(
-    client, folder, options, place
+    client, folder, options, cache_dir
 ):
     dataframe = pytest.importorskip("dask.dataframe")
     table = dataframe.read_parquet(f"{folder}/*.parquet", storage_options=options)
     assert names_in(table.optimize(fuse=False)) == {"t0.parquet", "t1.parquet", "t2.parquet"}
     assert table.n.sum().compute() == sum(range(3 * ROWS))
-    assert len(list(place.glob("*/files/*/*.parquet"))) == 3
+    assert len(list(cache_dir.glob("*/files/*/*.parquet"))) == 3
 
 
 def test_read_text_goes_through_the_cache_and_its_graph_shows_the_files(
-    client, folder, options, place
+    client, folder, options, cache_dir
 ):
     bag = pytest.importorskip("dask.bag")
     lines = bag.read_text(f"{folder}/*.csv", storage_options=options)
     assert names_in(lines) == {"t0.csv", "t1.csv", "t2.csv"}
     assert lines.count().compute() == 3 * (ROWS + 1)
-    assert len(list(place.glob("*/files/*/*.csv"))) == 3
+    assert len(list(cache_dir.glob("*/files/*/*.csv"))) == 3
 
 
 def opened(client, name):
@@ -103,14 +98,16 @@ def opened(client, name):
     return sum(one["action"] == "opened" and one["url"].endswith(name) for one in events)
 
 
-def test_an_open_file_that_goes_to_a_worker_is_a_file_of_its_cache(client, folder, options, place):
+def test_an_open_file_that_goes_to_a_worker_is_a_file_of_its_cache(
+    client, folder, options, cache_dir
+):
     before = opened(client, "t1.csv")
     with fsspec.open(f"{folder}/t1.csv", "rb", **options) as file:
         assert [handle.name for handle in handles_in([file])] == ["t1.csv"]
         head = file.read(10)
         tail = client.submit(lambda file: file.read(), file).result()
     assert (head + tail).startswith(b"n,text\n3000,some\n")
-    assert len(list(place.glob("*/files/*/t1.csv"))) == 1
+    assert len(list(cache_dir.glob("*/files/*/t1.csv"))) == 1
     assert opened(client, "t1.csv") == before + 1
 
 
@@ -137,34 +134,34 @@ def test_a_file_that_is_read_while_its_task_is_unpickled_does_not_hang_the_worke
         assert task.result(PATIENCE_S) == data
 
 
-def test_bytes_that_are_asked_for_by_range_come_from_the_cache(client, folder, options, place):
+def test_bytes_that_are_asked_for_by_range_come_from_the_cache(client, folder, options, cache_dir):
     fs, path = fsspec.url_to_fs(f"{folder}/t2.csv", **options)
     assert client.submit(fs.cat_file, path, 2, 6).result() == b"text"
     assert stats(client).total["files"] == 1
-    assert len(list(place.glob("*/files/*/t2.csv"))) == 1
+    assert len(list(cache_dir.glob("*/files/*/t2.csv"))) == 1
 
 
-def test_the_next_partition_comes_while_one_is_computed(client, folder, options, place):
+def test_the_next_partition_comes_while_one_is_computed(client, folder, options, cache_dir):
     first, second = (fsspec.open(f"{folder}/t{n}.csv", **options) for n in range(2))
 
-    def compute_until_here(file, place, name):
+    def compute_until_here(file, cache_dir, name):
         with file as stream:
             data = stream.read()
         if name:
-            wait_until(lambda: any(place.glob(f"*/files/*/{name}")), f"{name} is fetched ahead")
+            wait_until(lambda: any(cache_dir.glob(f"*/files/*/{name}")), f"{name} is fetched ahead")
         return len(data)
 
     tasks = [
-        client.submit(compute_until_here, first, place, "t1.csv", priority=1),
-        client.submit(compute_until_here, second, place, None),
+        client.submit(compute_until_here, first, cache_dir, "t1.csv", priority=1),
+        client.submit(compute_until_here, second, cache_dir, None),
     ]
     assert all(size > ROWS for size in client.gather(tasks))
 
 
 def test_a_file_that_does_not_fit_the_cache_is_read_from_the_server(
-    cluster, sshd, folder, options, place
+    cluster, sshd, folder, options, cache_dir
 ):
-    settings = {"ssh_config": str(sshd.ssh_config), "cache_dir": str(place)}
+    settings = {"ssh_config": str(sshd.ssh_config), "cache_dir": str(cache_dir)}
     cluster.register_plugin(StagingPlugin(**settings, cache_bytes=1000))
 
     def read(file):
@@ -174,13 +171,13 @@ def test_a_file_that_does_not_fit_the_cache_is_read_from_the_server(
     try:
         (file,) = fsspec.open_files(f"{folder}/t0.csv", **options)
         assert cluster.submit(read, file).result() > ROWS
-        assert not any(place.glob("*/files/*/*"))
+        assert not any(cache_dir.glob("*/files/*/*"))
     finally:
         cluster.unregister_worker_plugin(StagingPlugin.name)
 
 
-def test_staging_of_whole_files_may_be_turned_off(cluster, sshd, folder, options, place):
-    settings = {"ssh_config": str(sshd.ssh_config), "cache_dir": str(place)}
+def test_staging_of_whole_files_may_be_turned_off(cluster, sshd, folder, options, cache_dir):
+    settings = {"ssh_config": str(sshd.ssh_config), "cache_dir": str(cache_dir)}
     cluster.register_plugin(StagingPlugin(**settings, filesystem=False))
 
     def read(opened):
@@ -191,6 +188,6 @@ def test_staging_of_whole_files_may_be_turned_off(cluster, sshd, folder, options
         (file,) = fsspec.open_files(f"{folder}/t0.csv", **options)
         task = dask.delayed(read)(file)
         assert task.compute() == b"n,text"
-        assert not any(place.glob("*/files/*/*"))
+        assert not any(cache_dir.glob("*/files/*/*"))
     finally:
         cluster.unregister_worker_plugin(StagingPlugin.name)

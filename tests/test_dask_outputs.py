@@ -1,8 +1,5 @@
 """Outputs of tasks on clusters of real worker processes."""
 
-# Fixtures are imported, and then arguments have their names.
-# ruff: noqa: F811
-
 from __future__ import annotations
 
 import os
@@ -13,15 +10,7 @@ import pytest
 from dask_plugin import stage_out, stats
 from pyremotedata_core import TransferError
 
-from .dask_cluster import (  # noqa: F401
-    client,
-    make,
-    place,
-    read,
-    register,
-    start_cluster,
-    two_workers,
-)
+from .dask_cluster import read
 from .waiting import wait_until
 
 distributed = pytest.importorskip("distributed")
@@ -51,11 +40,11 @@ def test_an_output_is_uploaded_and_the_next_task_has_it_at_once(
     assert stats(client).total["stored_bytes"] == 6
 
 
-def test_an_output_of_a_task_that_fails_is_not_uploaded(client, sshd, remote_directory, place):
+def test_an_output_of_a_task_that_fails_is_not_uploaded(client, sshd, remote_directory, cache_dir):
     with pytest.raises(ValueError, match="half-way"):
         client.submit(summarise, sshd.url(f"{remote_directory}/out"), fails=True).result()
     assert os.listdir(sshd.root / remote_directory) == []
-    assert not any(place.glob("*/incoming/*"))
+    assert not any(cache_dir.glob("*/incoming/*"))
 
 
 def test_an_upload_that_fails_is_the_tasks_error_and_may_be_tried_again(
@@ -80,7 +69,7 @@ def test_an_upload_that_fails_is_the_tasks_error_and_may_be_tried_again(
 
 
 def test_an_output_of_a_killed_worker_is_written_by_another_attempt(
-    sshd_factory, relay_factory, start_cluster, register, place
+    sshd_factory, relay_factory, start_cluster, register, cache_dir
 ):
     server = sshd_factory()
     server.make_directory("out")
@@ -100,7 +89,9 @@ def test_an_output_of_a_killed_worker_is_written_by_another_attempt(
     relay.resume()
     assert task.result().size == 3_000_000
     assert (server.root / "out/large").read_bytes() == b"x" * 3_000_000
-    wait_until(lambda: not any(place.glob("*/incoming/*")), "the draft of the killed one is gone")
+    wait_until(
+        lambda: not any(cache_dir.glob("*/incoming/*")), "the draft of the killed one is gone"
+    )
 
 
 def test_an_output_outside_of_tasks_works(sshd, remote_directory, monkeypatch):

@@ -1,8 +1,5 @@
 """What users see of staging: counters on the Prometheus endpoint, and a plot."""
 
-# Fixtures are imported, and then arguments have their names.
-# ruff: noqa: F811
-
 from __future__ import annotations
 
 import re
@@ -12,10 +9,10 @@ from urllib.request import urlopen
 
 import pytest
 
-from dask_plugin import RemoteFile, StagingPlugin, plot, stats
+from dask_plugin import StagingPlugin, plot, stats
 from dask_plugin.plotting import STEPS, draw, spread
 
-from .dask_cluster import len_of, place, register, start_cluster  # noqa: F401 - fixtures
+from .dask_cluster import len_of
 
 pytest.importorskip("distributed")
 
@@ -31,10 +28,9 @@ def client(start_cluster, register, sshd):
     return register(start_cluster(n_workers=1, threads_per_worker=1), sshd)
 
 
-def test_the_workers_endpoint_counts_files_and_bytes(client, sshd, remote_directory):
+def test_the_workers_endpoint_counts_files_and_bytes(client, remote_file):
     pytest.importorskip("prometheus_client")
-    sshd.make(f"{remote_directory}/a", bytes(1000))
-    file = RemoteFile(sshd.url(f"{remote_directory}/a"))
+    file = remote_file("a", bytes(1000))
     for _ in range(2):
         assert client.submit(len_of, file, pure=False).result() == 1000
     (port,) = client.run(lambda dask_worker: dask_worker.http_server.port).values()
@@ -56,13 +52,11 @@ def test_workers_that_cannot_answer_are_left_out_of_the_counts(start_cluster, re
     assert list(stats(client)) == [sound]
 
 
-def test_a_plot_is_drawn_from_the_events(client, sshd, remote_directory, tmp_path):
+def test_a_plot_is_drawn_from_the_events(client, remote_file, tmp_path):
     pytest.importorskip("matplotlib")
     with pytest.raises(ValueError, match="no events"):
         plot(client, tmp_path / "none.png")
-    sshd.make(f"{remote_directory}/a", bytes(100_000))
-    file = RemoteFile(sshd.url(f"{remote_directory}/a"))
-    assert client.submit(len_of, file).result() == 100_000
+    assert client.submit(len_of, remote_file("a", bytes(100_000))).result() == 100_000
     plot(client, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     plot(client, tmp_path / "plot.svg")

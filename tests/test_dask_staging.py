@@ -1,8 +1,5 @@
 """StagingPlugin on clusters of real worker processes, against real servers."""
 
-# Fixtures are imported, and then arguments have their names.
-# ruff: noqa: F811
-
 from __future__ import annotations
 
 import os
@@ -16,20 +13,7 @@ import pytest
 
 from dask_plugin import RemoteFile, glob, local, stats
 
-from .dask_cluster import (  # noqa: F401
-    client,
-    files_in,
-    handle,
-    len_of,
-    make,
-    place,
-    read,
-    read_after,
-    read_all,
-    register,
-    start_cluster,
-    two_workers,
-)
+from .dask_cluster import files_in, handle, len_of, read, read_after, read_all
 from .waiting import wait_until
 
 distributed = pytest.importorskip("distributed")
@@ -48,53 +32,53 @@ def read_sample(sample):
     return read(sample.file)
 
 
-def test_a_task_opens_its_argument(client, make):
-    assert client.submit(read, make("a")).result() == "a"
+def test_a_task_opens_its_argument(client, remote_file):
+    assert client.submit(read, remote_file("a")).result() == "a"
 
 
-def test_map_opens_each_argument(client, make):
-    assert client.gather(client.map(read, [make(name) for name in "abcde"])) == list("abcde")
+def test_map_opens_each_argument(client, remote_file):
+    assert client.gather(client.map(read, [remote_file(name) for name in "abcde"])) == list("abcde")
 
 
-def test_delayed_opens_handles_in_containers_and_keywords(client, make):
-    nested = {"first": make("a"), "rest": [make("b"), make("c")]}
-    task = dask.delayed(read_all)(nested, more=(make("d"),))
+def test_delayed_opens_handles_in_containers_and_keywords(client, remote_file):
+    nested = {"first": remote_file("a"), "rest": [remote_file("b"), remote_file("c")]}
+    task = dask.delayed(read_all)(nested, more=(remote_file("d"),))
     assert task.compute() == "abcd"
-    assert dask.delayed(read_after)(make("e"), task).compute() == "e"
+    assert dask.delayed(read_after)(remote_file("e"), task).compute() == "e"
 
 
-def test_handles_in_closures_partials_and_dataclasses_are_opened(client, make):
-    a = make("a")
+def test_handles_in_closures_partials_and_dataclasses_are_opened(client, remote_file):
+    a = remote_file("a")
 
     def enclosed():
         return read(a)
 
     assert client.submit(enclosed, pure=False).result() == "a"
-    assert client.submit(partial(read, make("b"))).result() == "b"
-    assert client.submit(read_sample, Sample("s", make("c"))).result() == "c"
+    assert client.submit(partial(read, remote_file("b"))).result() == "b"
+    assert client.submit(read_sample, Sample("s", remote_file("c"))).result() == "c"
 
 
-def test_bags_of_handles_are_opened(client, make):
+def test_bags_of_handles_are_opened(client, remote_file):
     bag = pytest.importorskip("dask.bag")
-    handles = [make(name) for name in "abcd"]
+    handles = [remote_file(name) for name in "abcd"]
     assert bag.from_sequence(handles, npartitions=2).map(read).compute() == list("abcd")
 
 
-def test_handles_that_tasks_return_are_opened_by_the_next(client, make):
-    first = client.submit(lambda f: [f], make("a"))
+def test_handles_that_tasks_return_are_opened_by_the_next(client, remote_file):
+    first = client.submit(lambda f: [f], remote_file("a"))
     assert client.submit(lambda files: read(files[0]), first).result() == "a"
-    assert client.submit(read, client.scatter(make("b"))).result() == "b"
+    assert client.submit(read, client.scatter(remote_file("b"))).result() == "b"
 
 
-def test_local_gives_tasks_strings(client, make):
+def test_local_gives_tasks_strings(client, remote_file):
     @local
     def kind(path):
         return type(path).__name__ + Path(path).read_text()
 
-    assert client.submit(kind, make("a")).result() == "stra"
+    assert client.submit(kind, remote_file("a")).result() == "stra"
 
 
-def test_a_coroutine_task_gets_its_file_without_blocking_the_loop(client, make):
+def test_a_coroutine_task_gets_its_file_without_blocking_the_loop(client, remote_file):
     @local
     async def good(path):
         return Path(path).read_text()
@@ -102,31 +86,31 @@ def test_a_coroutine_task_gets_its_file_without_blocking_the_loop(client, make):
     async def bad(file):
         return os.fspath(file)
 
-    assert client.submit(good, make("a")).result() == "a"
+    assert client.submit(good, remote_file("a")).result() == "a"
     with pytest.raises(RuntimeError, match=r"dask_plugin\.local"):
-        client.submit(bad, make("b")).result()
+        client.submit(bad, remote_file("b")).result()
 
 
-def test_glob_to_map_is_a_line(client, sshd, remote_directory, make, monkeypatch):
+def test_glob_to_map_is_a_line(client, sshd, remote_directory, remote_file, monkeypatch):
     monkeypatch.setenv("PYREMOTEDATA_SSH_CONFIG", str(sshd.ssh_config))
     for name in ("a.txt", "b.txt", "c.csv"):
-        make(name)
+        remote_file(name)
     files = glob(sshd.url(remote_directory) + "/*.txt")
     assert client.gather(client.map(read, files)) == ["a.txt", "b.txt"]
 
 
-def test_without_the_plugin_handles_work(start_cluster, sshd, make, monkeypatch, place):
+def test_without_the_plugin_handles_work(start_cluster, sshd, remote_file, monkeypatch, cache_dir):
     monkeypatch.setenv("PYREMOTEDATA_SSH_CONFIG", str(sshd.ssh_config))
-    monkeypatch.setenv("PYREMOTEDATA_CACHE_DIR", str(place))
+    monkeypatch.setenv("PYREMOTEDATA_CACHE_DIR", str(cache_dir))
     client = start_cluster(n_workers=1, threads_per_worker=1)
-    assert client.submit(read, make("a")).result() == "a"
+    assert client.submit(read, remote_file("a")).result() == "a"
     assert stats(client) == {}
 
 
-def test_a_cluster_of_threads_is_served(start_cluster, register, sshd, make):
+def test_a_cluster_of_threads_is_served(start_cluster, register, sshd, remote_file):
     client = register(start_cluster(n_workers=2, threads_per_worker=2, processes=False), sshd)
     names = "abcdefgh"
-    assert client.gather(client.map(read, [make(name) for name in names])) == list(names)
+    assert client.gather(client.map(read, [remote_file(name) for name in names])) == list(names)
     assert stats(client).total["files"] == len(names)
 
 
@@ -156,9 +140,11 @@ def test_each_file_comes_to_the_node_once(sshd_factory, two_workers, register):
     assert "archive_bytes" in str(report)
 
 
-def test_the_next_tasks_file_comes_while_a_task_computes(start_cluster, register, sshd, make):
+def test_the_next_tasks_file_comes_while_a_task_computes(
+    start_cluster, register, sshd, remote_file
+):
     client = register(start_cluster(n_workers=1, threads_per_worker=1), sshd)
-    handles = [make("first"), make("second")]
+    handles = [remote_file("first"), remote_file("second")]
 
     def compute_until_the_other_is_here(file, other):
         # Ends only when the file of the task that waits behind this one is on the node.
@@ -178,36 +164,36 @@ def test_the_next_tasks_file_comes_while_a_task_computes(start_cluster, register
 
 
 def test_a_handle_that_only_its_pickle_shows_is_fetched_ahead(
-    start_cluster, register, sshd, make, place
+    start_cluster, register, sshd, remote_file, cache_dir
 ):
     client = register(start_cluster(n_workers=1, threads_per_worker=1), sshd)
-    file = make("hidden")
+    file = remote_file("hidden")
 
     class Opaque:
         def __init__(self, file):
             self.file = file
 
     def compute_until_here():
-        wait_until(lambda: any(place.glob("*/files/*/hidden")), "it is fetched ahead")
+        wait_until(lambda: any(cache_dir.glob("*/files/*/hidden")), "it is fetched ahead")
 
     first = client.submit(compute_until_here, priority=1, pure=False)
     second = client.submit(lambda one: read(one.file), Opaque(file), pure=False)
     assert client.gather([first, second]) == [None, "hidden"]
 
 
-def test_what_is_fetched_ahead_is_bounded(start_cluster, register, sshd, make, place):
+def test_what_is_fetched_ahead_is_bounded(start_cluster, register, sshd, remote_file, cache_dir):
     with dask.config.set({"distributed.scheduler.worker-saturation": 20.0}):
         client = start_cluster(n_workers=1, threads_per_worker=1)
     register(client, sshd, ahead_files=3)
 
-    def compute(file, place, wanted):
+    def compute(file, cache_dir, wanted):
         mine = Path(file).name
-        wait_until(lambda: len(files_in(place)) >= wanted, "as many as may be are there")
+        wait_until(lambda: len(files_in(cache_dir)) >= wanted, "as many as may be are there")
         time.sleep(0.5)  # time for more to come, if it were not bounded
-        return mine, len(files_in(place))
+        return mine, len(files_in(cache_dir))
 
     tasks = [
-        client.submit(compute, make(f"{n:02}"), place, 4 if n == 0 else 0, priority=-n)
+        client.submit(compute, remote_file(f"{n:02}"), cache_dir, 4 if n == 0 else 0, priority=-n)
         for n in range(10)
     ]
     assert tasks[0].result() == ("00", 4)
@@ -259,9 +245,9 @@ def test_fetches_are_bars_of_their_tasks_and_openings_are_events(
     assert events[0]["start"] < events[0]["stop"]
 
 
-def test_the_dashboards_task_stream_takes_the_bars(client, make):
+def test_the_dashboards_task_stream_takes_the_bars(client, remote_file):
     from distributed.diagnostics.task_stream import rectangles
 
     with distributed.get_task_stream(client) as stream:
-        client.gather(client.map(read, [make(name) for name in "abcdef"]))
+        client.gather(client.map(read, [remote_file(name) for name in "abcdef"]))
     assert len(rectangles(stream.data)["start"]) >= 6

@@ -1,8 +1,5 @@
 """What a worker's staging keeps of its tasks' files, at moments that a cluster rarely meets."""
 
-# The fixtures are imported, and named as arguments.
-# ruff: noqa: F811
-
 from __future__ import annotations
 
 from threading import Thread, Timer
@@ -16,13 +13,7 @@ from pyremotedata_core import ConfigurationError, Lease
 from pyremotedata_core.stager import Stager
 
 from .forks import in_a_fork
-from .stager_nodes import (  # noqa: F401
-    files_in,
-    make_files,
-    place,
-    stager,
-    wait_until_stalled,
-)
+from .stager_nodes import files_in, make_files, wait_until_stalled
 from .waiting import PATIENCE_S, wait_until
 
 
@@ -61,7 +52,7 @@ def test_a_file_that_a_task_has_open_is_not_staged_again(serve, stager, sshd, re
 
 
 def test_files_are_fetched_ahead_once_settings_are_right_again(
-    serve, stager, sshd, remote_directory, place
+    serve, stager, sshd, remote_directory, cache_dir
 ):
     failures = iter(range(QUESTIONS_AT_ONCE))
 
@@ -75,11 +66,11 @@ def test_files_are_fetched_ahead_once_settings_are_right_again(
     staging.want("failing", (0,), [RemoteFile(f"{url}{n}") for n in range(QUESTIONS_AT_ONCE)])
     staging.want("task", (1,), [RemoteFile(url)])
     wait_until(lambda: staging.counts().files, "the file was fetched ahead")
-    assert files_in(place) == {"a"}
+    assert files_in(cache_dir) == {"a"}
 
 
 def test_a_task_that_ends_while_its_file_is_ordered_keeps_nothing(
-    serve, sshd, remote_directory, place
+    serve, sshd, remote_directory, cache_dir
 ):
     (url,) = make_files(sshd, remote_directory, "a")
 
@@ -89,7 +80,7 @@ def test_a_task_that_ends_while_its_file_is_ordered_keeps_nothing(
             staging.end("task")
             return future
 
-    with Hasty(sshd.settings(cache_dir=str(place))) as stager:
+    with Hasty(sshd.settings(cache_dir=str(cache_dir))) as stager:
         staging = serve(lambda: stager)
         staging.want("task", (0,), [known(stager, url)])
         wait_until(lambda: staging.counts().files, "the file was fetched ahead")
@@ -98,13 +89,13 @@ def test_a_task_that_ends_while_its_file_is_ordered_keeps_nothing(
 
 
 def test_a_forked_child_waits_for_no_file_that_comes_to_its_parent(
-    serve, sshd_factory, relay_factory, place
+    serve, sshd_factory, relay_factory, cache_dir
 ):
     server = sshd_factory()
     server.make("a", b"x" * 2_000_000)
     relay = relay_factory(server.port)
     handle = RemoteFile(relay.url(server.url("a")))
-    with Stager(server.settings(cache_dir=str(place))) as stager:
+    with Stager(server.settings(cache_dir=str(cache_dir))) as stager:
         staging = serve(lambda: stager)
         current.enlist(worker := Worker(), staging)
         leases: list[Lease] = []

@@ -1,8 +1,5 @@
 """The Stager: one copy of a file per node, whoever asks."""
 
-# The fixtures are imported, and named as arguments.
-# ruff: noqa: F811
-
 from __future__ import annotations
 
 import os
@@ -18,7 +15,6 @@ import pytest
 
 from pyremotedata_core import (
     ConfigurationError,
-    ConnectionSettings,
     LocalStorageFull,
     RemoteChanged,
     RemoteFileNotFound,
@@ -32,17 +28,7 @@ from pyremotedata_core.stager.locks import Pin
 from pyremotedata_core.stager.place import cache_root
 
 from .page import told
-from .stager_nodes import (  # noqa: F401
-    files_in,
-    left_over,
-    make_files,
-    options,
-    place,
-    processes,
-    root_of,
-    small,
-    stager,
-)
+from .stager_nodes import files_in, left_over, make_files, root_of
 from .waiting import PATIENCE_S
 
 # --- one file -----------------------------------------------------------------------------------
@@ -66,22 +52,22 @@ def test_an_empty_file_is_staged(stager, sshd, remote_directory):
         assert lease.path.read_bytes() == b""
 
 
-def test_a_file_moves_once_and_is_found_from_then_on(stager, options, sshd, remote_directory):
+def test_a_file_moves_once_and_is_found_from_then_on(stager, cache_dir, sshd, remote_directory):
     sshd.make(f"{remote_directory}/a", b"12345")
     url = sshd.url(f"{remote_directory}/a")
     stager.lease(url).release()
     assert stager.lease(url).from_cache
-    with Stager(sshd.settings(cache_dir=options["cache_dir"])) as another:
+    with Stager(sshd.settings(cache_dir=str(cache_dir))) as another:
         assert another.lease(url).from_cache
         assert another.counts()[:4] == (0, 0, 1, 5)
     assert stager.counts()[:4] == (1, 5, 1, 5)
 
 
-def test_a_known_stat_saves_the_question(sshd_factory, place):
+def test_a_known_stat_saves_the_question(sshd_factory, cache_dir):
     server = sshd_factory(log_requests=True)
     server.make("a", b"12345", mtime=1_600_000_000)
     known = Stat("file", 5, 1_600_000_000)
-    with Stager(server.settings(cache_dir=str(place))) as stager:
+    with Stager(server.settings(cache_dir=str(cache_dir))) as stager:
         stager.lease(server.url("a"), expect=known).release()
         assert server.requests("stat") == server.requests("lstat") == 0
         sent = server.requests()
@@ -89,10 +75,10 @@ def test_a_known_stat_saves_the_question(sshd_factory, place):
         assert server.requests() == sent
 
 
-def test_many_tasks_on_one_file_cost_one_question_and_one_transfer(sshd_factory, place):
+def test_many_tasks_on_one_file_cost_one_question_and_one_transfer(sshd_factory, cache_dir):
     server = sshd_factory(log_requests=True)
     server.make("a", b"x" * 100_000)
-    with Stager(server.settings(cache_dir=str(place))) as stager:
+    with Stager(server.settings(cache_dir=str(cache_dir))) as stager:
         leases = [future.result() for future in [stager.stage(server.url("a")) for _ in range(20)]]
         assert [lease.from_cache for lease in leases].count(False) == 1
         stager.lease(server.url("a"))
@@ -138,18 +124,20 @@ def test_a_directory_is_refused(stager, sshd, remote_directory):
         stager.lease(sshd.url(remote_directory))
 
 
-def test_a_failed_transfer_leaves_nothing_and_is_not_remembered(sshd_factory, relay_factory, place):
+def test_a_failed_transfer_leaves_nothing_and_is_not_remembered(
+    sshd_factory, relay_factory, cache_dir
+):
     server = sshd_factory()
     server.make("a", b"x" * 3_000_000)
     relay = relay_factory(server.port)
     url = relay.url(server.url("a"))
-    with Stager(server.settings(cache_dir=str(place), timeout_s=2.0)) as stager:
+    with Stager(server.settings(cache_dir=str(cache_dir), timeout_s=2.0)) as stager:
         relay.stall(after_bytes=500_000)
         with pytest.raises(TransferError):
             stager.lease(url)
         relay.resume()
         assert stager.lease(url).path.stat().st_size == 3_000_000
-    assert not left_over(place)
+    assert not left_over(cache_dir)
 
 
 def test_a_cached_file_that_lost_bytes_is_fetched_anew(stager, sshd, remote_directory):
@@ -162,18 +150,18 @@ def test_a_cached_file_that_lost_bytes_is_fetched_anew(stager, sshd, remote_dire
     assert stager.lease(url).path.read_bytes() == b"12345"
 
 
-def test_a_cache_that_somebody_deletes_is_made_anew(stager, sshd, remote_directory, place):
+def test_a_cache_that_somebody_deletes_is_made_anew(stager, sshd, remote_directory, cache_dir):
     sshd.make(f"{remote_directory}/a", b"12345")
     url = sshd.url(f"{remote_directory}/a")
     for _ in range(2):
         assert stager.lease(url).path.read_bytes() == b"12345"
-        subprocess.run(["rm", "-rf", root_of(place)], check=True)
+        subprocess.run(["rm", "-rf", root_of(cache_dir)], check=True)
 
 
-def test_files_of_two_accounts_are_two_entries(sshd, remote_directory, place):
+def test_files_of_two_accounts_are_two_entries(sshd, remote_directory, cache_dir):
     sshd.make(f"{remote_directory}/a", b"12345")
     url = sshd.url(f"{remote_directory}/a").replace(f"{sshd.user}@", "")
-    mine = sshd.settings(cache_dir=str(place), username=sshd.user)
+    mine = sshd.settings(cache_dir=str(cache_dir), username=sshd.user)
     known = Stat("file", 5, 1)
     with Stager(mine) as stager:
         other = Stager(replace(mine, username="somebody"))
@@ -214,49 +202,49 @@ def test_a_copy_that_fails_names_its_path_and_leaves_nothing(
         stager.copy_out(lease, tmp_path / "no-such-directory" / "a")
 
 
-def test_a_process_has_one_stager_for_the_same_settings(options):
-    one, other = ConnectionSettings(**options), ConnectionSettings(**options)
+def test_a_process_has_one_stager_for_the_same_settings(sshd, cache_dir):
+    one, other = (sshd.settings(cache_dir=str(cache_dir)) for _ in range(2))
     assert shared_stager(one) is shared_stager(other)
 
 
 # --- budget and eviction ------------------------------------------------------------------------
 
 
-def test_the_least_recently_used_file_makes_room(small, sshd, remote_directory, place):
+def test_the_least_recently_used_file_makes_room(small, sshd, remote_directory, cache_dir):
     a, b, c, d = make_files(sshd, remote_directory, "abcd")
     for url in (a, b, c, a, d):
         small.lease(url).release()
-    assert files_in(place) == {"a", "c", "d"}
+    assert files_in(cache_dir) == {"a", "c", "d"}
 
 
-def test_a_leased_file_is_never_evicted(small, sshd, remote_directory, place, processes, options):
+def test_a_leased_file_is_never_evicted(small, sshd, remote_directory, cache_dir, processes):
     a, b, c, d, e = make_files(sshd, remote_directory, "abcde")
     mine = small.lease(a)
-    theirs = processes(**options).ask(f"stage {b}")
+    theirs = processes().ask(f"stage {b}")
     for url in (c, d, e, c, d, e):
         small.lease(url).release()
-        assert {"a", "b"} <= files_in(place)
-        assert len(files_in(place)) <= 3
+        assert {"a", "b"} <= files_in(cache_dir)
+        assert len(files_in(cache_dir)) <= 3
     assert mine.path.stat().st_size == Path(theirs["path"]).stat().st_size == 10_000
 
 
-def test_a_killed_process_frees_its_files(small, sshd, remote_directory, place, processes, options):
+def test_a_killed_process_frees_its_files(small, sshd, remote_directory, cache_dir, processes):
     a, b, c, d = make_files(sshd, remote_directory, "abcd")
-    process = processes(**options)
+    process = processes()
     process.ask(f"stage {a}")
     process.kill()
     for url in (b, c, d):
         small.lease(url).release()
-    assert files_in(place) == {"b", "c", "d"}
+    assert files_in(cache_dir) == {"b", "c", "d"}
 
 
-def test_a_lease_that_is_dropped_frees_its_file(small, sshd, remote_directory, place):
+def test_a_lease_that_is_dropped_frees_its_file(small, sshd, remote_directory, cache_dir):
     a, b, c, d = make_files(sshd, remote_directory, "abcd")
     lease = small.lease(a)
     del lease
     for url in (b, c, d):
         small.lease(url).release()
-    assert files_in(place) == {"b", "c", "d"}
+    assert files_in(cache_dir) == {"b", "c", "d"}
 
 
 def test_a_lease_that_is_dropped_in_the_midst_of_another_frees_its_file(tmp_path):
@@ -275,17 +263,17 @@ def test_a_lease_that_is_dropped_in_the_midst_of_another_frees_its_file(tmp_path
     os.close(other)
 
 
-def test_the_budget_holds_over_all_processes(sshd, remote_directory, place, processes, options):
+def test_the_budget_holds_over_all_processes(sshd, remote_directory, cache_dir, processes):
     urls = make_files(sshd, remote_directory, "abcdefghij")
-    crowd = [processes(**options, cache_bytes=40_000) for _ in range(3)]
+    crowd = [processes(cache_bytes=40_000) for _ in range(3)]
     for number in range(10):
         for shift, process in enumerate(crowd):
             process.begin(f"stage {urls[(number + 3 * shift) % 10]}")
         assert not [answer for process in crowd if "error" in (answer := process.answer())]
-        assert len(files_in(place)) <= 4
+        assert len(files_in(cache_dir)) <= 4
         for process in crowd:
             process.ask("release")
-    assert int((root_of(place) / "usage").read_text()) == 10_000 * len(files_in(place))
+    assert int((root_of(cache_dir) / "usage").read_text()) == 10_000 * len(files_in(cache_dir))
 
 
 def test_a_file_larger_than_the_budget_is_refused_with_the_remedy(small, sshd, remote_directory):
@@ -294,7 +282,7 @@ def test_a_file_larger_than_the_budget_is_refused_with_the_remedy(small, sshd, r
         small.lease(url)
 
 
-def test_a_full_cache_waits_for_a_lease_to_end(small, sshd, remote_directory, place):
+def test_a_full_cache_waits_for_a_lease_to_end(small, sshd, remote_directory, cache_dir):
     a, b, c, d = make_files(sshd, remote_directory, "abcd")
     leases = [small.lease(url) for url in (a, b, c)]
     waiting = small.stage(d)
@@ -304,15 +292,15 @@ def test_a_full_cache_waits_for_a_lease_to_end(small, sshd, remote_directory, pl
     assert not waiting.done()
     leases[1].release()
     assert waiting.result(PATIENCE_S).path.stat().st_size == 10_000
-    assert files_in(place) == {"a", "c", "d"}
+    assert files_in(cache_dir) == {"a", "c", "d"}
 
 
-def test_who_can_do_without_a_file_is_asked_for_room(small, sshd, remote_directory, place):
+def test_who_can_do_without_a_file_is_asked_for_room(small, sshd, remote_directory, cache_dir):
     a, b, c, d = make_files(sshd, remote_directory, "abcd")
     leases = {url: small.lease(url) for url in (a, b, c)}
     small.when_full.add(lambda: leases.pop(b).release() if b in leases else None)
     small.lease(d)
-    assert files_in(place) == {"a", "c", "d"}
+    assert files_in(cache_dir) == {"a", "c", "d"}
 
 
 def test_a_cache_that_stays_full_is_an_error_with_the_remedy(small, sshd, remote_directory):
@@ -350,36 +338,36 @@ def test_the_place_is_the_nodes_and_not_the_jobs(monkeypatch, tmp_path):
     assert stat.S_IMODE(root.stat().st_mode) == 0o700
 
 
-def test_the_place_is_private(stager, sshd, remote_directory, place):
+def test_the_place_is_private(stager, sshd, remote_directory, cache_dir):
     (url,) = make_files(sshd, remote_directory, "a")
     lease = stager.lease(url)
-    assert stat.S_IMODE(root_of(place).stat().st_mode) == 0o700
-    assert root_of(place) in lease.path.parents
+    assert stat.S_IMODE(root_of(cache_dir).stat().st_mode) == 0o700
+    assert root_of(cache_dir) in lease.path.parents
 
 
-def test_nodes_that_share_a_file_system_have_caches_of_their_own(place, monkeypatch):
+def test_nodes_that_share_a_file_system_have_caches_of_their_own(cache_dir, monkeypatch):
     monkeypatch.setattr("pyremotedata_core.stager.place._filesystem", lambda _: "nfs4")
     monkeypatch.setattr("pyremotedata_core.stager.place.host_tag", lambda: "node1")
-    one = cache_root(str(place))
+    one = cache_root(str(cache_dir))
     monkeypatch.setattr("pyremotedata_core.stager.place.host_tag", lambda: "node2")
-    assert cache_root(str(place)) != one
-    assert one.parent == place
+    assert cache_root(str(cache_dir)) != one
+    assert one.parent == cache_dir
 
 
-def test_a_link_in_the_place_of_the_cache_is_refused(place, tmp_path):
-    place.mkdir()
+def test_a_link_in_the_place_of_the_cache_is_refused(cache_dir, tmp_path):
+    cache_dir.mkdir()
     (tmp_path / "elsewhere").mkdir(mode=0o700)
-    root_of(place).symlink_to(tmp_path / "elsewhere")
+    root_of(cache_dir).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ConfigurationError, match="not a directory of yours"):
-        cache_root(str(place))
+        cache_root(str(cache_dir))
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a directory away")
-def test_a_directory_of_somebody_else_is_refused(place):
-    root_of(place).mkdir(parents=True)
-    os.chown(root_of(place), 12345, 12345)
+def test_a_directory_of_somebody_else_is_refused(cache_dir):
+    root_of(cache_dir).mkdir(parents=True)
+    os.chown(root_of(cache_dir), 12345, 12345)
     with pytest.raises(ConfigurationError) as caught:
-        cache_root(str(place))
+        cache_root(str(cache_dir))
     told(caught.value, "is not a directory of yours")
 
 
@@ -394,16 +382,15 @@ def test_a_place_that_cannot_be_made_is_named_with_the_remedy(sshd, tmp_path):
 
 
 def test_threads_and_processes_that_all_want_many_files_move_each_once(
-    sshd_factory, place, processes
+    sshd_factory, cache_dir, processes
 ):
     server = sshd_factory(log_requests=True)
     urls = make_files(server, "many", [f"{n:03}" for n in range(60)], size=2_000)
-    settings = {"ssh_config": str(server.ssh_config), "cache_dir": str(place)}
-    crowd = [processes(**settings) for _ in range(2)]
+    crowd = [processes(server) for _ in range(2)]
     for shift, process in enumerate(crowd):
         for url in urls[30 * shift :] + urls[: 30 * shift]:
             process.begin(f"stage {url}")
-    with Stager(server.settings(cache_dir=str(place))) as stager:
+    with Stager(server.settings(cache_dir=str(cache_dir))) as stager:
         moved: list[bool] = []
 
         def want_all() -> None:
@@ -419,17 +406,17 @@ def test_threads_and_processes_that_all_want_many_files_move_each_once(
         counts = [[process.answer() for _ in urls][-1]["counts"] for process in crowd]
         assert sum(count["files"] for count in counts) + sum(moved) == len(urls)
         assert server.requests("open") == len(urls)
-    assert not left_over(place)
+    assert not left_over(cache_dir)
 
 
 @pytest.mark.parametrize("above", [False, True])
 def test_a_stager_goes_on_when_somebody_has_deleted_the_cache(
-    stager, sshd, remote_directory, place, above
+    stager, sshd, remote_directory, cache_dir, above
 ):
     a, b = make_files(sshd, remote_directory, "ab")
     lease = stager.lease(a)
-    shutil.rmtree(place if above else root_of(place))
+    shutil.rmtree(cache_dir if above else root_of(cache_dir))
     assert stager.lease(a).path.stat().st_size == 10_000
     assert stager.lease(b).path.stat().st_size == 10_000
     lease.release()
-    assert stat.S_IMODE(root_of(place).stat().st_mode) == 0o700
+    assert stat.S_IMODE(root_of(cache_dir).stat().st_mode) == 0o700

@@ -1,8 +1,5 @@
 """The Stager of a node with many processes: whatever dies, and in forked children; drafts."""
 
-# The fixtures are imported, and named as arguments.
-# ruff: noqa: F811
-
 from __future__ import annotations
 
 import fcntl
@@ -25,29 +22,17 @@ from pyremotedata_core.stager import Stager
 
 from .forks import in_a_fork
 from .page import told
-from .stager_nodes import (  # noqa: F401
-    files_in,
-    left_over,
-    make_files,
-    options,
-    place,
-    processes,
-    root_of,
-    small,
-    stager,
-    wait_until_stalled,
-)
+from .stager_nodes import files_in, left_over, make_files, root_of, wait_until_stalled
 from .waiting import PATIENCE_S, wait_until
 
 # --- many processes, and their deaths -----------------------------------------------------------
 
 
-def test_eight_processes_that_want_one_file_move_it_once(sshd_factory, place, processes):
+def test_eight_processes_that_want_one_file_move_it_once(sshd_factory, cache_dir, processes):
     server = sshd_factory(log_requests=True)
     data = os.urandom(5_000_000)
     server.make("a", data)
-    settings = {"ssh_config": str(server.ssh_config), "cache_dir": str(place)}
-    crowd = [processes(**settings) for _ in range(8)]
+    crowd = [processes(server) for _ in range(8)]
     for process in crowd:
         process.begin(f"stage {server.url('a')}")
     answers = [process.answer() for process in crowd]
@@ -55,19 +40,18 @@ def test_eight_processes_that_want_one_file_move_it_once(sshd_factory, place, pr
     assert sum(answer["counts"]["cache_hits"] for answer in answers) == 7
     assert {Path(answer["path"]).read_bytes() == data for answer in answers} == {True}
     assert server.requests("open") == 1
-    assert not left_over(place)
+    assert not left_over(cache_dir)
 
 
 def test_a_process_killed_while_it_fetches_does_no_harm(
-    sshd_factory, relay_factory, place, processes
+    sshd_factory, relay_factory, cache_dir, processes
 ):
     server = sshd_factory()
     data = os.urandom(4_000_000)
     server.make("a", data)
     relay = relay_factory(server.port)
     url = relay.url(server.url("a"))
-    settings = {"ssh_config": str(server.ssh_config), "cache_dir": str(place)}
-    first, second = processes(**settings), processes(**settings)
+    first, second = processes(server), processes(server)
     relay.stall(after_bytes=1_000_000)
     first.begin(f"stage {url}")
     wait_until_stalled(relay)
@@ -77,46 +61,46 @@ def test_a_process_killed_while_it_fetches_does_no_harm(
     answer = second.answer()
     assert not answer["from_cache"]
     assert Path(answer["path"]).read_bytes() == data
-    with Stager(server.settings(cache_dir=str(place))) as stager:
+    with Stager(server.settings(cache_dir=str(cache_dir))) as stager:
         assert stager.lease(url).from_cache
-    wait_until(lambda: not left_over(place), "the next process has removed what was left")
+    wait_until(lambda: not left_over(cache_dir), "the next process has removed what was left")
 
 
 def test_killed_at_any_moment_a_process_leaves_a_sound_cache(
-    sshd, remote_directory, place, processes, options
+    sshd, remote_directory, cache_dir, processes
 ):
     urls = make_files(sshd, remote_directory, "abcdefghijklmnopqrstuvwxyz")
     sizes = {}
     for number in range(12):
-        process = processes(**options, cache_bytes=100_000)
+        process = processes(cache_bytes=100_000)
         process.begin(f"stage {urls[0]}")
         process.answer()
         for url in urls[number:] + urls[:number]:
             process.begin(f"stage {url}")
         time.sleep(0.003 * number)
         process.kill()
-    with Stager(sshd.settings(cache_dir=str(place), cache_bytes=100_000)) as stager:
+    with Stager(sshd.settings(cache_dir=str(cache_dir), cache_bytes=100_000)) as stager:
         for url in urls:
             with stager.lease(url) as lease:
                 sizes[lease.path.name] = lease.path.read_bytes()
                 original = sshd.root / remote_directory / lease.path.name
                 assert lease.path.read_bytes() == original.read_bytes()
-    assert not left_over(place)
-    assert len(files_in(place)) <= 10
-    assert int((root_of(place) / "usage").read_text()) == 10_000 * len(files_in(place))
+    assert not left_over(cache_dir)
+    assert len(files_in(cache_dir)) <= 10
+    assert int((root_of(cache_dir) / "usage").read_text()) == 10_000 * len(files_in(cache_dir))
 
 
-def test_a_holder_that_shows_no_life_is_named(sshd_factory, relay_factory, place, processes):
+def test_a_holder_that_shows_no_life_is_named(sshd_factory, relay_factory, cache_dir, processes):
     server = sshd_factory()
     server.make("a", b"x" * 3_000_000)
     relay = relay_factory(server.port)
     url = relay.url(server.url("a"))
-    holder = processes(ssh_config=str(server.ssh_config), cache_dir=str(place))
+    holder = processes(server)
     relay.stall(after_bytes=500_000)
     holder.begin(f"stage {url}")
     wait_until_stalled(relay)
     os.kill(holder.pid, signal.SIGSTOP)
-    with Stager(server.settings(cache_dir=str(place), timeout_s=2.0)) as stager:
+    with Stager(server.settings(cache_dir=str(cache_dir), timeout_s=2.0)) as stager:
         with pytest.raises(TransferTimeout, match=f"process {holder.pid} on this node") as caught:
             stager.lease(url, expect=Stat("file", 3_000_000, _mtime(server, "a")))
         told(caught.value, "has shown no life")
@@ -127,61 +111,61 @@ def test_a_holder_that_shows_no_life_is_named(sshd_factory, relay_factory, place
 
 
 def test_a_holder_that_lives_is_waited_for_longer_than_the_time_limit(
-    sshd_factory, relay_factory, place, processes
+    sshd_factory, relay_factory, cache_dir, processes
 ):
     server = sshd_factory()
     server.make("a", b"x" * 3_000_000)
     relay = relay_factory(server.port, rate=1_000_000)
     url = relay.url(server.url("a"))
-    holder = processes(ssh_config=str(server.ssh_config), cache_dir=str(place), timeout_s=2)
+    holder = processes(server, timeout_s=2)
     holder.begin(f"stage {url}")
     wait_until(lambda: relay.status()["down"] > 500_000, "the transfer has begun")
     # Less than the transfer takes, more than the holder takes between two signs of life.
-    with Stager(server.settings(cache_dir=str(place), timeout_s=1.5)) as stager:
+    with Stager(server.settings(cache_dir=str(cache_dir), timeout_s=1.5)) as stager:
         known = Stat("file", 3_000_000, _mtime(server, "a"))
         assert stager.lease(url, expect=known).from_cache
 
 
 def test_a_cancelled_request_stops_the_transfer_unless_others_want_the_file(
-    sshd_factory, relay_factory, place
+    sshd_factory, relay_factory, cache_dir
 ):
     server = sshd_factory()
     server.make("a", b"x" * 2_000_000)
     relay = relay_factory(server.port)
     url = relay.url(server.url("a"))
-    with Stager(server.settings(cache_dir=str(place))) as stager:
+    with Stager(server.settings(cache_dir=str(cache_dir))) as stager:
         relay.stall(after_bytes=500_000)
         one, other = stager.stage(url), stager.stage(url)
         wait_until_stalled(relay)
         assert one.cancel()
         assert not other.done()
         assert other.cancel()
-        wait_until(lambda: not left_over(place), "the transfer was given up")
+        wait_until(lambda: not left_over(cache_dir), "the transfer was given up")
         relay.resume()
         assert not stager.lease(url).from_cache
 
 
-def test_closing_ends_what_is_under_way(sshd_factory, relay_factory, place):
+def test_closing_ends_what_is_under_way(sshd_factory, relay_factory, cache_dir):
     server = sshd_factory()
     server.make("a", b"x" * 2_000_000)
     relay = relay_factory(server.port)
-    stager = Stager(server.settings(cache_dir=str(place)))
+    stager = Stager(server.settings(cache_dir=str(cache_dir)))
     relay.stall(after_bytes=500_000)
     future = stager.stage(relay.url(server.url("a")))
     wait_until_stalled(relay)
     stager.close()
     with pytest.raises(TransferError, match="closed"):
         future.result(PATIENCE_S)
-    assert not left_over(place)
+    assert not left_over(cache_dir)
 
 
 # --- drafts -------------------------------------------------------------------------------------
 
 
-def test_a_draft_becomes_the_remote_file_and_an_entry_of_the_cache(sshd_factory, place):
+def test_a_draft_becomes_the_remote_file_and_an_entry_of_the_cache(sshd_factory, cache_dir):
     server = sshd_factory(log_requests=True)
     data = os.urandom(100_000)
-    with Stager(server.settings(cache_dir=str(place))) as stager:
+    with Stager(server.settings(cache_dir=str(cache_dir))) as stager:
         draft = stager.draft(server.url("new/out.csv.gz"))
         assert draft.path.name == "out.csv.gz"
         draft.path.write_bytes(data)
@@ -196,8 +180,8 @@ def test_a_draft_becomes_the_remote_file_and_an_entry_of_the_cache(sshd_factory,
         assert stat.S_IMODE(lease.path.stat().st_mode) == 0o444
         assert int(lease.path.stat().st_mtime) == found.mtime
         assert server.requests("open") == opened
-    assert not left_over(place)
-    assert int((root_of(place) / "usage").read_text()) == 100_000
+    assert not left_over(cache_dir)
+    assert int((root_of(cache_dir) / "usage").read_text()) == 100_000
 
 
 def test_a_draft_that_replaces_one_of_its_size_and_second_is_another_entry(
@@ -216,7 +200,7 @@ def test_a_draft_that_replaces_one_of_its_size_and_second_is_another_entry(
 
 
 def test_a_draft_that_is_discarded_or_empty_handed_leaves_nothing(
-    stager, sshd, remote_directory, place
+    stager, sshd, remote_directory, cache_dir
 ):
     url = sshd.url(f"{remote_directory}/out")
     draft = stager.draft(url)
@@ -230,26 +214,28 @@ def test_a_draft_that_is_discarded_or_empty_handed_leaves_nothing(
         draft.deliver()
     with pytest.raises(ConfigurationError, match="names no file"):
         stager.draft(url + "/")
-    assert not left_over(place)
+    assert not left_over(cache_dir)
     assert not (sshd.root / remote_directory / "out").exists()
 
 
 def test_a_draft_larger_than_the_cache_is_delivered_all_the_same(
-    small, sshd, remote_directory, place
+    small, sshd, remote_directory, cache_dir
 ):
     draft = small.draft(sshd.url(f"{remote_directory}/large"))
     draft.path.write_bytes(bytes(50_000))
     assert draft.deliver().size == 50_000
     assert (sshd.root / remote_directory / "large").stat().st_size == 50_000
-    assert not files_in(place)
-    assert not left_over(place)
+    assert not files_in(cache_dir)
+    assert not left_over(cache_dir)
 
 
-def test_a_draft_is_delivered_though_the_cache_takes_nothing_more(sshd, remote_directory, place):
-    with Stager(sshd.settings(cache_dir=str(place))) as stager:
+def test_a_draft_is_delivered_though_the_cache_takes_nothing_more(
+    sshd, remote_directory, cache_dir
+):
+    with Stager(sshd.settings(cache_dir=str(cache_dir))) as stager:
         draft = stager.draft(sshd.url(f"{remote_directory}/out"))
         draft.path.write_bytes(b"out")
-        locks = root_of(place) / "locks"
+        locks = root_of(cache_dir) / "locks"
         shutil.rmtree(locks)
         locks.touch()
         assert draft.deliver().size == 3
@@ -257,16 +243,16 @@ def test_a_draft_is_delivered_though_the_cache_takes_nothing_more(sshd, remote_d
 
 
 def test_the_draft_of_a_killed_process_goes_and_that_of_a_living_one_stays(
-    stager, sshd, remote_directory, processes, options
+    stager, sshd, remote_directory, processes
 ):
     draft = stager.draft(sshd.url(f"{remote_directory}/mine"))
     draft.path.write_bytes(b"mine")
-    process = processes(**options)
+    process = processes()
     theirs = Path(process.ask(f"draft {sshd.url(f'{remote_directory}/theirs')}")["path"])
     assert theirs.exists()
     process.kill()
     (other,) = make_files(sshd, remote_directory, ["other"])
-    processes(**options).ask(f"stage {other}")
+    processes().ask(f"stage {other}")
     assert not theirs.exists()
     draft.deliver()
     assert (sshd.root / remote_directory / "mine").read_bytes() == b"mine"
@@ -288,13 +274,13 @@ def test_a_forked_child_stages_with_a_stager_of_its_own(stager, sshd, remote_dir
 
 
 def test_a_forked_child_does_not_hold_the_locks_of_a_parent_that_is_killed(
-    sshd_factory, relay_factory, place, processes
+    sshd_factory, relay_factory, cache_dir, processes
 ):
     server = sshd_factory()
     server.make("a", b"x" * 2_000_000)
     relay = relay_factory(server.port)
     url = relay.url(server.url("a"))
-    parent = processes(ssh_config=str(server.ssh_config), cache_dir=str(place))
+    parent = processes(server)
     relay.stall(after_bytes=500_000)
     parent.begin(f"begin {url}")
     wait_until_stalled(relay)
@@ -302,7 +288,7 @@ def test_a_forked_child_does_not_hold_the_locks_of_a_parent_that_is_killed(
     try:
         parent.kill()
         relay.resume()
-        with Stager(server.settings(cache_dir=str(place), timeout_s=5.0)) as stager:
+        with Stager(server.settings(cache_dir=str(cache_dir), timeout_s=5.0)) as stager:
             assert not stager.lease(url).from_cache
     finally:
         os.kill(child, signal.SIGKILL)
@@ -335,7 +321,7 @@ def test_a_child_that_is_forked_while_the_cache_looks_around_blocks_nobody(
 
 
 def test_a_forked_child_keeps_the_files_that_its_parent_leased(
-    small, sshd, remote_directory, place
+    small, sshd, remote_directory, cache_dir
 ):
     a, b, c, d = make_files(sshd, remote_directory, "abcd")
     lease = small.lease(a)
@@ -348,12 +334,12 @@ def test_a_forked_child_keeps_the_files_that_its_parent_leased(
     lease.release()
     for url in (b, c, d):
         small.lease(url).release()
-    assert "a" in files_in(place)
+    assert "a" in files_in(cache_dir)
     os.close(tell)
     os.waitpid(pid, 0)
     for url in (b, c, d, b):
         small.lease(url).release()
-    assert "a" not in files_in(place)
+    assert "a" not in files_in(cache_dir)
 
 
 def _mtime(server, name: str) -> int:

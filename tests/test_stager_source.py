@@ -39,12 +39,6 @@ class Gift:
         self.told.append((str(url), is_here))
 
 
-@pytest.fixture
-def stager(sshd, tmp_path):
-    with Stager(sshd.settings(cache_dir=str(tmp_path / "cache"))) as stager:
-        yield stager
-
-
 def test_a_source_brings_the_file_and_is_told(stager):
     stager.source = gift = Gift(b"0123456789")
     with stager.lease(FILE, expect=STAT) as lease:
