@@ -1,42 +1,30 @@
-"""The fsspec file system: names, questions, what is remembered, reading."""
+"""The fsspec file system: names, questions, what is remembered."""
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
 import datetime
-import io
 import os
-import random
 import subprocess
 import sys
 import threading
 
 import fsspec
 import pytest
-from fsspec.callbacks import Callback
 
 from pyremotedata_core import (
-    AuthenticationFailed,
     ConfigurationError,
     ConnectionLost,
-    RemoteChanged,
     RemoteFileNotFound,
     RemotePermissionDenied,
     TransferError,
 )
 from pyremotedata_core.filesystem import RemoteFileSystem
-from pyremotedata_core.stream import BLOCK_BYTES, LFTP_BLOCK_BYTES
 
-from .sites import needs_lftp, tree
+from .filesystems import reach
+from .sites import tree
 
 MTIME = 1_234_567_890
-
-
-def reach(server, **options) -> RemoteFileSystem:
-    return fsspec.filesystem(
-        "pyremotedata", host=server.alias, ssh_config=str(server.ssh_config), **options
-    )
 
 
 @pytest.fixture
@@ -45,8 +33,8 @@ def fs(sshd) -> RemoteFileSystem:
 
 
 @pytest.fixture
-def place(sshd, remote_directory) -> str:
-    return str(sshd.root / remote_directory)
+def place(there) -> str:
+    return str(there)
 
 
 @pytest.fixture
@@ -71,8 +59,8 @@ def test_fsspec_finds_our_schemes_and_keeps_its_own_sftp():
     assert fsspec.get_filesystem_class("sftp").__module__ == "fsspec.implementations.sftp"
 
 
-def test_a_url_is_opened_and_decoded_once(sshd, remote_directory):
-    sshd.make(f"{remote_directory}/a b%41.bin", b"found")
+def test_a_url_is_opened_and_decoded_once(sshd, make, remote_directory):
+    make("a b%41.bin", b"found")
     url = "pyremotedata+" + sshd.url(f"{remote_directory}/a b%41.bin")
     assert "%20" in url
     with fsspec.open(url, ssh_config=str(sshd.ssh_config)) as file:
@@ -127,8 +115,8 @@ def test_wrong_settings_are_told_at_once(options):
         fsspec.filesystem("pyremotedata", **options)
 
 
-def test_relative_paths_begin_in_the_configured_directory(sshd, place, monkeypatch):
-    sshd.make(f"{os.path.basename(place)}/in/x.bin", b"1")
+def test_relative_paths_begin_in_the_configured_directory(sshd, make, place, monkeypatch):
+    make("in/x.bin", b"1")
     monkeypatch.setenv("PYREMOTEDATA_REMOTE_URI", sshd.alias)
     monkeypatch.setenv("PYREMOTEDATA_REMOTE_DIRECTORY", place)
     fs = fsspec.filesystem("pyremotedata", ssh_config=str(sshd.ssh_config))
@@ -141,8 +129,8 @@ def test_relative_paths_begin_in_the_configured_directory(sshd, place, monkeypat
 # --- questions --------------------------------------------------------------------------------
 
 
-def test_a_file_has_its_size_and_time(sshd, fs, place):
-    sshd.make(f"{os.path.basename(place)}/a.bin", b"12345", mtime=MTIME)
+def test_a_file_has_its_size_and_time(make, fs, place):
+    make("a.bin", b"12345", mtime=MTIME)
     info = fs.info(f"{place}/a.bin")
     assert (info["name"], info["type"], info["size"]) == (f"{place}/a.bin", "file", 5)
     assert fs.ls(place) == [info]
@@ -151,8 +139,8 @@ def test_a_file_has_its_size_and_time(sshd, fs, place):
     assert fs.sizes([f"{place}/a.bin"]) == [5]
 
 
-def test_checksum_and_ukey_change_with_the_file(sshd, fs, place):
-    path = sshd.make(f"{os.path.basename(place)}/a.bin", b"1", mtime=MTIME)
+def test_checksum_and_ukey_change_with_the_file(make, fs, place):
+    path = make("a.bin", b"1", mtime=MTIME)
     fs.ls(place)
     before = fs.checksum(str(path)), fs.ukey(str(path))
     assert before == (fs.checksum(str(path)), fs.ukey(str(path)))
@@ -215,8 +203,8 @@ def test_a_directory_that_may_not_be_read_is_not_passed_over(chroot_sshd, tmp_pa
         closed.chmod(0o700)
 
 
-def test_links_are_shown_as_what_they_lead_to_and_never_walked_into(sshd, fs, place, tmp_path):
-    root = sshd.make(f"{os.path.basename(place)}/d/a.bin", b"12345", mtime=MTIME).parent
+def test_links_are_shown_as_what_they_lead_to_and_never_walked_into(make, fs, place, tmp_path):
+    root = make("d/a.bin", b"12345", mtime=MTIME).parent
     (root / "file").symlink_to("a.bin")
     (root / "loop").symlink_to("..")
     (root / "dangling").symlink_to("none")
@@ -264,8 +252,8 @@ def test_without_the_cache_every_question_is_asked(counted):
     assert fs.size(str(path)) == 2
 
 
-def test_listings_and_exists_are_asked_anew(sshd, fs, place):
-    path = sshd.make(f"{os.path.basename(place)}/a", b"1")
+def test_listings_and_exists_are_asked_anew(make, fs, place):
+    path = make("a", b"1")
     assert fs.ls(place, detail=False) == [str(path)]
     path.rename(f"{place}/b")
     assert fs.ls(place, detail=False) == fs.find(place) == [f"{place}/b"]
@@ -322,8 +310,8 @@ def test_own_writes_are_seen_at_once_by_every_instance_under_every_name(sshd, pl
                     assert fs.size(path) == size
 
 
-def test_a_listing_that_began_before_a_change_is_not_remembered(sshd, fs, place):
-    path = str(sshd.make(f"{os.path.basename(place)}/a", b""))
+def test_a_listing_that_began_before_a_change_is_not_remembered(make, fs, place):
+    path = str(make("a", b""))
     ended = threading.Event()
 
     def list_on():
@@ -341,193 +329,8 @@ def test_a_listing_that_began_before_a_change_is_not_remembered(sshd, fs, place)
     assert all(lister.result() is None for lister in listers)
 
 
-def test_answers_are_the_askers_own(sshd, fs, place):
-    sshd.make(f"{os.path.basename(place)}/a", b"1")
+def test_answers_are_the_askers_own(make, fs, place):
+    make("a", b"1")
     fs.ls(place)[0]["size"] = 99
     fs.info(f"{place}/a")["size"] = 99
     assert fs.size(f"{place}/a") == 1
-
-
-# --- reading ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("start", "end"),
-    [(None, None), (0, 0), (5, None), (None, 5), (-7, None), (None, -7), (-9, -3), (10, 5),
-     (BLOCK_BYTES - 1, 2 * BLOCK_BYTES + 1), (0, 10**9), (10**9, None), (-(10**9), 4)],
-)  # fmt: skip
-def test_a_range_is_a_slice(sshd, fs, start, end):
-    path = sshd.root / "range.bin"
-    if not path.exists():
-        sshd.make("range.bin", os.urandom(3 * BLOCK_BYTES + 17))
-    assert fs.cat_file(str(path), start, end) == path.read_bytes()[start:end]
-
-
-def test_ranges_of_one_file_share_one_look_at_it(counted):
-    server, fs = counted
-    path = server.make("a.bin", os.urandom(100_000))
-    starts = list(range(0, 100_000, 1000))
-    before = server.requests("stat")
-    pieces = fs.cat_ranges([str(path)] * 100, starts, [start + 10 for start in starts])
-    assert server.requests("stat") == before + 1
-    data = path.read_bytes()
-    assert pieces == [data[start : start + 10] for start in starts]
-
-
-def test_ranges_return_or_raise_what_fails(sshd, fs, place):
-    path = str(sshd.make(f"{os.path.basename(place)}/a", b"123"))
-    good, bad = fs.cat_ranges([path, f"{path}-none"], 0, 2)
-    assert good == b"12"
-    assert isinstance(bad, RemoteFileNotFound)
-    with pytest.raises(RemoteFileNotFound):
-        fs.cat_ranges([path, f"{path}-none"], 0, 2, on_error="raise")
-
-
-def test_many_files_are_read_at_once(sshd, fs, place):
-    data = {f"{place}/{n}": os.urandom(1000 + n) for n in range(100)}
-    for path, content in data.items():
-        sshd.make(os.path.relpath(path, sshd.root), content)
-    assert fs.cat(list(data)) == fs.cat(place, recursive=True, on_error="omit") == data
-
-
-def test_an_open_file_reads_and_seeks_as_a_local_one(sshd, fs, place):
-    path = sshd.make(f"{os.path.basename(place)}/a", os.urandom(20 * BLOCK_BYTES + 3))
-    chance = random.Random(11)
-    with fs.open(str(path)) as file, path.open("rb") as local:
-        assert file.size == path.stat().st_size
-        for _ in range(40):
-            offset = chance.randrange(21 * BLOCK_BYTES)
-            size = chance.choice((0, 1, 512, 4096, 2 * BLOCK_BYTES))
-            assert file.seek(offset) == local.seek(offset)
-            assert file.read(size) == local.read(size)
-    assert file.closed
-
-
-def test_lines_and_text_are_read_as_from_a_local_file(sshd, fs, place):
-    text = "".join(f"{number},ø\r\n" for number in range(200_000))
-    path = sshd.make(f"{os.path.basename(place)}/a.csv", text.encode())
-    with fs.open(str(path)) as file, path.open("rb") as local:
-        assert all(ours == theirs for ours, theirs in zip(file, local, strict=True))
-    assert fs.read_text(str(path), encoding="utf-8", newline="") == text
-    assert fs.read_block(str(path), 10, 100, b"\n") in text.encode()
-    assert fs.head(str(path), 7) == text.encode()[:7]
-    assert fs.tail(str(path), 7) == text.encode()[-7:]
-
-
-def test_compressed_files_are_read(sshd, fs, place):
-    import gzip
-
-    path = sshd.make(f"{os.path.basename(place)}/a.gz", gzip.compress(b"plain" * 1000))
-    with fs.open(str(path), "rt", compression="infer") as file:
-        assert file.read() == "plain" * 1000
-
-
-def test_a_file_that_changes_while_it_is_open_is_an_error(sshd, fs, place):
-    path = sshd.make(f"{os.path.basename(place)}/a", os.urandom(30 * BLOCK_BYTES), mtime=MTIME)
-    with fs.open(str(path)) as file:
-        assert len(file.read(10)) == 10
-        path.write_bytes(os.urandom(30 * BLOCK_BYTES))
-        file.seek(25 * BLOCK_BYTES)
-        with pytest.raises(RemoteChanged):
-            file.read(10)
-    with fs.open(str(path)) as file:
-        assert file.read() == path.read_bytes()
-
-
-def test_a_directory_is_no_file(fs, place):
-    for ask in (fs.open, fs.cat_file):
-        with pytest.raises(IsADirectoryError):
-            ask(place)
-    with pytest.raises(ConfigurationError):
-        fs.open(f"{place}/a", "r+b")
-
-
-def test_a_file_and_its_listing_may_be_out_of_step(sshd, fs, place, tmp_path):
-    path = sshd.make(f"{os.path.basename(place)}/a", b"1", mtime=MTIME)
-    fs.ls(place)
-    path.write_bytes(b"12")
-    fs.get_file(str(path), str(tmp_path / "a"))
-    assert (tmp_path / "a").read_bytes() == b"12"
-
-
-class Heard(Callback):
-    def __init__(self):
-        super().__init__()
-        self.children = {}
-
-    def branched(self, path_1, path_2, **_):
-        self.children[path_1] = child = Callback()
-        return child
-
-
-def test_a_tree_is_fetched_with_its_times_and_progress(sshd, fs, place, tmp_path):
-    base = os.path.basename(place)
-    files = {f"{n % 7}/{n}.bin": os.urandom(n * 100) for n in range(100)}
-    for name, data in files.items():
-        sshd.make(f"{base}/{name}", data, mtime=MTIME)
-    sshd.make_directory(f"{base}/empty")
-    heard = Heard()
-    fs.get(place, str(tmp_path / "t"), recursive=True, callback=heard)
-    expected = {**files, "empty": None, **{str(n): None for n in range(7)}}
-    assert tree(tmp_path / "t") == expected
-    assert (tmp_path / "t/1/8.bin").stat().st_mtime == MTIME
-    assert heard.value == heard.size == len(expected) + 1
-    for name, data in files.items():
-        child = heard.children[f"{place}/{name}"]
-        assert child.value == child.size == len(data)
-
-
-def test_files_are_fetched_side_by_side(counted, tmp_path):
-    server, fs = counted
-    for number in range(200):
-        server.make(f"many/{number}", os.urandom(20_000))
-    fs.get(f"{server.root}/many/*", str(tmp_path) + "/")
-    assert tree(tmp_path) == tree(server.root / "many")
-    log = server.sftp_log.read_text()
-    assert log.count('open "') == log.count('close "')
-    assert server.most_open() > 4
-
-
-def test_a_file_is_fetched_into_an_open_file(sshd, fs, place):
-    path = sshd.make(f"{os.path.basename(place)}/a", os.urandom(3 * BLOCK_BYTES + 1))
-    into, heard = io.BytesIO(), Callback()
-    fs.get_file(str(path), into, callback=heard)
-    assert into.getvalue() == path.read_bytes()
-    assert heard.value == heard.size == path.stat().st_size
-
-
-def test_it_works_within_another_event_loop(sshd, place):
-    sshd.make(f"{os.path.basename(place)}/a", b"1")
-
-    async def look():
-        fs = reach(sshd, asynchronous=True)
-        return await asyncio.gather(fs._cat_file(f"{place}/a"), fs._ls(place, detail=False))
-
-    assert asyncio.run(look()) == [b"1", [f"{place}/a"]]
-
-
-def test_a_new_password_reaches_an_instance_that_fsspec_has_kept(chroot_sshd):
-    def log_in(password):
-        return fsspec.filesystem(
-            "pyremotedata",
-            host=chroot_sshd.alias,
-            ssh_config=str(chroot_sshd.password_ssh_config),
-            password=password,
-        )
-
-    with pytest.raises(AuthenticationFailed):
-        log_in("wrong").ls("/")
-    assert log_in(chroot_sshd.password).ls("/")
-
-
-@needs_lftp
-def test_parts_of_files_come_through_lftp_too(sshd, place):
-    data = os.urandom(3 * LFTP_BLOCK_BYTES)
-    path = f"{place}/parts.bin"
-    with open(path, "wb") as file:
-        file.write(data)
-    fs = reach(sshd, transport="lftp")
-    assert fs.cat_file(path, 10, 2 * LFTP_BLOCK_BYTES + 5) == data[10 : 2 * LFTP_BLOCK_BYTES + 5]
-    with fs.open(path) as file:
-        file.seek(-7, os.SEEK_END)
-        assert file.read() == data[-7:]

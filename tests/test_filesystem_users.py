@@ -36,11 +36,6 @@ def fs(sshd, options) -> RemoteFileSystem:
 
 
 @pytest.fixture
-def place(sshd, remote_directory):
-    return sshd.root / remote_directory
-
-
-@pytest.fixture
 def url(sshd, remote_directory) -> str:
     return "pyremotedata+" + sshd.url(remote_directory)
 
@@ -53,28 +48,28 @@ def table(rows: int, first: int = 0) -> bytes:
 # --- processes ----------------------------------------------------------------------------------
 
 
-def test_a_forked_child_reads_and_writes_with_the_same_objects(fs, place):
+def test_a_forked_child_reads_and_writes_with_the_same_objects(fs, there):
     data = os.urandom(20 * BLOCK_BYTES)
-    (place / "a").write_bytes(data)
-    file = fs.open(f"{place}/a")
+    (there / "a").write_bytes(data)
+    file = fs.open(f"{there}/a")
     assert file.read(5 * BLOCK_BYTES) == data[: 5 * BLOCK_BYTES]  # more is on its way
-    unfinished = fs.open(f"{place}/parents", "wb")
+    unfinished = fs.open(f"{there}/parents", "wb")
     unfinished.write(b"1")
     unfinished.flush()
 
     def work():
-        assert fs.ls(str(place), detail=False) == [f"{place}/a"]
+        assert fs.ls(str(there), detail=False) == [f"{there}/a"]
         assert file.read() == data[5 * BLOCK_BYTES :]
-        fs.pipe(f"{place}/childs", b"2")
+        fs.pipe(f"{there}/childs", b"2")
         unfinished.close()
-        assert not (place / "parents").exists(), "the file is the parent's"
+        assert not (there / "parents").exists(), "the file is the parent's"
         fs.engine.close()
 
     assert in_a_fork(work) == ""
     assert file.read() == data[5 * BLOCK_BYTES :]
     unfinished.close()
-    assert (place / "parents").read_bytes() == b"1"
-    assert fs.cat(f"{place}/childs") == b"2"
+    assert (there / "parents").read_bytes() == b"1"
+    assert fs.cat(f"{there}/childs") == b"2"
 
 
 def read_all(fs, file) -> tuple[bytes, bytes]:
@@ -83,19 +78,19 @@ def read_all(fs, file) -> tuple[bytes, bytes]:
     return read
 
 
-def test_another_process_reads_with_a_pickle_of_them(fs, place):
-    (place / "a").write_bytes(b"0123456789")
-    file = fs.open(f"{place}/a")
+def test_another_process_reads_with_a_pickle_of_them(fs, there):
+    (there / "a").write_bytes(b"0123456789")
+    file = fs.open(f"{there}/a")
     file.seek(4)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         read = pool.apply_async(read_all, (fs, file)).get(WAIT_S)
     assert read == (b"0123456789", b"456789")
 
 
-def test_a_pickled_open_file_knows_what_it_was(fs, place):
-    (place / "a").write_bytes(b"0123456789")
-    pickled = pickle.dumps(fs.open(f"{place}/a"))
-    (place / "a").write_bytes(b"012345")
+def test_a_pickled_open_file_knows_what_it_was(fs, there):
+    (there / "a").write_bytes(b"0123456789")
+    pickled = pickle.dumps(fs.open(f"{there}/a"))
+    (there / "a").write_bytes(b"012345")
     with pytest.raises(RemoteChanged):
         pickle.loads(pickled).read()
 
@@ -111,8 +106,8 @@ def test_file_systems_are_equal_by_their_options(sshd, fs, options):
 
 
 @pytest.mark.parametrize("given", ["argument", "environment", "fsspec's configuration"])
-def test_a_secret_is_in_nothing_that_leaves_the_process(sshd, options, place, monkeypatch, given):
-    (place / "a").write_bytes(b"1")
+def test_a_secret_is_in_nothing_that_leaves_the_process(sshd, options, there, monkeypatch, given):
+    (there / "a").write_bytes(b"1")
     if given == "argument":
         options = {**options, "password": CANARY, "key_passphrase": CANARY}
     elif given == "environment":
@@ -123,9 +118,9 @@ def test_a_secret_is_in_nothing_that_leaves_the_process(sshd, options, place, mo
         monkeypatch.setitem(fsspec.config.conf, "pyremotedata", {"password": CANARY})
         options = {**options, "timeout_s": 65}
     fs = fsspec.filesystem("pyremotedata", host=sshd.alias, **options)
-    assert fs.cat(f"{place}/a") == b"1"
+    assert fs.cat(f"{there}/a") == b"1"
     assert fs.engine.settings.password.reveal() == CANARY
-    things = [fs, fs.open(f"{place}/a"), fsspec.core.OpenFile(fs, f"{place}/a"), fs.get_mapper("")]
+    things = [fs, fs.open(f"{there}/a"), fsspec.core.OpenFile(fs, f"{there}/a"), fs.get_mapper("")]
     shown = [repr(vars(fs)), fs.to_json(), json.dumps(fs.to_dict()), fs._fs_token, fs.fsid]
     shown += [repr(thing) for thing in things]
     shown += [str(vars(fs.engine)), fs.unstrip_protocol("/x")]
@@ -153,23 +148,23 @@ def test_unpickling_needs_no_configuration(monkeypatch, tmp_path):
 # --- fsspec's own ---------------------------------------------------------------------------
 
 
-def test_a_local_cache_can_be_put_in_front(options, place, url, tmp_path):
-    (place / "a").write_bytes(table(1000))
+def test_a_local_cache_can_be_put_in_front(options, there, url, tmp_path):
+    (there / "a").write_bytes(table(1000))
     chained = {"pyremotedata+sftp": options, "filecache": {"cache_storage": str(tmp_path)}}
     with fsspec.open(f"filecache::{url}/a", **chained) as file:
         assert file.read() == table(1000)
     assert len(list(tmp_path.iterdir())) == 2, "the file and the cache's own notes"
 
 
-def test_a_member_of_a_remote_archive_is_read_by_a_chain_of_urls(options, place, url):
-    with zipfile.ZipFile(place / "a.zip", "w") as packed:
+def test_a_member_of_a_remote_archive_is_read_by_a_chain_of_urls(options, there, url):
+    with zipfile.ZipFile(there / "a.zip", "w") as packed:
         packed.writestr("in/a.csv", table(1000))
     with fsspec.open(f"zip://in/a.csv::{url}/a.zip", **{"pyremotedata+sftp": options}) as file:
         assert file.read() == table(1000)
 
 
-def test_a_mapping_reads_and_writes_keys(fs, place):
-    mapping = fs.get_mapper(str(place))
+def test_a_mapping_reads_and_writes_keys(fs, there):
+    mapping = fs.get_mapper(str(there))
     mapping["a/b"] = b"1"
     mapping.setitems({"c": b"2", "d": b"3"})
     assert sorted(mapping) == ["a/b", "c", "d"]
@@ -183,27 +178,27 @@ def test_a_mapping_reads_and_writes_keys(fs, place):
 # --- pandas, Dask ---------------------------------------------------------------------------------
 
 
-def test_pandas_reads_and_writes_tables(options, place, url):
+def test_pandas_reads_and_writes_tables(options, there, url):
     import pandas
 
-    (place / "a.csv").write_bytes(table(50_000))
+    (there / "a.csv").write_bytes(table(50_000))
     frame = pandas.read_csv(f"{url}/a.csv", storage_options=options)
     assert frame.equals(pandas.read_csv(io.BytesIO(table(50_000))))
     for name in ("b.csv", "b.csv.gz"):
         frame.to_csv(f"{url}/{name}", index=False, storage_options=options)
-        assert pandas.read_csv(place / name).equals(frame)
+        assert pandas.read_csv(there / name).equals(frame)
         assert pandas.read_csv(f"{url}/{name}", storage_options=options).equals(frame)
-    assert (place / "b.csv").read_bytes() == table(50_000)
+    assert (there / "b.csv").read_bytes() == table(50_000)
     with pytest.raises(RemoteFileNotFound):
         pandas.read_csv(f"{url}/none.csv", storage_options=options)
 
 
-def test_pandas_reads_and_writes_parquet(options, place, url):
+def test_pandas_reads_and_writes_parquet(options, there, url):
     import pandas
 
     frame = pandas.read_csv(io.BytesIO(table(50_000)))
     frame.to_parquet(f"{url}/a.parquet", storage_options=options)
-    assert pandas.read_parquet(place / "a.parquet").equals(frame)
+    assert pandas.read_parquet(there / "a.parquet").equals(frame)
     part = pandas.read_parquet(f"{url}/a.parquet", columns=["square"], storage_options=options)
     assert part.equals(frame[["square"]])
 
@@ -234,29 +229,29 @@ def dataframe(client):
     return dask.dataframe
 
 
-def test_dask_reads_tables_in_its_workers(dataframe, options, place, url):
+def test_dask_reads_tables_in_its_workers(dataframe, options, there, url):
     import pandas
 
     for part in range(5):
-        (place / f"{part}.csv").write_bytes(table(20_000, part * 20_000))
+        (there / f"{part}.csv").write_bytes(table(20_000, part * 20_000))
     frame = dataframe.read_csv(f"{url}/*.csv", blocksize=100_000, storage_options=options)
     assert frame.npartitions > 10
     expected = pandas.concat(
-        [pandas.read_csv(place / f"{part}.csv") for part in range(5)], ignore_index=True
+        [pandas.read_csv(there / f"{part}.csv") for part in range(5)], ignore_index=True
     )
     pandas.testing.assert_frame_equal(
         frame.compute().reset_index(drop=True), expected, check_dtype=False
     )
 
 
-def test_dask_writes_tables_that_are_seen_at_once(dataframe, options, place, url):
+def test_dask_writes_tables_that_are_seen_at_once(dataframe, options, there, url):
     import pandas
 
     frame = pandas.read_csv(io.BytesIO(table(10_000)))
     parts = dataframe.from_pandas(frame, npartitions=4)
     parts.to_csv(f"{url}/t/*.csv", index=False, storage_options=options)
     joined = b"".join(
-        (place / f"t/{n}.csv").read_bytes().removeprefix(b"n,square,name\n") for n in range(4)
+        (there / f"t/{n}.csv").read_bytes().removeprefix(b"n,square,name\n") for n in range(4)
     )
     assert b"n,square,name\n" + joined == table(10_000)
     parts.to_parquet(f"{url}/p", storage_options=options)
@@ -275,11 +270,11 @@ def test_an_error_in_a_worker_is_the_cores(client, options, url):
         client.submit(read, pure=False).result(WAIT_S)
 
 
-def test_the_graph_holds_no_secret(dataframe, options, place, url, monkeypatch):
+def test_the_graph_holds_no_secret(dataframe, options, there, url, monkeypatch):
     from dask.base import collections_to_expr
 
     monkeypatch.setenv("PYREMOTEDATA_PASSWORD", CANARY)
-    (place / "a.csv").write_bytes(table(100))
+    (there / "a.csv").write_bytes(table(100))
     frame = dataframe.read_csv(f"{url}/*.csv", storage_options={**options, "timeout_s": 63})
     assert CANARY.encode() not in cloudpickle.dumps(frame)
     assert CANARY.encode() not in cloudpickle.dumps(dict(frame.__dask_graph__()))
@@ -289,27 +284,27 @@ def test_the_graph_holds_no_secret(dataframe, options, place, url, monkeypatch):
 # --- arrays ---------------------------------------------------------------------------------------
 
 
-def test_hdf5_reads_and_writes_open_files(fs, place):
+def test_hdf5_reads_and_writes_open_files(fs, there):
     import h5py
     import numpy
 
     values = numpy.random.default_rng(1).random((200, 3000))
-    with fs.open(f"{place}/a.h5", "wb") as file, h5py.File(file, "w") as written:
+    with fs.open(f"{there}/a.h5", "wb") as file, h5py.File(file, "w") as written:
         written.create_dataset("values", data=values, chunks=(50, 500))
-    with h5py.File(place / "a.h5") as local:
+    with h5py.File(there / "a.h5") as local:
         assert (local["values"][:] == values).all()
-    with fs.open(f"{place}/a.h5") as file, h5py.File(file) as read:
+    with fs.open(f"{there}/a.h5") as file, h5py.File(file) as read:
         assert (read["values"][60:70, ::7] == values[60:70, ::7]).all()
 
 
-def test_zarr_reads_and_writes_through_it(options, place, url):
+def test_zarr_reads_and_writes_through_it(options, there, url):
     import numpy
     import zarr
 
     values = numpy.random.default_rng(2).random((300, 300))
     array = zarr.create_array(f"{url}/a.zarr", data=values, chunks=(50, 50),
                               storage_options=options)  # fmt: skip
-    assert (zarr.open_array(place / "a.zarr", mode="r")[:] == values).all()
+    assert (zarr.open_array(there / "a.zarr", mode="r")[:] == values).all()
     array[10:20] = 0
     again = zarr.open_array(f"{url}/a.zarr", mode="r", storage_options=options)[:]
     assert (again[10:20] == 0).all()

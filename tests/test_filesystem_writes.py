@@ -11,7 +11,6 @@ import zipfile
 
 import fsspec
 import pytest
-from fsspec.callbacks import Callback
 
 from pyremotedata_core import (
     ConnectionLost,
@@ -22,6 +21,7 @@ from pyremotedata_core import (
 )
 from pyremotedata_core.filesystem import RemoteFileSystem
 
+from .filesystems import Heard, reach
 from .page import told
 from .sites import temporaries, tree
 
@@ -40,14 +40,13 @@ def fs(options) -> RemoteFileSystem:
 
 
 @pytest.fixture
-def place(sshd, remote_directory, tmp_path, monkeypatch):
+def place(there, tmp_path, monkeypatch):
     """A directory of the server; neither there nor in the temporary folder may anything remain."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    path = sshd.root / remote_directory
-    yield path
-    assert not temporaries(path)
+    yield there
+    assert not temporaries(there)
     assert not list(folder.glob("pyremotedata-*"))
 
 
@@ -166,9 +165,7 @@ def test_one_may_seek_and_read_while_writing(fs, place):
 def test_a_refused_upload_is_the_cores_error(chroot_sshd):
     closed = chroot_sshd.make_directory("written-never")
     closed.chmod(0o500)
-    fs = fsspec.filesystem(
-        "pyremotedata", host=chroot_sshd.alias, ssh_config=str(chroot_sshd.ssh_config)
-    )
+    fs = reach(chroot_sshd)
     path = f"{chroot_sshd.remote_path('written-never')}/a"
     with pytest.raises(RemotePermissionDenied), fs.open(path, "wb") as file:
         file.write(b"1")
@@ -230,16 +227,6 @@ def test_a_transaction_leaves_out_a_file_whose_block_failed(fs, place):
 
 
 # --- many files -----------------------------------------------------------------------------
-
-
-class Heard(Callback):
-    def __init__(self):
-        super().__init__()
-        self.children = {}
-
-    def branched(self, path_1, path_2, **_):
-        self.children[path_2] = child = Callback()
-        return child
 
 
 def test_a_tree_is_stored_with_its_times_and_progress(fs, place, tmp_path):
@@ -399,9 +386,7 @@ def test_ctrl_c_gives_up_what_is_under_way(sshd, place, relay_factory, tmp_path)
 def test_a_server_that_dies_leaves_the_old_file(sshd_factory, place):
     server = sshd_factory()
     (place / "a").write_bytes(b"old")
-    fs = fsspec.filesystem(
-        "pyremotedata", host=server.alias, ssh_config=str(server.ssh_config), timeout_s=1
-    )
+    fs = reach(server, timeout_s=1)
     with pytest.raises(ConnectionLost):
         write_half(fs.open(f"{place}/a", "wb"), then=server.halt)
     assert tree(place) == {"a": b"old"}
@@ -411,7 +396,7 @@ def test_a_copy_within_a_server_moves_no_bytes_over_the_line(sshd_factory):
     server = sshd_factory(log_requests=True)
     data = os.urandom(65 * 2**20)  # more than one request copies
     server.make("d/a", data, mtime=MTIME)
-    fs = RemoteFileSystem(host=server.alias, ssh_config=str(server.ssh_config))
+    fs = reach(server)
     fs.cp_file(server.remote_path("d/a"), server.remote_path("d/b"))
     copy = server.root / "d/b"
     assert copy.read_bytes() == data
