@@ -39,6 +39,7 @@ if find_spec("distributed"):
         client,
         register,
         remote_file,
+        served,
         start_cluster,
         two_workers,
     )

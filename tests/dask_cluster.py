@@ -54,6 +54,18 @@ def register(cache_dir):
 
 
 @pytest.fixture
+def served(start_cluster, register, sshd):
+    """Start a cluster with the plugin: ``served(cache_bytes=40_000)``; it ends with the test."""
+
+    def served(server=sshd, *, workers: int = 1, threads: int = 1, **options):
+        return register(
+            start_cluster(n_workers=workers, threads_per_worker=threads), server, **options
+        )
+
+    return served
+
+
+@pytest.fixture
 def client(two_workers, register, sshd):
     return register(two_workers, sshd)
 

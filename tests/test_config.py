@@ -43,14 +43,6 @@ def write_config():
 # --- precedence -----------------------------------------------------------------------------
 
 
-def test_arguments_win_over_the_environment_and_that_over_the_file(write_config, monkeypatch):
-    write_config("host: from-file\nconnections: 1\ntimeout_s: 5\n")
-    monkeypatch.setenv("PYREMOTEDATA_CONNECTIONS", "2")
-    monkeypatch.setenv("PYREMOTEDATA_TIMEOUT", "6")
-    settings = ConnectionSettings.load(timeout_s=7)
-    assert (settings.host, settings.connections, settings.timeout_s) == ("from-file", 2, 7)
-
-
 def test_a_url_wins_over_the_settings():
     settings = ConnectionSettings(username="me", host="host", port=2222)
     assert settings.for_url(RemoteURL.parse("sftp://you@host:1/")).username == "you"

@@ -34,16 +34,8 @@ CANARY = "canary-5b0c"
 # --- the end of a task --------------------------------------------------------------------------
 
 
-def test_files_go_back_when_tasks_end_however_they_end(
-    start_cluster, register, sshd, remote_file, cache_dir
-):
-    client = register(
-        start_cluster(n_workers=1, threads_per_worker=1),
-        sshd,
-        cache_bytes=40_000,
-        ahead_bytes=10_000,
-        timeout_s=10,
-    )
+def test_files_go_back_when_tasks_end_however_they_end(served, remote_file, cache_dir):
+    client = served(cache_bytes=40_000, ahead_bytes=10_000, timeout_s=10)
 
     def use(file, fails):
         data = Path(file).read_bytes()
@@ -59,14 +51,8 @@ def test_files_go_back_when_tasks_end_however_they_end(
         assert len(files_in(cache_dir)) <= 4
 
 
-def test_an_actor_keeps_no_files_of_its_calls(start_cluster, register, sshd, remote_file):
-    client = register(
-        start_cluster(n_workers=1, threads_per_worker=1),
-        sshd,
-        cache_bytes=40_000,
-        ahead_bytes=1,
-        timeout_s=5,
-    )
+def test_an_actor_keeps_no_files_of_its_calls(served, remote_file):
+    client = served(cache_bytes=40_000, ahead_bytes=1, timeout_s=5)
 
     class Reader:
         def length(self, file):
@@ -77,12 +63,8 @@ def test_an_actor_keeps_no_files_of_its_calls(start_cluster, register, sshd, rem
         assert reader.length(remote_file(f"{n}", bytes(10_000))).result(PATIENCE_S) == 10_000
 
 
-def test_a_task_may_open_one_of_more_files_than_the_cache_holds(
-    start_cluster, register, sshd, remote_file
-):
-    client = register(
-        start_cluster(n_workers=1, threads_per_worker=1), sshd, cache_bytes=40_000, timeout_s=5
-    )
+def test_a_task_may_open_one_of_more_files_than_the_cache_holds(served, remote_file):
+    client = served(cache_bytes=40_000, timeout_s=5)
     handles = [remote_file(f"{n}", bytes(10_000)) for n in range(12)]
     tasks = [client.submit(lambda files, n: len_of(files[n]), handles, n) for n in (11, 0, 5)]
     assert client.gather(tasks) == [10_000] * 3
@@ -119,16 +101,8 @@ def test_a_file_that_a_task_has_made_is_there_when_it_opens_it(client, remote_fi
     assert client.submit(use, handle, made).result(PATIENCE_S) == "made"
 
 
-def test_a_cancelled_task_keeps_its_file_while_its_thread_runs(
-    start_cluster, register, sshd, remote_file, tmp_path
-):
-    client = register(
-        start_cluster(n_workers=1, threads_per_worker=2),
-        sshd,
-        cache_bytes=40_000,
-        ahead_bytes=1,
-        timeout_s=10,
-    )
+def test_a_cancelled_task_keeps_its_file_while_its_thread_runs(served, remote_file, tmp_path):
+    client = served(threads=2, cache_bytes=40_000, ahead_bytes=1, timeout_s=10)
     opened, go_on, verdict = (tmp_path / name for name in ("opened", "go_on", "verdict"))
 
     def use(file):
@@ -157,14 +131,8 @@ def states(client) -> dict:
     return found
 
 
-def test_a_file_can_be_held_beyond_its_task(start_cluster, register, sshd, remote_file):
-    client = register(
-        start_cluster(n_workers=1, threads_per_worker=1),
-        sshd,
-        cache_bytes=40_000,
-        ahead_bytes=1,
-        timeout_s=10,
-    )
+def test_a_file_can_be_held_beyond_its_task(served, remote_file):
+    client = served(cache_bytes=40_000, ahead_bytes=1, timeout_s=10)
 
     def hold(file):
         import builtins
@@ -290,13 +258,13 @@ def test_a_task_may_try_again_itself(client, late):
 
 
 def test_a_worker_killed_while_it_fetches_is_replaced(
-    sshd_factory, relay_factory, start_cluster, register, cache_dir
+    sshd_factory, relay_factory, served, cache_dir
 ):
     server = sshd_factory()
     data = os.urandom(3_000_000)
     server.make("a", data)
     relay = relay_factory(server.port)
-    client = register(start_cluster(n_workers=1, threads_per_worker=1), server)
+    client = served(server)
     relay.stall(after_bytes=500_000)
     task = client.submit(lambda file: Path(file).read_bytes(), handle(server, relay, "a"))
     wait_until(lambda: relay.status()["faults"], "the transfer has got as far as the stall")
@@ -322,26 +290,24 @@ def test_the_plugin_can_be_preloaded_without_client_code(
     assert client.submit(read, remote_file("b")).result() == "b"
 
 
-def test_workers_that_come_later_are_served(start_cluster, register, sshd, remote_file):
-    client = register(start_cluster(n_workers=1, threads_per_worker=1), sshd)
+def test_workers_that_come_later_are_served(served, remote_file):
+    client = served()
     client.cluster.scale(2)
     client.wait_for_workers(2, timeout=PATIENCE_S)
     assert len(stats(client)) == 2
     assert client.gather(client.map(read, [remote_file(name) for name in "abcd"])) == list("abcd")
 
 
-def test_a_restarted_cluster_is_served(start_cluster, register, sshd, remote_file):
-    client = register(start_cluster(n_workers=1, threads_per_worker=1), sshd)
+def test_a_restarted_cluster_is_served(served, remote_file):
+    client = served()
     assert client.submit(read, remote_file("a")).result() == "a"
     client.restart()
     assert client.submit(read, remote_file("b")).result() == "b"
 
 
-def test_a_secret_of_the_workers_stays_there(
-    start_cluster, register, sshd, remote_file, monkeypatch, tmp_path
-):
+def test_a_secret_of_the_workers_stays_there(served, remote_file, monkeypatch, tmp_path):
     monkeypatch.setenv("PYREMOTEDATA_PASSWORD", CANARY)
-    client = register(start_cluster(n_workers=1, threads_per_worker=1), sshd)
+    client = served()
     file = remote_file("a")
     assert client.submit(os.environ.get, "PYREMOTEDATA_PASSWORD").result() == CANARY
     task = client.submit(read, file, key="reader")

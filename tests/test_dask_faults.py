@@ -21,17 +21,6 @@ distributed = pytest.importorskip("distributed")
 
 
 @pytest.fixture
-def start(start_cluster, register):
-    """Start a cluster with the plugin; it ends with the test."""
-
-    def start(server, workers: int = 1, **options):
-        client = start_cluster(n_workers=workers, threads_per_worker=1)
-        return register(client, server, **options)
-
-    return start
-
-
-@pytest.fixture
 def relayed(sshd_factory, relay_factory):
     """A server behind a relay: (server, relay, a handle by name)."""
     server = sshd_factory()
@@ -39,11 +28,11 @@ def relayed(sshd_factory, relay_factory):
     return server, relay, lambda name: RemoteFile(relay.url(server.url(name)))
 
 
-def test_eight_processes_fetch_one_file_once(sshd_factory, start):
+def test_eight_processes_fetch_one_file_once(sshd_factory, served):
     server = sshd_factory(log_requests=True)
     data = os.urandom(3_000_000)
     server.make("a", data)
-    client = start(server, workers=8)
+    client = served(server, workers=8)
     file = RemoteFile(server.url("a"))
     workers = list(client.nthreads())
     tasks = [client.submit(content, file, workers=[one], pure=False) for one in workers]
@@ -52,11 +41,11 @@ def test_eight_processes_fetch_one_file_once(sshd_factory, start):
     assert stats(client).total["files"] == 1
 
 
-def test_an_archive_that_is_down_for_a_while_delays_the_task(relayed, start):
+def test_an_archive_that_is_down_for_a_while_delays_the_task(relayed, served):
     server, relay, handle = relayed
     data = os.urandom(2_000_000)
     server.make("a", data)
-    client = start(server)
+    client = served(server)
     relay.stall(after_bytes=500_000)
     task = client.submit(content, handle("a"))
     wait_until(lambda: relay.status()["faults"], "the transfer has got as far as the stall")
@@ -69,10 +58,10 @@ def test_an_archive_that_is_down_for_a_while_delays_the_task(relayed, start):
     assert task.result(timeout=PATIENCE_S) == data
 
 
-def test_an_archive_that_is_gone_is_the_tasks_error_and_other_tasks_go_on(relayed, start):
+def test_an_archive_that_is_gone_is_the_tasks_error_and_other_tasks_go_on(relayed, served):
     server, relay, handle = relayed
     server.make("a", b"1")
-    client = start(server, timeout_s=3)
+    client = served(server, timeout_s=3)
     relay.refuse()
     task = client.submit(content, handle("a"))
     assert client.submit(sum, [1, 2]).result() == 3
@@ -81,11 +70,11 @@ def test_an_archive_that_is_gone_is_the_tasks_error_and_other_tasks_go_on(relaye
     assert "nothing listens" in str(error)
 
 
-def test_a_file_that_has_changed_since_it_was_listed_is_the_tasks_error(sshd, start):
+def test_a_file_that_has_changed_since_it_was_listed_is_the_tasks_error(sshd, served):
     sshd.make("changing/a", b"old")
     (file,) = glob(sshd.url("changing/*"), ssh_config=str(sshd.ssh_config))
     sshd.make("changing/a", b"newer")
-    error = start(sshd).submit(content, file).exception()
+    error = served().submit(content, file).exception()
     assert isinstance(error, RemoteChanged)
     # A client that has the core alone, without plugin and dask, can unpickle it.
     program = "import pickle, sys; print(type(pickle.load(sys.stdin.buffer)).__name__)"

@@ -25,11 +25,9 @@ def summarise(url, fails=False):
     return out.file
 
 
-def test_an_output_is_uploaded_and_the_next_task_has_it_at_once(
-    sshd_factory, start_cluster, register
-):
+def test_an_output_is_uploaded_and_the_next_task_has_it_at_once(sshd_factory, served):
     server = sshd_factory(log_requests=True)
-    client = register(start_cluster(n_workers=1, threads_per_worker=1), server)
+    client = served(server)
     first = client.submit(summarise, server.url("out/summary.txt"))
     file = first.result()
     assert (server.root / "out/summary.txt").read_text() == "result"
@@ -69,12 +67,12 @@ def test_an_upload_that_fails_is_the_tasks_error_and_may_be_tried_again(
 
 
 def test_an_output_of_a_killed_worker_is_written_by_another_attempt(
-    sshd_factory, relay_factory, start_cluster, register, cache_dir
+    sshd_factory, relay_factory, served, cache_dir
 ):
     server = sshd_factory()
     server.make_directory("out")
     relay = relay_factory(server.port)
-    client = register(start_cluster(n_workers=1, threads_per_worker=1), server)
+    client = served(server)
 
     def write(url):
         with stage_out(url) as out:

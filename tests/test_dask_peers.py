@@ -58,26 +58,31 @@ def test_a_pulled_file_is_an_entry_like_any_other(archive, start_nodes, tmp_path
         assert not any((tmp_path / node).glob("*/incoming/*"))
 
 
+def kill_in_mid_pull(client, source, pid):
+    """Have a worker kill a process when it is asked for the third chunk of a file."""
+
+    def prepare(dask_worker):
+        read = dask_worker.handlers["pyremotedata_read"]
+        chunks = []
+
+        async def read_and_kill(**asked):
+            chunks.append(asked)
+            if len(chunks) == 3:
+                os.kill(pid, signal.SIGKILL)
+            return await read(**asked)
+
+        dask_worker.handlers["pyremotedata_read"] = read_and_kill
+
+    client.run(prepare, workers=[source])
+
+
 def test_a_source_that_dies_mid_pull_is_replaced_by_the_archive(archive, start_nodes, tmp_path):
     file, data = archive.make("large", 30_000_000)
     client = start_nodes(2)
     source, puller = workers_of(client)
     assert client.submit(content, file, workers=[source]).result() == data
     pids = client.run(os.getpid)
-
-    def die_after_a_chunk(dask_worker):
-        read = dask_worker.handlers["pyremotedata_read"]
-        chunks = []
-
-        async def read_or_die(**asked):
-            chunks.append(asked)
-            if len(chunks) > 2:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return await read(**asked)
-
-        dask_worker.handlers["pyremotedata_read"] = read_or_die
-
-    client.run(die_after_a_chunk, workers=[source])
+    kill_in_mid_pull(client, source, pids[source])
     task = client.submit(content, file, workers=[puller], pure=False, allow_other_workers=False)
     assert task.result() == data
     wait_until(lambda: pids[source] not in client.run(os.getpid).values(), "the source is dead")
@@ -92,21 +97,7 @@ def test_a_worker_that_dies_while_it_pulls_leaves_nothing(archive, start_nodes, 
     client = start_nodes(2)
     source, puller = workers_of(client)
     assert client.submit(content, file, workers=[source]).result() == data
-    pid = client.run(os.getpid, workers=[puller])[puller]
-
-    def kill_after_a_chunk(dask_worker):
-        read = dask_worker.handlers["pyremotedata_read"]
-        chunks = []
-
-        async def read_and_kill(**asked):
-            chunks.append(asked)
-            if len(chunks) == 3:
-                os.kill(pid, signal.SIGKILL)
-            return await read(**asked)
-
-        dask_worker.handlers["pyremotedata_read"] = read_and_kill
-
-    client.run(kill_after_a_chunk, workers=[source])
+    kill_in_mid_pull(client, source, client.run(os.getpid, workers=[puller])[puller])
     task = client.submit(content, file, workers=[puller], pure=False, allow_other_workers=True)
     assert task.result() == data
     client.wait_for_workers(2, timeout=PATIENCE_S)

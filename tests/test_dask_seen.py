@@ -24,8 +24,8 @@ def metrics_of(port: int) -> dict[str, float]:
 
 
 @pytest.fixture
-def client(start_cluster, register, sshd):
-    return register(start_cluster(n_workers=1, threads_per_worker=1), sshd)
+def client(served):
+    return served()
 
 
 def test_the_workers_endpoint_counts_files_and_bytes(client, remote_file):
@@ -44,8 +44,8 @@ def test_the_workers_endpoint_counts_files_and_bytes(client, remote_file):
     assert metrics_of(port) == {}
 
 
-def test_workers_that_cannot_answer_are_left_out_of_the_counts(start_cluster, register, sshd):
-    client = register(start_cluster(n_workers=2, threads_per_worker=1), sshd)
+def test_workers_that_cannot_answer_are_left_out_of_the_counts(served):
+    client = served(workers=2)
     lame, sound = sorted(client.nthreads())
     # As if the package were not there.
     client.run(lambda: sys.modules.update({"dask_plugin.report": None}), workers=[lame])

@@ -140,10 +140,8 @@ def test_each_file_comes_to_the_node_once(sshd_factory, two_workers, register):
     assert "archive_bytes" in str(report)
 
 
-def test_the_next_tasks_file_comes_while_a_task_computes(
-    start_cluster, register, sshd, remote_file
-):
-    client = register(start_cluster(n_workers=1, threads_per_worker=1), sshd)
+def test_the_next_tasks_file_comes_while_a_task_computes(served, remote_file):
+    client = served()
     handles = [remote_file("first"), remote_file("second")]
 
     def compute_until_the_other_is_here(file, other):
@@ -163,10 +161,8 @@ def test_the_next_tasks_file_comes_while_a_task_computes(
     assert total["hidden_s"] > 0
 
 
-def test_a_handle_that_only_its_pickle_shows_is_fetched_ahead(
-    start_cluster, register, sshd, remote_file, cache_dir
-):
-    client = register(start_cluster(n_workers=1, threads_per_worker=1), sshd)
+def test_a_handle_that_only_its_pickle_shows_is_fetched_ahead(served, remote_file, cache_dir):
+    client = served()
     file = remote_file("hidden")
 
     class Opaque:
@@ -200,13 +196,11 @@ def test_what_is_fetched_ahead_is_bounded(start_cluster, register, sshd, remote_
     client.gather(tasks)
 
 
-def test_a_waiting_task_does_not_hold_up_its_worker(
-    sshd_factory, relay_factory, start_cluster, register
-):
+def test_a_waiting_task_does_not_hold_up_its_worker(sshd_factory, relay_factory, served):
     server = sshd_factory()
     server.make("a", b"x" * 2_000_000)
     relay = relay_factory(server.port)
-    client = register(start_cluster(n_workers=1, threads_per_worker=1), server)
+    client = served(server)
     relay.stall(after_bytes=500_000)
     task = client.submit(lambda file: len(Path(file).read_bytes()), handle(server, relay, "a"))
     wait_until(lambda: list(client.processing().values()) != [()], "the task has begun")
@@ -220,13 +214,13 @@ def test_a_waiting_task_does_not_hold_up_its_worker(
 
 
 def test_fetches_are_bars_of_their_tasks_and_openings_are_events(
-    sshd_factory, relay_factory, start_cluster, register
+    sshd_factory, relay_factory, served
 ):
     server = sshd_factory()
     server.make("a", b"x" * 100_000)
     relay = relay_factory(server.port)
     relay.set(one_way_ms=20)
-    client = register(start_cluster(n_workers=1, threads_per_worker=1), server)
+    client = served(server)
     with distributed.get_task_stream(client) as stream:
         assert client.submit(len_of, handle(server, relay, "a"), key="reader").result() == 100_000
         assert client.submit(len_of, handle(server, relay, "a"), key="again").result() == 100_000

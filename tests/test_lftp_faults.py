@@ -286,16 +286,23 @@ def test_a_silent_server_ends_in_a_timeout_and_leaves_no_process(
     wait_until(lambda: children() == [])
 
 
-def test_a_killed_lftp_is_noticed_at_once(sshd, relay_factory, there, tmp_path):
+@pytest.fixture
+def uploading(sshd, relay_factory, there, tmp_path):
+    """An upload that is under way over a slow line: session, relay, and what comes of it."""
     (tmp_path / "out").write_bytes(os.urandom(16 << 20))
     relay = relay_factory(sshd.port, rate=1 << 20)
     session = relayed(sshd, relay, timeout_s=3600.0)
     moved: list[int] = []
     with in_background(store, session, tmp_path / "out", f"{there}/f", True, moved.append) as end:
         wait_until(lambda: moved)
-        (pid,) = children("lftp")
-        os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: end)
+        yield session, relay, end
+
+
+def test_a_killed_lftp_is_noticed_at_once(uploading, there):
+    session, _, end = uploading
+    (pid,) = children("lftp")
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: end)
     assert isinstance(end[0], ConnectionLost)
     assert not session.alive
     assert all(is_temporary(name) for name in os.listdir(there))
@@ -313,32 +320,22 @@ def test_an_lftp_that_hangs_is_killed(sshd, there):
     wait_until(lambda: children() == [])
 
 
-def test_a_killed_ssh_is_noticed_at_once(sshd, relay_factory, there, tmp_path):
-    (tmp_path / "out").write_bytes(os.urandom(16 << 20))
-    relay = relay_factory(sshd.port, rate=1 << 20)
-    session = relayed(sshd, relay, timeout_s=3600.0)
-    moved: list[int] = []
-    with in_background(store, session, tmp_path / "out", f"{there}/f", True, moved.append) as end:
-        wait_until(lambda: moved)
-        for pid in children("ssh"):
-            os.kill(pid, signal.SIGKILL)
-        relay.set(rate=0)
-        wait_until(lambda: end)
+def test_a_killed_ssh_is_noticed_at_once(uploading, there):
+    session, relay, end = uploading
+    for pid in children("ssh"):
+        os.kill(pid, signal.SIGKILL)
+    relay.set(rate=0)
+    wait_until(lambda: end)
     assert isinstance(end[0], ConnectionLost)
     assert not (there / "f").exists()
     session.kill()
 
 
-def test_kill_from_another_thread_ends_a_transfer(sshd, relay_factory, there, tmp_path):
-    (tmp_path / "out").write_bytes(os.urandom(16 << 20))
-    relay = relay_factory(sshd.port, rate=1 << 20)
-    session = relayed(sshd, relay, timeout_s=3600.0)
-    moved: list[int] = []
-    with in_background(store, session, tmp_path / "out", f"{there}/f", True, moved.append) as end:
-        wait_until(lambda: moved)
-        session.kill()
-        session.kill()
-        wait_until(lambda: end)
+def test_kill_from_another_thread_ends_a_transfer(uploading, there):
+    session, _, end = uploading
+    session.kill()
+    session.kill()
+    wait_until(lambda: end)
     assert isinstance(end[0], ConnectionLost)
     assert not (there / "f").exists()
     wait_until(lambda: children() == [])
