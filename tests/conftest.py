@@ -238,6 +238,23 @@ def engine(sshd: Sshd) -> Iterator[TransferEngine]:
         yield engine
 
 
+class Far(NamedTuple):
+    """A server of its own at the far end of a relay."""
+
+    server: Sshd
+    relay: Relay
+
+    def url(self, name: str) -> str:
+        return self.relay.url(self.server.url(name))
+
+
+@pytest.fixture
+def far(sshd_factory, relay_factory) -> Far:
+    """A server of its own, and the relay through which `url` leads to its files."""
+    server = sshd_factory()
+    return Far(server, relay_factory(server.port))
+
+
 class Slow(NamedTuple):
     """An engine, and the URLs of files in `remote_directory` at the far end of a slow link."""
 

@@ -100,7 +100,3 @@ def read_all(nested, *, more=()):
 
 def len_of(file):
     return len(Path(file).read_bytes())
-
-
-def handle(server, relay, name: str) -> RemoteFile:
-    return RemoteFile(relay.url(server.url(name)))

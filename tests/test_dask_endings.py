@@ -21,7 +21,7 @@ from pyremotedata_core import (
     RemoteURL,
 )
 
-from .dask_cluster import files_in, handle, len_of, read
+from .dask_cluster import files_in, len_of, read
 from .logins import changed
 from .waiting import PATIENCE_S, wait_until
 
@@ -257,16 +257,13 @@ def test_a_task_may_try_again_itself(client, late):
     assert client.submit(use, file).result() == "late"
 
 
-def test_a_worker_killed_while_it_fetches_is_replaced(
-    sshd_factory, relay_factory, served, cache_dir
-):
-    server = sshd_factory()
+def test_a_worker_killed_while_it_fetches_is_replaced(far, served, cache_dir):
+    server, relay = far
     data = os.urandom(3_000_000)
     server.make("a", data)
-    relay = relay_factory(server.port)
     client = served(server)
     relay.stall(after_bytes=500_000)
-    task = client.submit(lambda file: Path(file).read_bytes(), handle(server, relay, "a"))
+    task = client.submit(lambda file: Path(file).read_bytes(), RemoteFile(far.url("a")))
     wait_until(lambda: relay.status()["faults"], "the transfer has got as far as the stall")
     (pid,) = client.run(os.getpid).values()
     os.kill(pid, signal.SIGKILL)

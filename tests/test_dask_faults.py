@@ -20,14 +20,6 @@ from .waiting import PATIENCE_S, wait_until
 distributed = pytest.importorskip("distributed")
 
 
-@pytest.fixture
-def relayed(sshd_factory, relay_factory):
-    """A server behind a relay: (server, relay, a handle by name)."""
-    server = sshd_factory()
-    relay = relay_factory(server.port)
-    return server, relay, lambda name: RemoteFile(relay.url(server.url(name)))
-
-
 def test_eight_processes_fetch_one_file_once(sshd_factory, served):
     server = sshd_factory(log_requests=True)
     data = os.urandom(3_000_000)
@@ -41,13 +33,13 @@ def test_eight_processes_fetch_one_file_once(sshd_factory, served):
     assert stats(client).total["files"] == 1
 
 
-def test_an_archive_that_is_down_for_a_while_delays_the_task(relayed, served):
-    server, relay, handle = relayed
+def test_an_archive_that_is_down_for_a_while_delays_the_task(far, served):
+    server, relay = far
     data = os.urandom(2_000_000)
     server.make("a", data)
     client = served(server)
     relay.stall(after_bytes=500_000)
-    task = client.submit(content, handle("a"))
+    task = client.submit(content, RemoteFile(far.url("a")))
     wait_until(lambda: relay.status()["faults"], "the transfer has got as far as the stall")
     relay.refuse()
     relay.reset()
@@ -58,12 +50,12 @@ def test_an_archive_that_is_down_for_a_while_delays_the_task(relayed, served):
     assert task.result(timeout=PATIENCE_S) == data
 
 
-def test_an_archive_that_is_gone_is_the_tasks_error_and_other_tasks_go_on(relayed, served):
-    server, relay, handle = relayed
+def test_an_archive_that_is_gone_is_the_tasks_error_and_other_tasks_go_on(far, served):
+    server, relay = far
     server.make("a", b"1")
     client = served(server, timeout_s=3)
     relay.refuse()
-    task = client.submit(content, handle("a"))
+    task = client.submit(content, RemoteFile(far.url("a")))
     assert client.submit(sum, [1, 2]).result() == 3
     error = task.exception(timeout=PATIENCE_S)
     assert isinstance(error, ConnectionLost)

@@ -66,12 +66,9 @@ def test_an_upload_that_fails_is_the_tasks_error_and_may_be_tried_again(
     assert (blocked / "out").read_text() == "result"
 
 
-def test_an_output_of_a_killed_worker_is_written_by_another_attempt(
-    sshd_factory, relay_factory, served, cache_dir
-):
-    server = sshd_factory()
+def test_an_output_of_a_killed_worker_is_written_by_another_attempt(far, served, cache_dir):
+    server, relay = far
     server.make_directory("out")
-    relay = relay_factory(server.port)
     client = served(server)
 
     def write(url):
@@ -80,7 +77,7 @@ def test_an_output_of_a_killed_worker_is_written_by_another_attempt(
         return out.file
 
     relay.stall(after_bytes=1_000_000, direction="up")
-    task = client.submit(write, relay.url(server.url("out/large")))
+    task = client.submit(write, far.url("out/large"))
     wait_until(lambda: relay.status()["up"] >= 1_000_000, "the upload has begun")
     (pid,) = client.run(os.getpid).values()
     os.kill(pid, signal.SIGKILL)

@@ -13,7 +13,7 @@ import pytest
 
 from dask_plugin import RemoteFile, glob, local, stats
 
-from .dask_cluster import files_in, handle, len_of, read, read_after, read_all
+from .dask_cluster import files_in, len_of, read, read_after, read_all
 from .waiting import wait_until
 
 distributed = pytest.importorskip("distributed")
@@ -196,13 +196,12 @@ def test_what_is_fetched_ahead_is_bounded(start_cluster, register, sshd, remote_
     client.gather(tasks)
 
 
-def test_a_waiting_task_does_not_hold_up_its_worker(sshd_factory, relay_factory, served):
-    server = sshd_factory()
+def test_a_waiting_task_does_not_hold_up_its_worker(far, served):
+    server, relay = far
     server.make("a", b"x" * 2_000_000)
-    relay = relay_factory(server.port)
     client = served(server)
     relay.stall(after_bytes=500_000)
-    task = client.submit(lambda file: len(Path(file).read_bytes()), handle(server, relay, "a"))
+    task = client.submit(lambda file: len(Path(file).read_bytes()), RemoteFile(far.url("a")))
     wait_until(lambda: list(client.processing().values()) != [()], "the task has begun")
     assert list(client.run(os.getpid).values())  # answered by the worker's event loop
     assert not task.done()
@@ -213,17 +212,14 @@ def test_a_waiting_task_does_not_hold_up_its_worker(sshd_factory, relay_factory,
 # --- what can be seen ---------------------------------------------------------------------------
 
 
-def test_fetches_are_bars_of_their_tasks_and_openings_are_events(
-    sshd_factory, relay_factory, served
-):
-    server = sshd_factory()
+def test_fetches_are_bars_of_their_tasks_and_openings_are_events(far, served):
+    server, relay = far
     server.make("a", b"x" * 100_000)
-    relay = relay_factory(server.port)
     relay.set(one_way_ms=20)
     client = served(server)
     with distributed.get_task_stream(client) as stream:
-        assert client.submit(len_of, handle(server, relay, "a"), key="reader").result() == 100_000
-        assert client.submit(len_of, handle(server, relay, "a"), key="again").result() == 100_000
+        assert client.submit(len_of, RemoteFile(far.url("a")), key="reader").result() == 100_000
+        assert client.submit(len_of, RemoteFile(far.url("a")), key="again").result() == 100_000
     bars = {entry["key"]: [bar["action"] for bar in entry["startstops"]] for entry in stream.data}
     assert sorted(bars["reader"]) == ["compute", "transfer"]
     wait_until(lambda: len(client.get_events("pyremotedata")) == 4, "all events are there")

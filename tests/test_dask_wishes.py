@@ -88,13 +88,10 @@ def test_a_task_that_ends_while_its_file_is_ordered_keeps_nothing(
         wait_until(lambda: not stager.cache.is_in_use(key), "nobody uses the file")
 
 
-def test_a_forked_child_waits_for_no_file_that_comes_to_its_parent(
-    serve, sshd_factory, relay_factory, cache_dir
-):
-    server = sshd_factory()
+def test_a_forked_child_waits_for_no_file_that_comes_to_its_parent(serve, far, cache_dir):
+    server, relay = far
     server.make("a", b"x" * 2_000_000)
-    relay = relay_factory(server.port)
-    handle = RemoteFile(relay.url(server.url("a")))
+    handle = RemoteFile(far.url("a"))
     with Stager(server.settings(cache_dir=str(cache_dir))) as stager:
         staging = serve(lambda: stager)
         current.enlist(worker := Worker(), staging)

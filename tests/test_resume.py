@@ -87,6 +87,8 @@ def line(sshd_factory, relay_factory, tmp_path, request):
 
 
 both_ways = pytest.mark.parametrize("line", ["fetch", "store"], indirect=True)
+downwards = pytest.mark.parametrize("line", ["fetch"], indirect=True)
+upwards = pytest.mark.parametrize("line", ["store"], indirect=True)
 
 
 @both_ways
@@ -125,7 +127,7 @@ def test_a_change_that_size_and_time_hide_is_found_by_verify_and_moved_anew(line
     line.finished()
 
 
-@pytest.mark.parametrize("line", ["store"], indirect=True)
+@upwards
 def test_what_nobody_can_continue_goes_with_the_next_process(line):
     line.break_off("everything")
     line.source.unlink()
@@ -138,7 +140,7 @@ def test_what_nobody_can_continue_goes_with_the_next_process(line):
         line.finished()
 
 
-@pytest.mark.parametrize("line", ["store"], indirect=True)
+@upwards
 def test_a_part_with_the_time_of_an_old_source_is_continued_by_a_sync(line):
     """An upload gets the time of its source just before its name, and may be killed between."""
     line.target = line.place / "f"
@@ -155,11 +157,8 @@ def test_a_part_with_the_time_of_an_old_source_is_continued_by_a_sync(line):
     assert line.moved() - before < SIZE * 0.8
 
 
-def test_a_part_of_another_size_of_segments_or_another_boot_is_not_continued(
-    sshd_factory, relay_factory, tmp_path
-):
-    server = sshd_factory()
-    line = Line(server, relay_factory(server.port), tmp_path, "fetch")
+@downwards
+def test_a_part_of_another_size_of_segments_or_another_boot_is_not_continued(line):
     line.break_off("everything")
     (record,) = line.place.glob(".*.done")
     head, *rest = record.read_text().split("\n")
@@ -167,7 +166,7 @@ def test_a_part_of_another_size_of_segments_or_another_boot_is_not_continued(
     part = record.with_suffix(".part")
     with part.open("r+b") as file:
         file.write(bytes(SIZE))
-    with TransferEngine(server.settings()) as engine:
+    with TransferEngine(line.server.settings()) as engine:
         line.run(engine).result(60)
     line.finished()
 
@@ -191,13 +190,12 @@ def test_a_connection_that_comes_back_too_late_loses_nothing(line):
     assert line.moved() - before < SIZE * 0.8
 
 
-def test_a_part_that_has_gone_from_the_server_is_made_anew(sshd_factory, relay_factory, tmp_path):
-    server = sshd_factory()
-    line = Line(server, relay_factory(server.port), tmp_path, "store")
+@upwards
+def test_a_part_that_has_gone_from_the_server_is_made_anew(line):
     line.break_off("everything")
     shutil.rmtree(line.place)
     line.place.mkdir()
-    with TransferEngine(server.settings()) as engine:
+    with TransferEngine(line.server.settings()) as engine:
         line.run(engine).result(60)
     line.finished()
 
@@ -229,12 +227,11 @@ def test_the_command_broken_off_at_the_keyboard_goes_on_with_the_next(line):
     assert line.moved() - before < SIZE * 0.8
 
 
-def test_what_moves_again_is_counted_once(sshd_factory, relay_factory, tmp_path):
-    server = sshd_factory()
-    line = Line(server, relay_factory(server.port), tmp_path, "store")
+@upwards
+def test_what_moves_again_is_counted_once(line):
     line.relay.set(rate=60e6)
     told: list[int] = []
-    with TransferEngine(server.settings()) as engine:
+    with TransferEngine(line.server.settings()) as engine:
         future = line.run(engine, on_progress=lambda count, _files: told.append(count))
         line.wait_for(0.3)
         os.utime(line.source, (5, 5))  # seen in the end: all of it is sent once more
@@ -248,13 +245,10 @@ def test_what_moves_again_is_counted_once(sshd_factory, relay_factory, tmp_path)
 
 
 @needs_lftp
-def test_an_engine_that_ends_leaves_nothing_of_what_lftp_fetches(
-    sshd_factory, relay_factory, tmp_path
-):
-    server = sshd_factory()
-    line = Line(server, relay_factory(server.port), tmp_path, "fetch")
+@downwards
+def test_an_engine_that_ends_leaves_nothing_of_what_lftp_fetches(line):
     line.relay.set(rate=60e6)
-    with TransferEngine(server.settings(transport="lftp")) as engine:
+    with TransferEngine(line.server.settings(transport="lftp")) as engine:
         future = line.run(engine)
         line.wait_for(0.1)
     with pytest.raises(ConnectionLost):
@@ -264,13 +258,10 @@ def test_an_engine_that_ends_leaves_nothing_of_what_lftp_fetches(
 
 @needs_lftp
 @pytest.mark.full
-def test_an_upload_that_is_given_up_is_not_compared_to_the_end(
-    sshd_factory, relay_factory, tmp_path
-):
-    server = sshd_factory()
-    line = Line(server, relay_factory(server.port), tmp_path, "store")
+@upwards
+def test_an_upload_that_is_given_up_is_not_compared_to_the_end(line):
     line.relay.set(rate=60e6)
-    with TransferEngine(server.settings(transport="lftp")) as engine:
+    with TransferEngine(line.server.settings(transport="lftp")) as engine:
         future = line.run(engine, verify=True)
         line.wait_for(0.7)
         line.relay.set(rate=10e6)  # to compare it takes long enough for us

@@ -124,13 +124,10 @@ def test_a_directory_is_refused(stager, sshd, remote_directory):
         stager.lease(sshd.url(remote_directory))
 
 
-def test_a_failed_transfer_leaves_nothing_and_is_not_remembered(
-    sshd_factory, relay_factory, cache_dir
-):
-    server = sshd_factory()
+def test_a_failed_transfer_leaves_nothing_and_is_not_remembered(far, cache_dir):
+    server, relay = far
     server.make("a", b"x" * 3_000_000)
-    relay = relay_factory(server.port)
-    url = relay.url(server.url("a"))
+    url = far.url("a")
     with Stager(server.settings(cache_dir=str(cache_dir), timeout_s=2.0)) as stager:
         relay.stall(after_bytes=500_000)
         with pytest.raises(TransferError):

@@ -43,14 +43,11 @@ def test_eight_processes_that_want_one_file_move_it_once(sshd_factory, cache_dir
     assert not left_over(cache_dir)
 
 
-def test_a_process_killed_while_it_fetches_does_no_harm(
-    sshd_factory, relay_factory, cache_dir, processes
-):
-    server = sshd_factory()
+def test_a_process_killed_while_it_fetches_does_no_harm(far, cache_dir, processes):
+    server, relay = far
     data = os.urandom(4_000_000)
     server.make("a", data)
-    relay = relay_factory(server.port)
-    url = relay.url(server.url("a"))
+    url = far.url("a")
     first, second = processes(server), processes(server)
     relay.stall(after_bytes=1_000_000)
     first.begin(f"stage {url}")
@@ -90,11 +87,10 @@ def test_killed_at_any_moment_a_process_leaves_a_sound_cache(
     assert int((root_of(cache_dir) / "usage").read_text()) == 10_000 * len(files_in(cache_dir))
 
 
-def test_a_holder_that_shows_no_life_is_named(sshd_factory, relay_factory, cache_dir, processes):
-    server = sshd_factory()
+def test_a_holder_that_shows_no_life_is_named(far, cache_dir, processes):
+    server, relay = far
     server.make("a", b"x" * 3_000_000)
-    relay = relay_factory(server.port)
-    url = relay.url(server.url("a"))
+    url = far.url("a")
     holder = processes(server)
     relay.stall(after_bytes=500_000)
     holder.begin(f"stage {url}")
@@ -110,13 +106,11 @@ def test_a_holder_that_shows_no_life_is_named(sshd_factory, relay_factory, cache
         assert stager.lease(url).from_cache
 
 
-def test_a_holder_that_lives_is_waited_for_longer_than_the_time_limit(
-    sshd_factory, relay_factory, cache_dir, processes
-):
-    server = sshd_factory()
+def test_a_holder_that_lives_is_waited_for_longer_than_the_time_limit(far, cache_dir, processes):
+    server, relay = far
     server.make("a", b"x" * 3_000_000)
-    relay = relay_factory(server.port, rate=1_000_000)
-    url = relay.url(server.url("a"))
+    relay.set(rate=1_000_000)
+    url = far.url("a")
     holder = processes(server, timeout_s=2)
     holder.begin(f"stage {url}")
     wait_until(lambda: relay.status()["down"] > 500_000, "the transfer has begun")
@@ -126,13 +120,10 @@ def test_a_holder_that_lives_is_waited_for_longer_than_the_time_limit(
         assert stager.lease(url, expect=known).from_cache
 
 
-def test_a_cancelled_request_stops_the_transfer_unless_others_want_the_file(
-    sshd_factory, relay_factory, cache_dir
-):
-    server = sshd_factory()
+def test_a_cancelled_request_stops_the_transfer_unless_others_want_the_file(far, cache_dir):
+    server, relay = far
     server.make("a", b"x" * 2_000_000)
-    relay = relay_factory(server.port)
-    url = relay.url(server.url("a"))
+    url = far.url("a")
     with Stager(server.settings(cache_dir=str(cache_dir))) as stager:
         relay.stall(after_bytes=500_000)
         one, other = stager.stage(url), stager.stage(url)
@@ -145,13 +136,12 @@ def test_a_cancelled_request_stops_the_transfer_unless_others_want_the_file(
         assert not stager.lease(url).from_cache
 
 
-def test_closing_ends_what_is_under_way(sshd_factory, relay_factory, cache_dir):
-    server = sshd_factory()
+def test_closing_ends_what_is_under_way(far, cache_dir):
+    server, relay = far
     server.make("a", b"x" * 2_000_000)
-    relay = relay_factory(server.port)
     stager = Stager(server.settings(cache_dir=str(cache_dir)))
     relay.stall(after_bytes=500_000)
-    future = stager.stage(relay.url(server.url("a")))
+    future = stager.stage(far.url("a"))
     wait_until_stalled(relay)
     stager.close()
     with pytest.raises(TransferError, match="closed"):
@@ -274,12 +264,11 @@ def test_a_forked_child_stages_with_a_stager_of_its_own(stager, sshd, remote_dir
 
 
 def test_a_forked_child_does_not_hold_the_locks_of_a_parent_that_is_killed(
-    sshd_factory, relay_factory, cache_dir, processes
+    far, cache_dir, processes
 ):
-    server = sshd_factory()
+    server, relay = far
     server.make("a", b"x" * 2_000_000)
-    relay = relay_factory(server.port)
-    url = relay.url(server.url("a"))
+    url = far.url("a")
     parent = processes(server)
     relay.stall(after_bytes=500_000)
     parent.begin(f"begin {url}")
