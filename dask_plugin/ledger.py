@@ -227,7 +227,7 @@ class Ledger:
         entry = self._files.setdefault(file, File())
         self._files.move_to_end(file)
         if len(self._files) > REMEMBERED:
-            oldest = next(iter(self._files))
-            if self._files[oldest].is_idle:
+            oldest = next(old for old, one in self._files.items() if one.is_idle or one is entry)
+            if oldest != file:
                 del self._files[oldest]
         return entry

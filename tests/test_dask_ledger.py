@@ -156,10 +156,14 @@ def test_some_workers_of_each_node_are_chosen():
 def test_files_that_nobody_brings_are_forgotten_beyond_a_bound(monkeypatch):
     monkeypatch.setattr(ledger_module, "REMEMBERED", 10)
     ledger = cluster(1, archive_reads=100)
+    ledger.want("w0", "takes long", background=False)
     for number in range(50):
         ledger.want("w0", number, background=False)
         ledger.ended("w0", number, is_here=True)
     assert ledger.report()["files"] <= 11
+    assert ledger.want("w0", "takes long", background=False) == [
+        ("w0", ("fetch", "takes long", None))
+    ]
 
 
 @pytest.mark.parametrize("seed", range(20))
