@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +13,11 @@ from pyremotedata_core.url import encode_path
 from workflows.embedded_sshd import own_directory
 
 from .child import Child
-from .servers import Sshd
+from .servers import ChildServer
 
 
-class FtpServer:
-    """A running server; what it has in common with `Sshd` has the same names.
+class FtpServer(ChildServer):
+    """A running server.
 
     It lets in `user` with `password`, ``reader`` (who may not write) with the same, and anybody as
     ``anonymous``, to read.
@@ -48,7 +47,6 @@ class FtpServer:
         self._without = without
         self._terse = terse
         self._most = most
-        self._child: Child | None = None
         if tls:
             self._make_certificate()
 
@@ -79,23 +77,6 @@ class FtpServer:
         assert self._child is not None
         return self._child.ask(faults)
 
-    def halt(self) -> None:
-        """Kill it with its connections."""
-        if self._child is not None:
-            self._child.kill()
-            self._child = None
-
-    def stop(self) -> None:
-        """End it for good."""
-        self.halt()
-        shutil.rmtree(self.directory, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
     def settings(self, **more: Any) -> ConnectionSettings:
         """Return settings that log in; ``more`` are other fields."""
         values: dict[str, Any] = {
@@ -113,16 +94,6 @@ class FtpServer:
         login = f"{who}@" if who else ""
         path = encode_path(self.remote_path(relative))
         return f"{scheme}://{login}127.0.0.1:{self.port}{path}"
-
-    def remote_path(self, relative: str) -> str:
-        """Return the server's path of a file below `root`."""
-        return f"/{relative}"
-
-    make = Sshd.make
-    make_directory = Sshd.make_directory
-
-    def _give(self, path: Path) -> None:
-        """Files are its own already."""
 
     def _make_certificate(self) -> None:
         key = self.directory / "key.pem"

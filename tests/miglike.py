@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import sys
 from pathlib import Path
 from typing import Any, Self
@@ -14,11 +13,11 @@ from pyremotedata_core import ConnectionSettings, Secret
 from workflows.embedded_sshd import ADDRESS, own_directory, program, run
 
 from .child import Child
-from .servers import Sshd
+from .servers import ChildServer
 
 
-class MigLike:
-    """A running server; its methods are those of `Sshd`.
+class MigLike(ChildServer):
+    """A running server.
 
     It lets in ``me@example.org`` by key or password, and a share link: a user of ten characters
     whose name is the password. Needs no root.
@@ -34,12 +33,12 @@ class MigLike:
 
     def __init__(self, *, lock_s: float = 300.0) -> None:
         self.directory = own_directory("miglike")
+        self.root = self.directory / "root"  # what the user sees as ``/``
         self.password = secrets.token_urlsafe(12) + " $'\"\\"
         self.share = secrets.token_hex(5)
         self.codes = [f"{number:06}" for number in secrets.SystemRandom().sample(range(10**6), 50)]
         self.port = 0
         self._lock_s = lock_s
-        self._child: Child | None = None
 
     def start(self) -> Self:
         """Start the child process; after `halt` on the same port, with the same keys."""
@@ -50,28 +49,6 @@ class MigLike:
         self._write_ssh_config()
         return self
 
-    def halt(self) -> None:
-        """Kill the server with its sessions."""
-        if self._child is not None:
-            self._child.kill()
-            self._child = None
-
-    def stop(self) -> None:
-        """End the server and remove its directory. May be called twice."""
-        self.halt()
-        shutil.rmtree(self.directory, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    @property
-    def root(self) -> Path:
-        """What the user sees as ``/``."""
-        return self.directory / "root"
-
     @property
     def ssh_config(self) -> Path:
         """A file for ``ssh -F``."""
@@ -81,10 +58,6 @@ class MigLike:
     def key(self) -> Path:
         """The private key that the server accepts."""
         return self.directory / "user_key"
-
-    def remote_path(self, relative: str = "") -> str:
-        """Return the server's path of a file below the root."""
-        return f"/{relative}"
 
     def url(self, relative: str = "", user: str | None = None) -> str:
         """Return the URL of a file below the root."""
@@ -101,12 +74,6 @@ class MigLike:
         secret = Secret(self.password if password is None else password)
         values = {"ssh_config": str(self.ssh_config), "password": secret}
         return ConnectionSettings(**{**values, **more})
-
-    make = Sshd.make
-    make_directory = Sshd.make_directory
-
-    def _give(self, path: Path) -> None:
-        """Files are its own already."""
 
     def log_text(self) -> str:
         """Return its log: a line for every login (user, kind, outcome) and session."""

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,7 +22,9 @@ from pyremotedata_core.nodestate import state_directory
 from workflows.embedded_sshd import ADDRESS, EmbeddedSshd, free_port, program, run
 from workflows.embedded_sshd import _sftp_server as sftp_server
 
-__all__ = ["ChrootSshd", "ScriptedSshd", "Sshd", "free_port"]
+from .child import Child
+
+__all__ = ["ChildServer", "ChrootSshd", "ScriptedSshd", "Sshd", "free_port"]
 
 _REQUEST = re.compile(r"debug\d: request \d+: (?!sent )([\w@.-]+)")
 _LOGIN = re.compile(r"Accepted (?:publickey|password|keyboard-interactive/pam) for ")
@@ -154,6 +157,48 @@ class Sshd(EmbeddedSshd):
 
     def _give(self, path: Path) -> None:
         """Make the server's account the owner of a file that a test has made."""
+
+
+class ChildServer(ABC):
+    """A server in a process of its own; what it has in common with `Sshd` has the same names.
+
+    `start` sets ``_child``.
+    """
+
+    directory: Path
+    root: Path
+    _child: Child | None = None
+
+    @abstractmethod
+    def start(self) -> Self:
+        """Start it; after `halt` on the same port."""
+
+    def halt(self) -> None:
+        """Kill it with its connections."""
+        if self._child is not None:
+            self._child.kill()
+            self._child = None
+
+    def stop(self) -> None:
+        """End it for good, and remove its directory. May be called twice."""
+        self.halt()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def remote_path(self, relative: str = "") -> str:
+        """Return the server's path of a file below the root."""
+        return f"/{relative}"
+
+    make = Sshd.make
+    make_directory = Sshd.make_directory
+
+    def _give(self, path: Path) -> None:  # noqa: B027 - there is nothing to do
+        """Files are its own already."""
 
 
 class ScriptedSshd(Sshd):

@@ -325,34 +325,29 @@ def test_files_of_an_ftp_server_are_inputs_and_outputs(request, tmp_path, kind):
     assert server.password not in text
 
 
-def test_what_is_ensured_of_a_remote_output_is_looked_for_in_what_the_job_has_made(workflow):
-    workflow.write(
-        """
+@pytest.mark.parametrize(
+    ("ensured", "spoil", "said"),
+    [
+        ("non_empty=True", ":", "unexpected empty output files"),
+        (
+            f'sha256="{hashlib.sha256(b"made").hexdigest()}"',
+            "printf other",
+            "checksums that differ from the expected ones",
+        ),
+    ],
+    ids=["non_empty", "checksum"],
+)
+def test_what_is_ensured_of_a_remote_output_is_looked_for_in_what_the_job_has_made(
+    workflow, ensured, spoil, said
+):
+    text = """
         rule ensured:
-            output: ensure(storage("@URL@/out.txt"), non_empty=True)
-            shell: "printf '@TEXT@' > {output}"
-        """,
-        TEXT="made",
-    )
+            output: ensure(storage("@URL@/out.txt"), @ENSURED@)
+            shell: "@MAKE@ > {output}"
+    """
+    workflow.write(text, ENSURED=ensured, MAKE="printf made")
     workflow.run().succeeded()
     assert workflow.remote_path("out.txt").read_bytes() == b"made"
-    snakefile = workflow.path("Snakefile")
-    snakefile.write_text(snakefile.read_text().replace("printf 'made'", ":"))
-    workflow.run("--forceall").failed("unexpected empty output files")
+    workflow.write(text, ENSURED=ensured, MAKE=spoil)
+    workflow.run("--forceall").failed(said)
     assert not workflow.remote_path("out.txt").exists()
-
-
-def test_a_checksum_that_is_ensured_of_a_remote_output_is_that_of_what_the_job_has_made(workflow):
-    workflow.write(
-        """
-        rule ensured:
-            output: ensure(storage("@URL@/out.txt"), sha256="@SHA256@")
-            shell: "printf made > {output}"
-        """,
-        SHA256=hashlib.sha256(b"made").hexdigest(),
-    )
-    workflow.run().succeeded()
-    assert workflow.remote_path("out.txt").read_bytes() == b"made"
-    snakefile = workflow.path("Snakefile")
-    snakefile.write_text(snakefile.read_text().replace("printf made", "printf other"))
-    workflow.run("--forceall").failed("checksums that differ from the expected ones")

@@ -14,6 +14,7 @@ from pyremotedata_core import (
     ConnectionLost,
     Entry,
     RemoteFileNotFound,
+    Stat,
     TransferEngine,
     TransferError,
 )
@@ -131,6 +132,18 @@ def stage(sshd, relay) -> Iterator[Stage]:
     end_sessions()
 
 
+@pytest.fixture
+def reading(stage, sshd, remote_directory, tmp_path, relay) -> Iterator[tuple[Outcome, str, Stat]]:
+    """A file that is read slowly: the operation, the path, and what is there."""
+    path = str(sshd.make(f"{remote_directory}/f", os.urandom(8 << 20)))
+    stat = stage.begin("stat", path, True).wait()
+    relay.set(rate=1 << 20)
+    part = Part(str(tmp_path / "f"))
+    read = stage.begin("read", path, part, 0, stat.size, stat, load_bytes=stat.size)
+    yield read, path, stat
+    part.discard()
+
+
 def test_operations_come_back_on_the_loop_one_after_another(
     stage, sshd, remote_directory, tmp_path
 ):
@@ -159,17 +172,12 @@ def test_operations_come_back_on_the_loop_one_after_another(
     assert stage.lost == []
 
 
-def test_there_is_room_for_one_operation(stage, sshd, remote_directory, tmp_path, relay):
-    path = str(sshd.make(f"{remote_directory}/f", os.urandom(2_000_000)))
-    stat = stage.begin("stat", path, True).wait()
-    relay.set(rate=1 << 20)
-    part = Part(str(tmp_path / "f"))
-    read = stage.begin("read", path, part, 0, stat.size, stat, load_bytes=stat.size)
+def test_there_is_room_for_one_operation(stage, relay, reading):
+    read, _, stat = reading
     assert not stage.call(lambda: stage.session.has_room(read.operation))
     assert stage.call(lambda: (stage.session.load, stage.session.load_bytes)) == (1, stat.size)
     relay.set(rate=0)
     read.wait()
-    part.discard()
     assert stage.call(lambda: stage.session.has_room(read.operation))
 
 
@@ -184,55 +192,36 @@ def test_a_login_that_fails_is_told_once(sshd, relay):
     assert not stage.opened.is_set()
 
 
-def test_a_session_that_breaks_fails_its_operation_and_then_is_lost(
-    stage, sshd, remote_directory, tmp_path, relay
-):
-    path = str(sshd.make(f"{remote_directory}/f", os.urandom(8 << 20)))
-    stat = stage.begin("stat", path, True).wait()
-    relay.set(rate=1 << 20)
-    part = Part(str(tmp_path / "f"))
-    read = stage.begin("read", path, part, 0, stat.size, stat, load_bytes=stat.size)
+def test_a_session_that_breaks_fails_its_operation_and_then_is_lost(stage, reading):
+    read, _, _ = reading
     wait_until(lambda: read.moved)
     for pid in children("lftp"):
         os.kill(pid, signal.SIGKILL)
     with pytest.raises(ConnectionLost):
         read.wait()
     wait_until(lambda: stage.lost)
-    part.discard()
     assert not stage.session.alive
     assert not stage.call(lambda: stage.session.has_room(read.operation))
     wait_until(lambda: children() == [])
 
 
-def test_a_cancelled_operation_ends_soon_and_the_session_goes_on(
-    stage, sshd, remote_directory, tmp_path, relay
-):
-    path = str(sshd.make(f"{remote_directory}/f", os.urandom(8 << 20)))
-    stat = stage.begin("stat", path, True).wait()
-    relay.set(rate=1 << 20)
-    part = Part(str(tmp_path / "f"))
-    read = stage.begin("read", path, part, 0, stat.size, stat, load_bytes=stat.size)
+def test_a_cancelled_operation_ends_soon_and_the_session_goes_on(stage, relay, reading):
+    read, path, stat = reading
     wait_until(lambda: read.moved)
     read.operation.cancelled = True
     relay.set(rate=0)
     with pytest.raises(ConnectionLost, match="cancelled"):
         read.wait()
-    part.discard()
     assert stage.begin("stat", path, True).wait() == stat
     assert stage.lost == []
 
 
-def test_close_ends_an_operation_and_all_processes(stage, sshd, remote_directory, tmp_path, relay):
-    path = str(sshd.make(f"{remote_directory}/f", os.urandom(8 << 20)))
-    stat = stage.begin("stat", path, True).wait()
-    relay.set(rate=1 << 20)
-    part = Part(str(tmp_path / "f"))
-    read = stage.begin("read", path, part, 0, stat.size, stat, load_bytes=stat.size)
+def test_close_ends_an_operation_and_all_processes(stage, reading):
+    read, _, _ = reading
     wait_until(lambda: read.moved)
     stage.call(stage.session.close)
     with pytest.raises(ConnectionLost):
         read.wait()
-    part.discard()
     wait_until(lambda: children() == [])
     assert stage.lost == []
 
