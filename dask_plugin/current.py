@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import threading
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -30,20 +31,30 @@ _ON_LOOP = (
 TOPIC = "pyremotedata"  # of all events
 # One for each worker of this process that has the plugin; more than one in clusters of threads.
 _stagings: weakref.WeakKeyDictionary[Any, WorkerStaging] = weakref.WeakKeyDictionary()
+_enlisting = threading.Lock()  # workers may come while other threads look through them
 
 
 def enlist(worker: Any, staging: WorkerStaging) -> None:
     """Have the handles that are opened on a worker served by its staging."""
-    _stagings[worker] = staging
+    with _enlisting:
+        _stagings[worker] = staging
 
 
 def dismiss(worker: Any) -> None:
     """Undo `enlist`."""
-    _stagings.pop(worker, None)
+    with _enlisting:
+        _stagings.pop(worker, None)
+
+
+def _enlisted() -> list[tuple[Any, WorkerStaging]]:
+    with _enlisting:
+        return list(_stagings.items())
 
 
 def _begin_in_child() -> None:
-    for staging in list(_stagings.values()):
+    global _enlisting
+    _enlisting = threading.Lock()
+    for _, staging in _enlisted():
         staging.begin_in_child()
 
 
@@ -57,17 +68,17 @@ def staging_of(worker: Any) -> WorkerStaging | None:
 
 def is_shared(staging: WorkerStaging) -> bool:
     """Whether a worker of this process uses the stager of a staging, which may be dismissed."""
-    return any(staging.shares_stager(other) for other in list(_stagings.values()))
+    return any(staging.shares_stager(other) for _, other in _enlisted())
 
 
 def counts() -> list[Counts]:
     """Return what staging has cost on each worker of this process."""
-    return [staging.counts() for staging in list(_stagings.values())]
+    return [staging.counts() for _, staging in _enlisted()]
 
 
 def announce(handle: RemoteFile) -> None:
     """Tell the workers of this process that a handle has come out of a pickle."""
-    for staging in list(_stagings.values()):
+    for _, staging in _enlisted():
         staging.arrived(handle)
 
 
@@ -224,7 +235,7 @@ def _stager(staging: WorkerStaging | None) -> Stager:
 
 def _any_staging() -> WorkerStaging | None:
     """Return what serves a thread that a task has started, with the plugin's settings."""
-    return next(iter(list(_stagings.values())), None)
+    return next((staging for _, staging in _enlisted()), None)
 
 
 def _here() -> tuple[Any, WorkerStaging | None, Any]:
@@ -248,5 +259,5 @@ def _is_on_loop(worker: Any) -> bool:
         running = asyncio.get_running_loop()
     except RuntimeError:  # none runs in this thread
         return False
-    workers = [*_stagings, worker]
+    workers = [*(enlisted for enlisted, _ in _enlisted()), worker]
     return any(one is not None and one.loop.asyncio_loop is running for one in workers)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from threading import Thread, Timer
+import sys
+from threading import Event, Thread, Timer
 
 import pytest
 
@@ -86,6 +87,31 @@ def test_a_task_that_ends_while_its_file_is_ordered_keeps_nothing(
         wait_until(lambda: staging.counts().files, "the file was fetched ahead")
         ((_, key),) = stager.cache.keys_by_use()
         wait_until(lambda: not stager.cache.is_in_use(key), "nobody uses the file")
+
+
+def test_handles_arrive_while_workers_come_and_go(serve):
+    staging = serve(lambda: None)
+    ended = Event()
+
+    def come_and_go() -> None:
+        while not ended.is_set():
+            workers = [Worker() for _ in range(20)]
+            for worker in workers:
+                current.enlist(worker, staging)
+            for worker in workers:
+                current.dismiss(worker)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    crowd = Thread(target=come_and_go, daemon=True)
+    crowd.start()
+    try:
+        for _ in range(20_000):
+            current.announce(RemoteFile("sftp://h/a"))
+    finally:
+        ended.set()
+        crowd.join()
+        sys.setswitchinterval(interval)
 
 
 def test_a_forked_child_waits_for_no_file_that_comes_to_its_parent(serve, far, cache_dir):
