@@ -123,6 +123,33 @@ def test_a_copy_from_the_cache_is_not_swept_by_another_process_before_it_has_its
     assert not temporaries(bench.local)
 
 
+def test_a_link_that_a_killed_run_has_left_keeps_its_file_from_the_first_question_on(
+    bench_with, monkeypatch
+):
+    monkeypatch.setenv("PYREMOTEDATA_CACHE_BYTES", "150000")
+    monkeypatch.setenv("PYREMOTEDATA_TIMEOUT", "1")
+
+    def run(ask, name):
+        bench = bench_with(node_cache="yes")
+        monkeypatch.setattr(bench.provider.fetching, "_links", lambda: True)
+        assert ask(bench)
+        file = bench.object(name)
+        file.is_ondemand_eligible = True
+        asyncio.run(file.managed_retrieve())
+        bench.provider.fetching._linked.clear()  # as the process was killed
+        return file.local_path()
+
+    bench = bench_with()
+    for name in "ab":
+        bench.make(name, name.encode() * 100_000)
+    for ask in ("exists", "size", "mtime"):
+        link = run(lambda _: True, "a")
+        assert link.is_symlink()
+        run(lambda bench, ask=ask: getattr(bench.object("a"), ask)(), "b")
+        assert link.read_bytes() == b"a" * 100_000
+        link.unlink()
+
+
 def test_a_workspace_of_a_killed_process_is_removed_and_of_a_living_one_is_not(bench):
     code = (
         "import sys, os, pathlib\n"

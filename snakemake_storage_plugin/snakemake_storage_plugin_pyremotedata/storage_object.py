@@ -156,9 +156,6 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
             await self.managed_exists()
             memory, parent = self.provider.lookup.memory, self.get_inventory_parent()
             inventory.fill(cache, memory, self.url, self.cache_key(), parent)
-        if (stat := self._remembered()) is not None:
-            # Before any job's input is brought, which may take the room of this one.
-            self.provider.fetching.keep(self.url, stat, self.local_path())
 
     def list_candidate_matches(self) -> Iterable[str]:
         """Return queries of everything below the constant prefix of a query with wildcards."""
@@ -252,7 +249,11 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
 
     async def _stat(self, wait: Wait) -> Stat | None:
         self.provider.refuse_outputs()
-        return self._shared_copy() or await self.provider.lookup.stat(self.url, wait)
+        stat = self._shared_copy() or await self.provider.lookup.stat(self.url, wait)
+        if stat is not None:
+            # Before any job's input is brought, which may take the room of this one.
+            self.provider.fetching.keep(self.url, stat, self.local_path())
+        return stat
 
     def _remembered(self) -> Stat | None:
         """Return what memory says that the file is, None where it knows of none."""
@@ -271,7 +272,6 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
         if stat is None and (made := self._made()) is not None:
             return made.st_mtime
         stat = stat or await self._found(wait)
-        self.provider.fetching.keep(self.url, stat, self.local_path())
         if stat.kind == "directory" and self._shared_copy() is None:
             timestamp = await self.provider.lookup.stat(self.url.join(TIMESTAMP), wait)
             stat = timestamp or stat
