@@ -423,10 +423,11 @@ def test_a_source_that_changes_during_an_upload_is_never_spliced(link, tmp_path,
     old = there.make_local("a", LARGE)
     os.utime(tmp_path / "a", (1_000_000_000, 1_000_000_000))
     there.server.make("a", b"old")
+    there.relay.stall(after_bytes=LARGE // 2, direction="up")
     future = there.store("a")
-    wait_until(under_way(there.server.root))
+    wait_until(lambda: there.relay.status()["faults"])
     new = rewrite(tmp_path / "a", how, os.urandom(LARGE))
-    there.relay.set(rate=0)
+    there.relay.resume()
     future.result(WAIT_S)
     assert tree(there.server.root) in [{"a": new}] + [{"a": old}] * (how == "replaced")
 
