@@ -20,15 +20,15 @@ FILES = 100  # 60 MB, of which a session takes 24 at a time
 
 @pytest.fixture
 def slow(sshd, remote_directory, relay_factory, tmp_path):
-    """Return the settings, URLs and content of many files behind a slow link."""
+    """Return the settings, URLs and content of many files behind a slow link, and the link."""
     data = os.urandom(SIZE)
     stat = Stat("file", SIZE, 1_600_000_000)
-    relay = relay_factory(sshd.port, rate=40e6)
+    relay = relay_factory(sshd.port, rate=10e6)
     names = [f"{remote_directory}/{number}" for number in range(FILES)]
     for name in names:
         sshd.make(name, data, mtime=stat.mtime)
     settings = sshd.settings(connections=1, cache_dir=str(tmp_path / "cache"))
-    return settings, [relay.url(sshd.url(name)) for name in names], stat, data
+    return settings, [relay.url(sshd.url(name)) for name in names], stat, data, relay
 
 
 def ended(futures: list[concurrent.futures.Future]) -> list[int]:
@@ -42,7 +42,7 @@ def ended(futures: list[concurrent.futures.Future]) -> list[int]:
 
 
 def test_a_promoted_fetch_overtakes_the_background(slow, tmp_path):
-    settings, urls, stat, data = slow
+    settings, urls, stat, data, relay = slow
     with TransferEngine(settings) as engine:
         fetches = [
             engine.fetch(url, tmp_path / f"{number}", expect=stat, background=True)
@@ -51,17 +51,19 @@ def test_a_promoted_fetch_overtakes_the_background(slow, tmp_path):
         engine.stat(urls[0]).result(PATIENCE_S)  # by now they wait in the queue
         engine.promote(fetches[-1])
         engine.promote(fetches[-1])
+        relay.set(rate=0)
         assert ended(fetches).index(FILES - 1) < FILES * 3 // 4
         engine.promote(fetches[-1])
         assert (tmp_path / f"{FILES - 1}").read_bytes() == data
 
 
 def test_who_waits_for_a_file_that_is_staged_in_the_background_is_served_first(slow):
-    settings, urls, stat, data = slow
+    settings, urls, stat, data, relay = slow
     with TransferEngine(settings) as engine, Stager(settings, engine=engine) as stager:
         ahead = [stager.stage(url, expect=stat, background=True) for url in urls]
         engine.stat(urls[0]).result(PATIENCE_S)  # by now the engine has all the orders
         wanted = stager.stage(urls[-1], expect=stat)
+        relay.set(rate=0)
         assert ended([*ahead[:-1], wanted]).index(FILES - 1) < FILES * 3 // 4
         with wanted.result() as lease:
             assert lease.path.read_bytes() == data

@@ -251,6 +251,7 @@ def test_where_a_server_keeps_its_own_times_equal_sizes_can_do(sshd_factory, tmp
     here.mkdir()
     make_tree(here, 1_234_567_890)
     (here / "large").write_bytes(os.urandom(300_000))  # which goes alone
+    os.utime(here / "large", (1, 1))
     everything = len(TREE) + 1
     with Remote(server.url(), ssh_config=str(server.ssh_config)) as remote:
 
