@@ -118,6 +118,11 @@ class Outcome:
             self._on_bytes(count)
 
 
+def kill_lftp() -> None:
+    for pid in children("lftp"):
+        os.kill(pid, signal.SIGKILL)
+
+
 @pytest.fixture
 def relay(sshd, relay_factory):
     return relay_factory(sshd.port)
@@ -195,14 +200,32 @@ def test_a_login_that_fails_is_told_once(sshd, relay):
 def test_a_session_that_breaks_fails_its_operation_and_then_is_lost(stage, reading):
     read, _, _ = reading
     wait_until(lambda: read.moved)
-    for pid in children("lftp"):
-        os.kill(pid, signal.SIGKILL)
+    kill_lftp()
     with pytest.raises(ConnectionLost):
         read.wait()
     wait_until(lambda: stage.lost)
     assert not stage.session.alive
     assert not stage.call(lambda: stage.session.has_room(read.operation))
     wait_until(lambda: children() == [])
+
+
+def test_an_operation_that_comes_while_the_session_breaks_fails_with_it(stage, reading):
+    read, _, _ = reading
+    following = Outcome(stage, "stat", ("/", True), None, 0)
+    done = read.operation.done
+
+    def hand_over(result: Any, error: TransferError | None) -> None:
+        done(result, error)
+        assert stage.session.has_room(following.operation)
+        stage.session.submit(following.operation)
+
+    read.operation.done = hand_over
+    wait_until(lambda: read.moved)
+    kill_lftp()
+    for outcome in (read, following):
+        with pytest.raises(ConnectionLost):
+            outcome.wait()
+    assert len(stage.lost) == 1
 
 
 def test_a_cancelled_operation_ends_soon_and_the_session_goes_on(stage, relay, reading):
@@ -237,8 +260,7 @@ def test_the_engine_finishes_its_work_when_an_lftp_is_killed(sshd, remote_direct
             for name in contents
         ]
         futures[2].result(WAIT_S)
-        for pid in children("lftp"):
-            os.kill(pid, signal.SIGKILL)
+        kill_lftp()
         for future in futures:
             future.result(WAIT_S)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == contents

@@ -220,8 +220,7 @@ class ThreadedSession:
 
     def _lost(self, error: TransferError) -> None:
         if self.alive:
-            self.alive = False
-            self._blocking.kill()
+            self.close()  # with what was handed over since the thread has ended
             self._on_lost(error)
 
 
