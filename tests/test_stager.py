@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import shutil
@@ -22,7 +23,7 @@ from pyremotedata_core import (
     Stat,
     TransferError,
 )
-from pyremotedata_core.stager import Stager, shared_stager
+from pyremotedata_core.stager import Stager, locks, nodecache, shared_stager
 from pyremotedata_core.stager.lease import Pins
 from pyremotedata_core.stager.locks import Pin
 from pyremotedata_core.stager.place import cache_root
@@ -290,6 +291,25 @@ def test_a_full_cache_waits_for_a_lease_to_end(small, sshd, remote_directory, ca
     leases[1].release()
     assert waiting.result(PATIENCE_S).path.stat().st_size == 10_000
     assert files_in(cache_dir) == {"a", "c", "d"}
+
+
+def test_a_lock_that_cannot_be_taken_anew_closes_no_file_of_others(tmp_path, monkeypatch):
+    cache = nodecache.NodeCache(tmp_path, 100)
+    opened: list[int] = []
+
+    def open_exclusive(path: Path) -> int:
+        if opened:
+            opened.append(os.open(os.devnull, os.O_RDONLY))  # by the number that has become free
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        opened.append(locks.open_exclusive(path))
+        path.unlink()  # as its holder does
+        return opened[0]
+
+    monkeypatch.setattr(nodecache, "open_exclusive", open_exclusive)
+    with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+        cache.try_lock("a-1")
+    assert opened[0] == opened[1]
+    os.close(opened[1])
 
 
 def test_who_can_do_without_a_file_is_asked_for_room(small, sshd, remote_directory, cache_dir):

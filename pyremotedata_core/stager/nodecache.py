@@ -272,20 +272,22 @@ class NodeCache:
 
     def _lock(self, key: str, how: int) -> TransferLock | None:
         path = self.root / "locks" / key
-        fd = self._open_exclusive(path)
-        try:
-            fcntl.flock(fd, how)
-            if os.fstat(fd).st_nlink == 0:  # its holder has finished meanwhile
+        while True:
+            fd = self._open_exclusive(path)
+            try:
+                fcntl.flock(fd, how)
+                if os.fstat(fd).st_nlink:
+                    os.utime(fd)
+                    return TransferLock(fd, path)
+            except BlockingIOError:
                 close_exclusive(fd)
-                return self._lock(key, how) if how & fcntl.LOCK_NB else None
-        except BlockingIOError:
-            close_exclusive(fd)
-            return None
-        except BaseException:
-            close_exclusive(fd)
-            raise
-        os.utime(fd)
-        return TransferLock(fd, path)
+                return None
+            except BaseException:
+                close_exclusive(fd)
+                raise
+            close_exclusive(fd)  # its holder has finished meanwhile
+            if not how & fcntl.LOCK_NB:
+                return None
 
     def _open_exclusive(self, path: Path) -> int:
         try:
