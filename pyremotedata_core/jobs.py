@@ -67,11 +67,12 @@ class Job:
             then(result, error)
 
         operation = Operation(name, args, ended, load_bytes, on_bytes, weight)
-        self._operations.add(operation)
         try:
             self._mover.pool(self._url).submit(operation, background=background)
         except TransferError as error:
             self._mover.loop.call_soon(partial(ended, None, error))
+        else:
+            self._operations.add(operation)
 
     def _end(self, result: Any, error: TransferError | None) -> None:
         done, self._done = self._done, None
@@ -142,7 +143,10 @@ class FileJob(Job):
 
     def _expect(self, size: int) -> None:
         """Tell the pool what is to come; 0 when nothing is."""
-        pool = self._mover.pool(self._url)
+        try:
+            pool = self._mover.pool(self._url)
+        except TransferError:
+            return  # the operations meet it, too
         pool.expected_bytes += size - self._expected
         pool.expected_files += bool(size) - bool(self._expected)
         self._expected = size

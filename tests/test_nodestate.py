@@ -11,11 +11,13 @@ import pytest
 
 from pyremotedata_core import (
     ConfigurationError,
+    Stat,
     TransferEngine,
     TransferError,
     journal,
     nodestate,
 )
+from pyremotedata_core.jobs import SEGMENT_BYTES
 from pyremotedata_core.nodestate import SWEEP_S, SessionSlots
 
 
@@ -98,11 +100,14 @@ def test_a_lock_on_a_file_that_was_swept_meanwhile_is_no_lock(state):
 def test_a_node_that_has_no_place_for_slots_is_a_clear_error(sshd, state, monkeypatch):
     (state / "file").touch()
     monkeypatch.setattr(nodestate, "state_directory", lambda: state / "file")
-    with (
-        TransferEngine(sshd.settings(), in_process=True) as engine,
-        pytest.raises(TransferError, match="the session slots of this node"),
-    ):
-        engine.stat(sshd.url()).result(WAIT_S)
+    large = Stat("file", 2 * SEGMENT_BYTES, 1)
+    with TransferEngine(sshd.settings(), in_process=True) as engine:
+        for future in (
+            engine.stat(sshd.url()),
+            engine.fetch(sshd.url("large"), state / "large", expect=large),
+        ):
+            with pytest.raises(TransferError, match=r"^the session slots of this node"):
+                future.result(WAIT_S)
 
 
 def test_an_upload_that_cannot_be_noted_fails_and_nothing_else_does(sshd, state, monkeypatch):
