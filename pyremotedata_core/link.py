@@ -35,7 +35,8 @@ class Link:
     ) -> None:
         self.ended = False
         self._closed = self._dismissed = False
-        self._lock = threading.Lock()
+        # A request may drop what cancels another one: the garbage collector comes at any moment.
+        self._lock = threading.RLock()
         self._next_id = 0
         self._pending: dict[int, _Caller] = {}
         self._background: dict[Future[Any], int] = {}  # that have not ended, nor been promoted
@@ -162,9 +163,12 @@ class Link:
 
     def _cancel(self, request_id: int) -> None:
         with self._lock, contextlib.suppress(OSError):
-            if not self.ended and request_id in self._pending:
-                del self._pending[request_id]
-                self._cancelled.add(request_id)
+            if self.ended:
+                return
+            self._cancelled.add(request_id)  # first: its last word may be on its way
+            if self._pending.pop(request_id, None) is None:
+                self._settle(request_id)
+            else:
                 self._sock.sendall(pack([(request_id, "cancel", self._keep)]))
 
     def _more(self, request_id: int, count: int) -> None:

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from pyremotedata_core import RemoteFileNotFound, TransferEngine
+from pyremotedata_core import RemoteFileNotFound, TransferEngine, helper, link
 
 from .sites import WAIT_S, temporaries, tree
 from .waiting import wait_until
@@ -38,6 +38,28 @@ def test_a_cancelled_upload_leaves_nothing(slow, there, tmp_path):
     wait_until(lambda: temporaries(there), within_s=20)
     assert future.cancel()
     wait_until(lambda: tree(there) == {}, within_s=20)
+
+
+def test_a_listing_may_be_dropped_in_the_midst_of_another_request(
+    engine, sshd, relay_factory, monkeypatch
+):
+    """The garbage collector does so, at whatever moment."""
+    relay = relay_factory(sshd.port)
+    url = relay.url(sshd.url())
+    engine.stat(url).result(WAIT_S)
+    relay.stall()
+    kept = [engine.iterdir(url)]
+
+    def pack(messages):
+        kept.clear()
+        return helper.pack(messages)
+
+    monkeypatch.setattr(link, "pack", pack)
+    asking = threading.Thread(target=engine.stat, args=(url,), daemon=True)
+    asking.start()
+    asking.join(WAIT_S)
+    assert kept == []
+    assert not asking.is_alive()
 
 
 def test_queued_transfers_that_are_cancelled_never_begin(slow, make, tmp_path):
