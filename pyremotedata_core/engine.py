@@ -417,7 +417,10 @@ class TransferEngine:
             if self._closed:
                 raise ConnectionLost("the engine is closed", retryable=False)
             if self._link is None or self._link.ended:
-                self._link = Link(self.settings, self._in_process, self._ask, self._keep)
+                try:
+                    self._link = Link(self.settings, self._in_process, self._ask, self._keep)
+                except OSError as error:
+                    raise ConnectionLost(f"cannot start the helper process: {error}") from None
             return self._link
 
     def _after_fork(self) -> None:

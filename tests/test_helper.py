@@ -72,6 +72,15 @@ def test_a_helper_that_is_started_early_connects_to_nothing_and_serves_the_first
     soon(lambda: not alive([early]))
 
 
+def test_a_helper_that_cannot_be_started_is_an_error_that_says_so(sshd, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with (
+        TransferEngine(sshd.settings()) as engine,
+        pytest.raises(ConnectionLost, match=r"cannot start the helper process: .*No such file"),
+    ):
+        engine.stat(sshd.url())
+
+
 def test_a_closed_engine_says_so(sshd):
     engine = TransferEngine(sshd.settings())
     engine.close()
