@@ -11,6 +11,7 @@ import os
 import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -66,12 +67,9 @@ class Pool:
         self._make_session = make_session
         self._on_first_open = on_first_open
         self._slots = SessionSlots(url, settings.connections)
-        self._sessions: dict[PoolSession, int] = {}  # to the descriptor of its slot
-        self._born: dict[PoolSession, float] = {}
-        self._leader: dict[PoolSession, PoolSession] = {}  # of those that share a connection
+        self._sessions: dict[PoolSession, _Held] = {}
         self._can_share = True
         self._one_login = False  # another one would take another one-time code
-        self._draining: set[PoolSession] = set()
         self._queues = Queues()
         self._waiting: set[Operation] = set()  # for their next attempt
         self._limit = settings.connections
@@ -149,13 +147,12 @@ class Pool:
                 self._start_sample()
 
     def _choose(self, operation: Operation) -> PoolSession | None:
-        best = None
-        for session in self._sessions:
-            if session in self._draining or not session.has_room(operation):
-                continue
-            if best is None or (session.load_bytes, session.load) < (best.load_bytes, best.load):
-                best = session
-        return best
+        free = (
+            session
+            for session, held in self._sessions.items()
+            if not held.draining and session.has_room(operation)
+        )
+        return min(free, key=lambda session: (session.load_bytes, session.load), default=None)
 
     def _outcome(
         self, operation: Operation, final: Done, result: Any, error: TransferError | None
@@ -256,7 +253,7 @@ class Pool:
 
     def _open_windows(self) -> None:
         """Open sessions on the connection that is there, if the work that is known is worth it."""
-        if len(self._sessions) >= self._limit or self._draining:
+        if len(self._sessions) >= self._limit or self._is_draining:
             return
         leader = self._find_leader()
         if leader is None or not leader.rtt_s:
@@ -272,7 +269,13 @@ class Pool:
         return self.waiting_bytes + max(self.expected_bytes, self._queues.load_bytes)
 
     def _find_leader(self) -> PoolSession | None:
-        return next((s for s in self._sessions if s.opened and s not in self._leader), None)
+        """Return an open session that has a connection of its own."""
+        leaders = (s for s, held in self._sessions.items() if s.opened and held.leader is None)
+        return next(leaders, None)
+
+    @property
+    def _is_draining(self) -> bool:
+        return any(held.draining for held in self._sessions.values())
 
     def _schedule_open(self, delay_s: float) -> None:
         def open_again() -> None:
@@ -291,15 +294,13 @@ class Pool:
 
     def _open(self, leader: PoolSession | None = None) -> bool:
         slot = None
-        started = time.monotonic()
-        holder: list[PoolSession] = []
+        born = time.monotonic()
 
         def on_open() -> None:
-            self._opened(holder[0], time.monotonic() - started)
+            self._opened(session)
 
         def on_lost(error: TransferError) -> None:
-            if holder:
-                self._lost(holder[0], error)
+            self._lost(session, error)
 
         try:
             slot = self._slots.acquire()
@@ -315,17 +316,13 @@ class Pool:
                 error = ConnectionLost(f"cannot start a session: {error}", self._url)
             self._loop.call_soon(partial(self._fail_queued, error))
             return True
-        holder.append(session)
-        if leader is not None:
-            self._leader[session] = leader
-            leader.followers += 1
-        self._sessions[session] = slot
-        self._born[session] = started
+        self._sessions[session] = _Held(slot, born, leader)
         return True
 
-    def _opened(self, session: PoolSession, took_s: float) -> None:
-        if session not in self._leader:
-            self._connect_s = took_s
+    def _opened(self, session: PoolSession) -> None:
+        held = self._sessions[session]
+        if held.leader is None:
+            self._connect_s = time.monotonic() - held.born
             self._one_login = session.took_code
         if not self._ever_opened:
             self._loop.call_soon(self._on_first_open)
@@ -377,14 +374,9 @@ class Pool:
         )
 
     def _forget(self, session: PoolSession) -> None:
-        slot = self._sessions.pop(session, None)
-        if slot is not None:
-            os.close(slot)
-        self._born.pop(session, None)
-        leader = self._leader.pop(session, None)
-        if leader is not None:
-            leader.followers -= 1
-        self._draining.discard(session)
+        held = self._sessions.pop(session, None)
+        if held is not None:
+            os.close(held.slot)
 
     def _retire(self, session: PoolSession) -> None:
         session.close()
@@ -396,28 +388,28 @@ class Pool:
         self._keeper = None
         now = time.monotonic()
         others_wait = bool(self._sessions) and self._slots.others_wait()
-        for session in list(self._sessions):
-            if not session.opened:
+        for session, held in list(self._sessions.items()):
+            if not session.opened or session.load or not self._may_go(session):
                 continue
-            if session.load or session.followers or self._is_precious(session):
-                continue
-            quiet_s = now - max(session.last_heard, self._born[session])
+            quiet_s = now - max(session.last_heard, held.born)
             unused = not self._queues and (others_wait or quiet_s > IDLE_S)
-            if unused or session in self._draining:
+            if unused or held.draining:
                 self._retire(session)
-        if others_wait and self._sessions and not self._draining:
-            free = [s for s in self._sessions if not s.followers and not self._is_precious(s)]
-            oldest = min(free, key=self._born.__getitem__, default=None)
-            if oldest and (len(self._sessions) > 1 or now - self._born[oldest] > 2.0):
-                self._draining.add(oldest)
+        if others_wait and self._sessions and not self._is_draining:
+            free = [held for session, held in self._sessions.items() if self._may_go(session)]
+            oldest = min(free, key=lambda held: held.born, default=None)
+            if oldest and (len(self._sessions) > 1 or now - oldest.born > 2.0):
+                oldest.draining = True
         if self._sessions:
             self._keeper = self._loop.call_later(0.5, self._keep)
         elif self._queues:
             self._schedule_open(random.uniform(0.05, 0.25))  # noqa: S311
 
-    def _is_precious(self, session: PoolSession) -> bool:
-        """Whether it could not be opened again without a person."""
-        return self._one_login and session not in self._leader
+    def _may_go(self, session: PoolSession) -> bool:
+        """Whether no other one needs its connection, and no person to open it again."""
+        if any(held.leader is session for held in self._sessions.values()):
+            return False
+        return not self._one_login or self._sessions[session].leader is not None
 
     # --- growth ----------------------------------------------------------------------------
 
@@ -437,7 +429,7 @@ class Pool:
         rate_files = (self._done_files - files_then) / seconds
         idle = self._processors.idle(worked=bool(rate_bytes or rate_files))
         self._start_sample()
-        opened = [s for s in self._sessions if s.opened and s not in self._draining]
+        opened = [s for s, held in self._sessions.items() if s.opened and not held.draining]
         if not opened or len(opened) < len(self._sessions):
             return  # logins are under way
         rate = rate_bytes + rate_files * (32 << 10)
@@ -475,3 +467,13 @@ class Pool:
             if not self._open(leader):
                 break
             self._grown_at = (rate, len(opened))
+
+
+@dataclass(slots=True, eq=False)
+class _Held:
+    """What the pool knows of a session."""
+
+    slot: int  # the descriptor of its lock
+    born: float
+    leader: PoolSession | None  # whose connection it uses
+    draining: bool = False  # takes nothing more, and goes when it is idle

@@ -147,7 +147,6 @@ class PoolSession(Protocol):
     max_operations: int
     rtt_s: float
     last_heard: float
-    followers: int
 
     @property
     def can_share(self) -> bool: ...

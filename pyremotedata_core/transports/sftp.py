@@ -133,7 +133,6 @@ class SftpSession:
         self._writers: deque[Transfer] = deque()
         self.read_window = 0
         self.write_window = 0
-        self.followers = 0  # sessions that use this one's connection
         self._socket_fd = carrier.socket.fileno()
         loop.register(self._socket_fd, selectors.EVENT_READ, self._ready)
         loop.register(carrier.stderr_fd, selectors.EVENT_READ, self._hear_stderr)

@@ -75,7 +75,6 @@ class ThreadedSession:
     max_operations = 1
     can_share = False  # every process has a connection of its own
     took_code = False
-    followers = 0
 
     def __init__(
         self,
