@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
+
+from .queues import Queues
+from .transports.base import PoolSession
 
 CHANNEL_BYTES = 2 << 20  # OpenSSH's channel window: what one session carries in a round trip
 CIPHER_RATE = 1 << 30  # bytes per second: about what one processor encrypts
 SAMPLE_S = 0.2
+FILE_BYTES = 32 << 10  # that move while one more file is opened and closed
 
 
 def windows_worth_having(expected_bytes: int, rtt_s: float) -> int:
@@ -18,6 +23,97 @@ def windows_worth_having(expected_bytes: int, rtt_s: float) -> int:
     """
     waited_s = expected_bytes * max(0.0, rtt_s / CHANNEL_BYTES - 1 / CIPHER_RATE)
     return 1 + int(waited_s / (10 * rtt_s + 0.02))
+
+
+class Growth:
+    """The work of one server: what is to come, how fast it goes, what another session did for it.
+
+    Belongs to the loop's thread.
+
+    Attributes
+    ----------
+    waiting_bytes, expected_bytes : int
+        To come of files that have not been begun, and of those that move in segments.
+    expected_files : int
+        Both kinds together.
+    done_bytes, done_files : int
+        What has moved so far.
+    connect_s : float
+        What the last login took.
+    """
+
+    def __init__(self) -> None:
+        self.waiting_bytes = self.expected_bytes = self.expected_files = 0
+        self.done_bytes = self.done_files = 0
+        self.connect_s = 0.0
+        self._sample = (0.0, 0, 0)
+        self._rate_bytes = self._rate_files = 0.0
+        self._before: tuple[float, int] | None = None  # rate and sessions, when others were added
+        self._last_gain: float | None = None
+        self._processors = Processors()
+        self._idle: float | None = None
+
+    def known_bytes(self, queued_bytes: int) -> int:
+        """Return how much is to move, with what waits in the queue."""
+        # The segments in the queue are among those that are expected.
+        return self.waiting_bytes + max(self.expected_bytes, queued_bytes)
+
+    def begin_sample(self) -> None:
+        """Measure from now on."""
+        self._sample = (time.monotonic(), self.done_bytes, self.done_files)
+
+    def end_sample(self) -> None:
+        """Measure what has moved since `begin_sample`."""
+        since, bytes_then, files_then = self._sample
+        seconds = time.monotonic() - since
+        self._rate_bytes = (self.done_bytes - bytes_then) / seconds
+        self._rate_files = (self.done_files - files_then) / seconds
+        self._idle = self._processors.idle(worked=bool(self._rate))
+
+    def compare(self, sessions: int) -> bool:
+        """See what the sessions opened last have done; return whether any were."""
+        if self._before is None:
+            return False
+        rate, sessions_then = self._before
+        if sessions > sessions_then:
+            self._last_gain = self._rate / rate if rate else 1.0
+        self._before = None
+        return True
+
+    def remember(self, sessions: int) -> None:
+        """Note that others join so many sessions, for the next `compare`."""
+        self._before = (self._rate, sessions)
+
+    def forget_last(self) -> None:
+        """Note that the server has refused one: there is nothing to compare."""
+        self._before = None
+
+    def wanted(self, opened: Sequence[PoolSession], queues: Queues) -> int:
+        """Return how many further sessions are worth it, when these are full."""
+        if not self._rate:
+            return 0
+        bytes_s, files_s = self._rate_bytes, self._rate_files
+        left_bytes = self.known_bytes(queues.load_bytes)
+        left_s = max(
+            left_bytes / bytes_s if bytes_s else 0.0,
+            max(self.expected_files, len(queues)) / files_s if files_s else 0.0,
+        )
+        return more_sessions(
+            sessions=len(opened),
+            rate_bytes=bytes_s,
+            rate_files=files_s,
+            rtt_s=min((s.rtt_s for s in opened if s.rtt_s), default=0.0),
+            operations=opened[0].max_operations,
+            left_s=left_s,
+            connect_s=self.connect_s,
+            last_gain=self._last_gain,
+            idle_processors=self._idle,
+        )
+
+    @property
+    def _rate(self) -> float:
+        """One figure for both; a file takes as long as so many bytes."""
+        return self._rate_bytes + self._rate_files * FILE_BYTES
 
 
 class Processors:

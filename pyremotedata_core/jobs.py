@@ -144,11 +144,11 @@ class FileJob(Job):
     def _expect(self, size: int) -> None:
         """Tell the pool what is to come; 0 when nothing is."""
         try:
-            pool = self._mover.pool(self._url)
+            growth = self._mover.pool(self._url).growth
         except TransferError:
             return  # the operations meet it, too
-        pool.expected_bytes += size - self._expected
-        pool.expected_files += bool(size) - bool(self._expected)
+        growth.expected_bytes += size - self._expected
+        growth.expected_files += bool(size) - bool(self._expected)
         self._expected = size
 
     def _move_whole(self) -> None:

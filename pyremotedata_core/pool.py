@@ -24,7 +24,7 @@ from .errors import (
     TransferTimeout,
     cancelled,
 )
-from .growth import SAMPLE_S, Processors, more_sessions, windows_worth_having
+from .growth import SAMPLE_S, Growth, windows_worth_having
 from .loop import Loop, Timer
 from .nodestate import SessionSlots
 from .queues import Queues
@@ -51,6 +51,11 @@ class Pool:
         connection of the leader.
     on_first_open : callable
         Called once, when the server has let us in.
+
+    Attributes
+    ----------
+    growth : Growth
+        What is to come, as the jobs tell it.
     """
 
     def __init__(
@@ -80,20 +85,10 @@ class Pool:
         self._reopen: Timer | None = None
         self._refused_login: tuple[float, TransferError] | None = None
         self._heard = 0.0
-        self._connect_s = 0.0
         self._closed = False
         self._dispatch_asked = False
-        # What the mover knows is to come, for the decision about more sessions.
-        self.waiting_bytes = 0  # of files that have not been begun
-        self.expected_bytes = 0  # of those that move in segments
-        self.expected_files = 0
-        self._done_bytes = 0
-        self._done_files = 0
+        self.growth = Growth()
         self._sampler: Timer | None = None
-        self._sample = (0.0, 0, 0)
-        self._grown_at: tuple[float, int] | None = None  # rate and sessions before growth
-        self._last_gain: float | None = None
-        self._processors = Processors()
         self._keeper: Timer | None = None
 
     # --- the face --------------------------------------------------------------------------
@@ -103,10 +98,7 @@ class Pool:
         operation.born = time.monotonic()
         final = operation.done
         operation.done = partial(self._outcome, operation, final)
-        if operation.on_bytes is None:
-            operation.on_bytes = self._count
-        else:
-            operation.on_bytes = partial(self._count_and_tell, operation.on_bytes)
+        operation.on_bytes = partial(self._count, operation.on_bytes)
         self._queues.append(operation, background=background)
         self._dispatch()
 
@@ -167,7 +159,7 @@ class Pool:
             self._loop.call_later(pause_s(operation.attempts), again)
             return
         if error is None:
-            self._done_files += operation.weight if operation.load_bytes else 0
+            self.growth.done_files += operation.weight if operation.load_bytes else 0
         elif (
             operation.attempts
             and operation.name in ("remove", "rmdir")
@@ -221,12 +213,10 @@ class Pool:
         for operation in failed:
             operation.done(None, final)
 
-    def _count(self, count: int) -> None:
-        self._done_bytes += count
-
-    def _count_and_tell(self, tell: Callable[[int], None], count: int) -> None:
-        self._done_bytes += count
-        tell(count)
+    def _count(self, tell: Callable[[int], None] | None, count: int) -> None:
+        self.growth.done_bytes += count
+        if tell:
+            tell(count)
 
     # --- sessions --------------------------------------------------------------------------
 
@@ -258,15 +248,12 @@ class Pool:
         leader = self._find_leader()
         if leader is None or not leader.rtt_s:
             return
-        wanted = windows_worth_having(self._known_bytes(), leader.rtt_s)
+        known_bytes = self.growth.known_bytes(self._queues.load_bytes)
+        wanted = windows_worth_having(known_bytes, leader.rtt_s)
         for _ in range(min(wanted, self._limit) - len(self._sessions)):
             if not leader.can_share or not self._open(leader):
                 self._can_share = leader.can_share
                 return
-
-    def _known_bytes(self) -> int:
-        # The segments in the queue are among those that are expected.
-        return self.waiting_bytes + max(self.expected_bytes, self._queues.load_bytes)
 
     def _find_leader(self) -> PoolSession | None:
         """Return an open session that has a connection of its own."""
@@ -322,7 +309,7 @@ class Pool:
     def _opened(self, session: PoolSession) -> None:
         held = self._sessions[session]
         if held.leader is None:
-            self._connect_s = time.monotonic() - held.born
+            self.growth.connect_s = time.monotonic() - held.born
             self._one_login = session.took_code
         if not self._ever_opened:
             self._loop.call_soon(self._on_first_open)
@@ -350,7 +337,7 @@ class Pool:
             self._can_share = False
             self._limit = max(1, len(self._sessions))
             self._limit_until = time.monotonic() + 30.0
-            self._grown_at = None
+            self.growth.forget_last()
             return
         self._failures += 1
         if isinstance(error, AuthenticationFailed):
@@ -416,57 +403,33 @@ class Pool:
     def _start_sample(self) -> None:
         if self._sampler is not None:
             self._sampler.cancel()
-        self._sample = (time.monotonic(), self._done_bytes, self._done_files)
+        self.growth.begin_sample()
         self._sampler = self._loop.call_later(SAMPLE_S, self._sampled)
 
     def _sampled(self) -> None:
         self._sampler = None
         if not self._queues:
             return  # nobody waits; a new sample begins with the next queue
-        since, bytes_then, files_then = self._sample
-        seconds = time.monotonic() - since
-        rate_bytes = (self._done_bytes - bytes_then) / seconds
-        rate_files = (self._done_files - files_then) / seconds
-        idle = self._processors.idle(worked=bool(rate_bytes or rate_files))
+        self.growth.end_sample()
         self._start_sample()
         opened = [s for s, held in self._sessions.items() if s.opened and not held.draining]
         if not opened or len(opened) < len(self._sessions):
             return  # logins are under way
-        rate = rate_bytes + rate_files * (32 << 10)
-        if self._grown_at is not None:
-            before, sessions_before = self._grown_at
-            if len(opened) > sessions_before:
-                self._last_gain = rate / before if before else 1.0
-            self._grown_at = None
+        if self.growth.compare(len(opened)):
             return  # one more sample with all of them before the next decision
         if time.monotonic() > self._limit_until:
             self._limit = self._settings.connections
         room = self._limit - len(self._sessions)
-        if room <= 0 or not rate:
+        if room <= 0:
             return
-        left_bytes = self._known_bytes()
-        left_s = max(
-            left_bytes / rate_bytes if rate_bytes else 0.0,
-            max(self.expected_files, len(self._queues)) / rate_files if rate_files else 0.0,
-        )
-        wanted = more_sessions(
-            sessions=len(opened),
-            rate_bytes=rate_bytes,
-            rate_files=rate_files,
-            rtt_s=min((s.rtt_s for s in opened if s.rtt_s), default=0.0),
-            operations=opened[0].max_operations,
-            left_s=left_s,
-            connect_s=self._connect_s,
-            last_gain=self._last_gain,
-            idle_processors=idle,
-        )
+        wanted = self.growth.wanted(opened, self._queues)
         leader = self._find_leader() if self._one_login else None
         if self._one_login and (leader is None or not leader.can_share or not self._can_share):
             return
         for _ in range(min(wanted, room)):
             if not self._open(leader):
                 break
-            self._grown_at = (rate, len(opened))
+            self.growth.remember(len(opened))
 
 
 @dataclass(slots=True, eq=False)

@@ -22,10 +22,10 @@ from ..errors import (
 )
 from ..fetch import Check, Fetch
 from ..filters import Filter, TreeOptions
+from ..growth import Growth
 from ..jobs import Job
 from ..model import Stat, TreeResult
 from ..mover import Mover
-from ..pool import Pool
 from ..spool import Spool
 from ..transports.base import Done
 from ..url import RemoteURL
@@ -133,16 +133,16 @@ class Many(Job):
     def _wait(self, item: Any) -> None:
         """Queue a file; the pool hears what is to come."""
         self._waiting_files.append(item)
-        self._pool.expected_files += 1
-        self._pool.waiting_bytes += self._file_size(item)
+        self._growth.expected_files += 1
+        self._growth.waiting_bytes += self._file_size(item)
 
     @cached_property
-    def _pool(self) -> Pool:
-        return self._mover.pool(self._url)
+    def _growth(self) -> Growth:
+        return self._mover.pool(self._url).growth
 
     def _forget_waiting(self, item: Any) -> None:
-        self._pool.expected_files -= 1
-        self._pool.waiting_bytes -= self._file_size(item)
+        self._growth.expected_files -= 1
+        self._growth.waiting_bytes -= self._file_size(item)
 
     def _file_done(self, job: Job, size: int, error: TransferError | None) -> None:
         self._children.discard(job)
