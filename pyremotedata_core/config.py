@@ -233,6 +233,12 @@ class ConnectionSettings:
             plain[key] = plain[key].reveal() if plain[key] else None
         return plain
 
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> ConnectionSettings:
+        """Rebuild the settings from `to_plain`."""
+        secrets = {key: Secret(plain[key]) for key in SECRETS if plain[key]}
+        return cls(**{**plain, **secrets})
+
 
 def config_path() -> Path:
     """Return where the config file is, or would be."""

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from .config import SECRETS, ConnectionSettings, Secret
+from .config import ConnectionSettings
 from .copying import Copy
 from .errors import TransferError
 from .fetch import Fetch
@@ -183,10 +183,7 @@ class Server:
                 self._jobs[request_id] = job
 
     def _hello(self, settings: dict[str, Any], asker: str, ticket: str) -> None:
-        for key in SECRETS:
-            if settings[key] is not None:
-                settings[key] = Secret(settings[key])
-        known = ConnectionSettings(**settings)
+        known = ConnectionSettings.from_plain(settings)
         use_owner(asker, ticket, known)
         self._mover = Mover(self._loop, known)
 

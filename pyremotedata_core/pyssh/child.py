@@ -19,7 +19,7 @@ import threading
 
 import paramiko
 
-from ..config import SECRETS, ConnectionSettings, Secret
+from ..config import ConnectionSettings
 from ..errors import ConnectionLost, ServerRefused, TransferError, ended_at_once
 from .carrier import ERROR
 from .login import Login, log_in
@@ -169,10 +169,7 @@ def _receive(control: socket.socket) -> list[int] | None:
 def _read_request(inside: socket.socket) -> Login:
     (length,) = struct.unpack(">I", _read_all(inside, 4))
     request = json.loads(_read_all(inside, length))
-    settings = request["settings"]
-    for key in SECRETS:
-        settings[key] = Secret(settings[key]) if settings[key] else None
-    return Login(ConnectionSettings(**settings), request["answers"])
+    return Login(ConnectionSettings.from_plain(request["settings"]), request["answers"])
 
 
 def _read_all(inside: socket.socket, length: int) -> bytes:
