@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from .asker import forget_answers, shared_asker
+from .children import reap
 from .config import ConnectionSettings
 from .entries import OnBatch
 from .errors import AuthenticationFailed, ConnectionLost, TransferError, from_plain
@@ -134,9 +135,7 @@ class Link:
                 self._process.wait(CLOSE_S)
             except subprocess.TimeoutExpired:
                 self._process.kill()
-                # In an uninterruptible call: Popen reaps it later.
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(CLOSE_S)
+                reap(self._process, CLOSE_S)
         if threading.current_thread() is not self._reader:
             self._reader.join(CLOSE_S)
         self._sock.close()

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import askpass
+from .children import kill_group, plain_environment, reap, wide_socketpair
 from .config import ConnectionSettings
 from .errors import ConfigurationError, TransferError, from_ssh_stderr
 
@@ -130,8 +131,7 @@ def check_key(path: str) -> None:
 
 def ssh_environment(settings: ConnectionSettings) -> dict[str, str]:
     """Return the environment of an ssh child: the caller's, with askpass and its answers."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYREMOTEDATA_")}
-    environment |= login_environment(settings)
+    environment = plain_environment() | login_environment(settings)
     environment["SSH_ASKPASS"] = askpass_program()
     environment["SSH_ASKPASS_REQUIRE"] = "force"
     environment.setdefault("DISPLAY", ":0")  # OpenSSH before 8.4 asks askpass only with a display
@@ -248,8 +248,7 @@ def _answer(process: subprocess.Popen[str]) -> dict[str, str]:
     try:
         text, _ = process.communicate(timeout=RESOLVE_S)
     except subprocess.TimeoutExpired:  # a Match exec of the user's that hangs
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
+        kill_group(process)
         text, _ = process.communicate()
     pairs = (line.partition(" ") for line in text.splitlines())
     return {key.lower(): value.strip() for key, _, value in pairs}
@@ -299,11 +298,8 @@ class SshChild:
                 "ControlPersist": "no",
             }
         argv = [*ssh_argv(settings, control), "-s", "--", settings.host, "sftp"]
-        self.socket, theirs = socket.socketpair()
+        self.socket, theirs = wide_socketpair()
         try:
-            for end in (self.socket, theirs):
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
             # A session of its own: no terminal to prompt on, no Ctrl-C in mid-transfer, and one
             # process group with the proxy commands that it starts.
             environment = ssh_environment(settings)
@@ -344,16 +340,13 @@ class SshChild:
     def kill(self) -> int | None:
         """End the process and its group, close both pipes; return its exit status if it had one."""
         status = self._process.poll()
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        kill_group(self._process)
         if self._control is not None:
             self._control.unlink(missing_ok=True)
         self.socket.close()
         assert self._process.stderr is not None
         self._process.stderr.close()
-        # In an uninterruptible call: Popen reaps it later.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(1)
+        reap(self._process)
         ended = self._process.returncode
         # It may have been about to end by itself, its pipes closed already.
         return status if ended == -signal.SIGKILL else ended

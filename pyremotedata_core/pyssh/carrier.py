@@ -9,18 +9,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import socket
 import struct
 import subprocess
 import sys
 from pathlib import Path
 
+from ..children import kill_group, plain_environment, reap, wide_socketpair
 from ..config import ConnectionSettings
 from ..errors import ConfigurationError, ConnectionLost, TransferError, from_plain
 from ..ssh import login_environment, took_code
 
-BUFFER_BYTES = 1 << 20  # of a session's socket; beyond it the server has to wait
 ERROR = "pyremotedata-error: "  # begins the line in which the child says why it ends
 
 _CHILD = """\
@@ -52,12 +51,9 @@ class ParamikoChild:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._login = ""
-        self.socket, theirs = socket.socketpair()
+        self.socket, theirs = wide_socketpair()
         self.stderr_fd, their_stderr = os.pipe()
         try:
-            for end in (self.socket, theirs):
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
             if shared is None:
                 self._start(settings, theirs, their_stderr)
             else:
@@ -105,10 +101,8 @@ class ParamikoChild:
         assert self._control is not None
         self._control.close()
         status = process.poll()
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(1)
+        kill_group(process)
+        reap(process)
         return status
 
     def _start(self, settings: ConnectionSettings, theirs: socket.socket, stderr: int) -> None:
@@ -132,7 +126,7 @@ class ParamikoChild:
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
                 pass_fds=[control.fileno()],
-                env={k: v for k, v in os.environ.items() if not k.startswith("PYREMOTEDATA_")},
+                env=plain_environment(),
                 start_new_session=True,
             )
 

@@ -22,7 +22,6 @@ import os
 import secrets
 import selectors
 import shutil
-import signal
 import subprocess
 import tempfile
 import threading
@@ -30,6 +29,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..children import kill_group, plain_environment, reap
 from ..config import ConnectionSettings
 from ..errors import (
     ConfigurationError,
@@ -258,18 +258,14 @@ class LftpProcess:
             if process.poll() is None:
                 # Its ssh children are sessions of their own on terminals that lftp holds: they
                 # get a hangup when it dies.
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(process.pid, signal.SIGKILL)
+                kill_group(process)
             if not self._busy:
                 self._close()
 
     # --- inside ------------------------------------------------------------------------------
 
     def _popen(self, program: str, fds: tuple[int, ...]) -> subprocess.Popen[bytes]:
-        if self._ftp:
-            environment = {k: v for k, v in os.environ.items() if not k.startswith("PYREMOTEDATA_")}
-        else:
-            environment = ssh_environment(self._settings)
+        environment = plain_environment() if self._ftp else ssh_environment(self._settings)
         environment.pop("LANGUAGE", None)
         # Texts untranslated, names as bytes, times of the log in UTC, and no directory to keep
         # history, bookmarks or a log in.
@@ -414,9 +410,7 @@ class LftpProcess:
             self._selector.close()
         os.close(self._ssh_fd)
         os.close(self._scratch_fd)
-        # In an uninterruptible call: Popen reaps it later.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(1)
+        reap(process)
 
 
 def _read(fd: int) -> bytes | None:
