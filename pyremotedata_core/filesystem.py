@@ -33,8 +33,8 @@ from .errors import (
 )
 from .filesystem_files import ReadFile, WriteFile, WriteText
 from .filesystem_looking import FILES_AT_ONCE, LISTINGS_AT_ONCE, LookingFileSystem, each, mirror
+from .futures import wait_for
 from .model import Stat
-from .placing import wait_for
 from .stager import Lease, lending
 from .stream import BLOCK_BYTES, block_bytes
 from .url import RemoteURL, child_path

@@ -17,8 +17,8 @@ from fsspec.compression import compr
 from fsspec.core import OpenFile
 
 from .errors import TransferError, from_oserror
+from .futures import wait_for
 from .model import Stat
-from .placing import wait_for
 from .stream import BLOCK_BYTES, RemoteReader
 
 if TYPE_CHECKING:

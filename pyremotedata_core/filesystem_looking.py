@@ -24,7 +24,7 @@ from .config import SECRETS, ConnectionSettings, Secret
 from .engine import TransferEngine, shared_engine
 from .errors import ConfigurationError, RemoteFileNotFound, ServerRefused, TransferError
 from .filesystem_files import details
-from .placing import wait_for
+from .futures import wait_for
 from .url import PREFIX, RemoteURL, child_path, looks_like_url, normalise, parent_path
 
 FILES_AT_ONCE = 512

@@ -25,9 +25,10 @@ from .errors import (
     ServerRefused,
     TransferError,
 )
+from .futures import wait_for
 from .local import remove_local
 from .model import Stat
-from .placing import wait_for, wait_for_stores
+from .placing import wait_for_stores
 from .remote import Remote, raise_failures
 from .url import RemoteURL, normalise
 

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypeVar, Unpack
+from typing import Any, Unpack
 
 from .engine import AnyPath, TransferEngine
 from .errors import (
@@ -26,13 +26,12 @@ from .errors import (
     from_oserror,
 )
 from .filters import Filter, TreeKeywords
+from .futures import wait_for
 from .local import check_target
 from .manifest import check_manifest, make_manifest
 from .model import Stat, TreeResult
 from .progress import Progress, expect
 from .url import RemoteURL, looks_like_url
-
-T = TypeVar("T")
 
 
 def get_all(
@@ -195,15 +194,6 @@ def local_target(url: RemoteURL, destination: AnyPath) -> Path:
 def own_name(path: AnyPath) -> str:
     """Return the name of a local file: a link's own, the real one of ``.`` and ``..``."""
     return os.path.basename(os.path.abspath(path))
-
-
-def wait_for(future: Future[T]) -> T:
-    """Return a future's result; if the wait is broken off, give up what is under way."""
-    try:
-        return future.result()
-    except BaseException:
-        future.cancel()  # Ctrl-C: what is under way ends, too
-        raise
 
 
 def wait_for_stores(stores: Sequence[Future[Stat]], tell: Progress | None = None) -> TreeResult:

@@ -21,8 +21,9 @@ from .errors import (
     from_plain,
 )
 from .finding import find, locate_pattern
+from .futures import wait_for
 from .model import Entry, Stat, TreeResult
-from .placing import get_all, own_name, put_all, sync_trees, wait_for
+from .placing import get_all, own_name, put_all, sync_trees
 from .progress import Progress, shown
 from .spool import Spool
 from .stream import BLOCK_BYTES, RemoteReader, Streamed, stream_files

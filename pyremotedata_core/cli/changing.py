@@ -8,8 +8,8 @@ from functools import partial
 
 from ..engine import TransferEngine
 from ..errors import ConfigurationError, RemoteFileNotFound, ServerRefused
+from ..futures import wait_for
 from ..model import Stat
-from ..placing import wait_for
 from ..remote import Remote
 from ..url import RemoteURL, looks_like_url
 from .output import Changes

@@ -12,8 +12,8 @@ from typing import Any
 
 from ..engine import TransferEngine
 from ..errors import ServerRefused
+from ..futures import wait_for
 from ..model import Entry, Stat
-from ..placing import wait_for
 from ..remote import Remote
 from ..url import RemoteURL
 from .output import each, json_list, long_line, plain_entry, print_json, shown_name, size_text

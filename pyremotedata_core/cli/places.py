@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from ..engine import TransferEngine
 from ..errors import RemoteFileNotFound
 from ..finding import find, has_magic, locate_pattern
+from ..futures import wait_for
 from ..model import Stat
-from ..placing import wait_for
 from ..remote import Remote
 from ..url import RemoteURL, looks_like_url
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LocalStorageFull, TransferError, TransferTimeout, from_oserror
+from ..futures import error_of
 from ..model import Stat
 from .daemons import Daemons
 from .lease import Lease, Pins
@@ -378,8 +379,3 @@ class Bringing:
 
 
 _Queue = OrderedDict[Staging, None]
-
-
-def error_of(future: Future[Any]) -> BaseException | None:
-    """Return how a finished future failed, if it did."""
-    return CancelledError() if future.cancelled() else future.exception()

@@ -10,6 +10,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigurationError, LocalStorageFull, TransferError, from_oserror
+from ..futures import wait_for
 from ..model import Stat
 from ..url import RemoteURL
 
@@ -63,12 +64,7 @@ class Draft:
             if not self.path.is_file():
                 raise TransferError(f"nothing has been written to {self.path}", str(self.url))
             self._set_apart()
-            upload = self._stager.engine.store(self.path, self.url)
-            try:
-                stat = upload.result()
-            except BaseException:
-                upload.cancel()
-                raise
+            stat = wait_for(self._stager.engine.store(self.path, self.url))
             if os.listdir(self._directory) == [self.path.name] and not self.path.is_symlink():
                 source = self._stager.source
                 if self._keep(stat) and source is not None:

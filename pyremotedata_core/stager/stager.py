@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..config import ConnectionSettings
 from ..errors import RemoteChanged, TransferError, from_oserror
+from ..futures import error_of, wait_for
 from ..model import Stat
 from ..url import RemoteURL
-from .bringing import Bringing, error_of
+from .bringing import Bringing
 from .copying import copy_file
 from .daemons import Daemons
 from .draft import Draft
@@ -131,12 +132,8 @@ class Stager:
             As `stage`.
         """
         began = monotonic()
-        future = self.stage(url, expect=expect)
         try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
+            return wait_for(self.stage(url, expect=expect))
         finally:
             self._count(waited_s=monotonic() - began)
 
