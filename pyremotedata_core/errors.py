@@ -348,10 +348,9 @@ def ended_at_once(url: str, exit_status: int | None = None) -> ServerRefused:
 
 def changed_host_key(url: str, fingerprint: str, where: str) -> HostKeyRejected:
     """Return the error for a host key that contradicts a known one, which stands at ``where``."""
-    which = f" with fingerprint {fingerprint}" if fingerprint else ""
     known = f" (the old one is at {where})" if where else ""
     return HostKeyRejected(
-        f"the server shows a host key{which} that is not the one known{known};"
+        f"the server shows a host key{_by(fingerprint)} that is not the one known{known};"
         " ask its administrator why before removing the old one with ssh-keygen -R",
         url,
     )
@@ -359,10 +358,9 @@ def changed_host_key(url: str, fingerprint: str, where: str) -> HostKeyRejected:
 
 def revoked_host_key(url: str, fingerprint: str, where: str) -> HostKeyRejected:
     """Return the error for a host key that ``known_hosts`` says is revoked, at ``where``."""
-    which = f" with fingerprint {fingerprint}" if fingerprint else ""
     marked = f" (at {where})" if where else ""
     return HostKeyRejected(
-        f"the server shows a host key{which} that is marked as revoked{marked};"
+        f"the server shows a host key{_by(fingerprint)} that is marked as revoked{marked};"
         " do not log in, ask its administrator",
         url,
     )
@@ -370,12 +368,15 @@ def revoked_host_key(url: str, fingerprint: str, where: str) -> HostKeyRejected:
 
 def unknown_host_key(url: str, fingerprint: str, command: str) -> HostKeyRejected:
     """Return the error for an unknown host key, with the command to accept it."""
-    which = f" with fingerprint {fingerprint}" if fingerprint else ""
     return HostKeyRejected(
-        f"the server's host key{which} is not known; compare it with what the server's"
+        f"the server's host key{_by(fingerprint)} is not known; compare it with what the server's"
         f" administrator publishes, then accept it once with: {command}",
         url,
     )
+
+
+def _by(fingerprint: str) -> str:
+    return f" with fingerprint {fingerprint}" if fingerprint else ""
 
 
 def _host_key_error(text: str, url: str, ssh_config: str | None) -> HostKeyRejected:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import RemoteFileNotFound, ServerRefused
 from .model import Entry, Stat
-from .url import RemoteURL, child_path, looks_like_url
+from .url import RemoteURL, looks_like_url
 
 if TYPE_CHECKING:
     from .engine import TransferEngine
@@ -100,7 +100,7 @@ class _Search:
             name = _literal(self._parts[number]) if number < len(self._parts) else None
             if name is None:
                 break
-            url, numbers = _child(url, name), frozenset([number + 1])
+            url, numbers = url.below(name), frozenset([number + 1])
         if numbers == {len(self._parts)}:
             self._places.append((url, frozenset()))
             return
@@ -117,7 +117,7 @@ class _Search:
         """Match what a directory holds; all links that matter are asked for at once."""
         matches: list[tuple[RemoteURL, bool, _Numbers, Stat | Future[Stat]]] = []
         for entry in sorted(entries):
-            url = _child(directory, entry.name)
+            url = directory.below(entry.name)
             wanted, further = self._match(entry, numbers)
             if wanted or further:
                 is_link = entry.stat.kind == "link"
@@ -142,10 +142,6 @@ class _Search:
     def _found(self, url: RemoteURL, stat: Stat | None) -> Iterator[tuple[RemoteURL, Stat]]:
         if stat is not None and (stat.kind == "directory" or not self._directories_only):
             yield url, stat
-
-
-def _child(directory: RemoteURL, name: str) -> RemoteURL:
-    return replace(directory, path=child_path(directory.path, name))
 
 
 def _listed(listing: Future[list[Entry]]) -> list[Entry]:

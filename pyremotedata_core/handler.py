@@ -27,9 +27,9 @@ from .errors import (
 )
 from .futures import wait_for
 from .local import remove_local
-from .model import Stat
-from .placing import wait_for_stores
-from .remote import Remote, raise_failures
+from .model import Stat, TreeResult
+from .placing import raise_failures, wait_for_stores
+from .remote import Remote
 from .url import RemoteURL, normalise
 
 _log = logging.getLogger(__name__)
@@ -436,7 +436,7 @@ class IOHandler:
         if not blocking:
             return future
         result = wait_for(future)
-        if hasattr(result, "failed"):
+        if isinstance(result, TreeResult):
             raise_failures(result)
         return path
 

@@ -105,17 +105,11 @@ class Journal:
         TransferError
             If that cannot be written: nobody would know of the file.
         """
-        try:
-            self._add({temporary: _Upload(final, origin, time.time() if origin else 0.0)})
-        except OSError as error:
-            raise from_oserror(error, "the journal of uploads") from None
+        self._begin({temporary: _Upload(final, origin, time.time() if origin else 0.0)})
 
     def begin_all(self, uploads: list[Orphan]) -> None:
         """Note uploads of small files, all or none; see `begin`."""
-        try:
-            self._add({temporary: _Upload(final) for temporary, final in uploads})
-        except OSError as error:
-            raise from_oserror(error, "the journal of uploads") from None
+        self._begin({temporary: _Upload(final) for temporary, final in uploads})
 
     def note(self, temporary: str, segment: int) -> None:
         """Note that the server has a segment."""
@@ -198,6 +192,12 @@ class Journal:
                     path.unlink()
                 finally:
                     os.close(fd)
+
+    def _begin(self, uploads: dict[str, _Upload]) -> None:
+        try:
+            self._add(uploads)
+        except OSError as error:
+            raise from_oserror(error, "the journal of uploads") from None
 
     def _paths(self) -> list[Path]:
         try:

@@ -75,7 +75,7 @@ def check_component(name: str, url: str = "") -> str:
     return name
 
 
-def check_local(path: str, url: str = "") -> str:
+def check_local(path: str) -> str:
     """Return a local path, if it can be written in the encoding that Python has for file names.
 
     Raises
@@ -88,8 +88,7 @@ def check_local(path: str, url: str = "") -> str:
     except UnicodeEncodeError as error:
         raise UnsafeName(
             f"{path!r} cannot be written in the locale's encoding of file names"
-            f" ({error.encoding}); set PYTHONUTF8=1",
-            url,
+            f" ({error.encoding}); set PYTHONUTF8=1"
         ) from None
     return path
 

@@ -228,17 +228,13 @@ class Part:
         return done
 
 
-def sweep(directory: str) -> int:
-    """Remove temporary files whose writer is dead; return how many.
-
-    What may be continued stays for a day.
-    """
-    removed = 0
+def sweep(directory: str) -> None:
+    """Remove temporary files whose writer is dead; what may be continued stays for a day."""
     try:
         with os.scandir(directory) as entries:
             names = {entry.name for entry in entries if is_temporary(entry.name)}
     except OSError:
-        return 0
+        return
     for name in names:
         path = os.path.join(directory, name)
         if name.endswith(".done"):
@@ -256,10 +252,8 @@ def sweep(directory: str) -> int:
                 elif locked or (locked is None and age_s > FOREIGN_AGE_S):
                     os.unlink(path)
                     _remove(record_name(path))
-                    removed += 1
             finally:
                 os.close(fd)
-    return removed
 
 
 def read_arrived(final: str, stat: Stat, start: int, length: int) -> bytes | None:

@@ -18,12 +18,11 @@ from .errors import (
     NoRemoteConfigured,
     RemoteFileNotFound,
     ServerRefused,
-    from_plain,
 )
 from .finding import find, locate_pattern
 from .futures import wait_for
 from .model import Entry, Stat, TreeResult
-from .placing import get_all, own_name, put_all, sync_trees
+from .placing import get_all, own_name, put_all, raise_failures, sync_trees
 from .progress import Progress, shown
 from .spool import Spool
 from .stream import BLOCK_BYTES, RemoteReader, Streamed, stream_files
@@ -457,14 +456,3 @@ def _several(paths: Iterable[str | RemoteURL]) -> Iterable[str | RemoteURL]:
     if isinstance(paths, str | RemoteURL):
         raise ConfigurationError(f"several files were meant; write [{str(paths)!r}]")
     return paths
-
-
-def raise_failures(result: TreeResult) -> None:
-    """Raise the first failure of many files, and say how many there are."""
-    if not result.failed:
-        return
-    error = from_plain(result.failed[0])
-    others = len(result.failed) - 1
-    if others:
-        error = type(error)(f"{error.message} (and {others} more)", error.url, error.retryable)
-    raise error

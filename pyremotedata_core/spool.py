@@ -105,9 +105,6 @@ class NameSet:
         self._slots = _empty(64)
         self._count = 0
 
-    def __len__(self) -> int:
-        return self._count
-
     def __contains__(self, name: str) -> bool:
         key = hash(name) or 1
         return self._slots[_place(self._slots, key)] == key

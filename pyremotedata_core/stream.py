@@ -36,7 +36,7 @@ def block_bytes(engine: TransferEngine, url: RemoteURL) -> int:
 class RemoteReader(io.BufferedIOBase):
     """A remote file opened for reading: seekable, read ahead, in bounded memory.
 
-    Sequential reading makes it ask for more and more blocks ahead, up to ``read_ahead_bytes``;
+    Sequential reading makes it ask for more and more blocks ahead, up to `READ_AHEAD_BYTES`;
     after a seek it begins with one block. Memory is bounded by twice that.
 
     Parameters
@@ -45,7 +45,6 @@ class RemoteReader(io.BufferedIOBase):
     url : RemoteURL
     stat : Stat
         Of the file; a file that is no longer that raises `RemoteChanged`.
-    read_ahead_bytes : int
 
     Notes
     -----
@@ -53,13 +52,7 @@ class RemoteReader(io.BufferedIOBase):
     lost connection costs nothing but the time to repeat it.
     """
 
-    def __init__(
-        self,
-        engine: TransferEngine,
-        url: RemoteURL,
-        stat: Stat,
-        read_ahead_bytes: int = READ_AHEAD_BYTES,
-    ) -> None:
+    def __init__(self, engine: TransferEngine, url: RemoteURL, stat: Stat) -> None:
         if stat.kind != "file":
             raise ServerRefused(f"is a {stat.kind}; a file was meant", str(url))
         self.name = str(url)
@@ -68,7 +61,7 @@ class RemoteReader(io.BufferedIOBase):
         self._url = url
         self._at = 0
         self._block_bytes = block_bytes(engine, url)
-        self._most_ahead = max(1, read_ahead_bytes // self._block_bytes)
+        self._most_ahead = READ_AHEAD_BYTES // self._block_bytes
         self._ahead = 1
         self._pid = os.getpid()
         self._expected = 0  # where a sequential reader reads next

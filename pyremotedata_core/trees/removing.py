@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -92,7 +93,7 @@ class RemoveTree(Job):
             self._one_less(path)
             self._more()
 
-        url = RemoteURL(self._url.scheme, self._url.host, path, self._url.user, self._url.port)
+        url = replace(self._url, path=path)
         job = ListDirectory(self._mover, url, take, listed, raw=True)
         self._listings.add(job)
 
