@@ -113,7 +113,7 @@ class TransferEngine:
 
     def stat(self, url: AnyURL, *, follow: bool = True) -> Future[Stat]:
         """Ask what a file is; a missing one costs one request and is `RemoteFileNotFound`."""
-        return self._request("stat", (_plain(url), follow), _to_stat)
+        return self._request("stat", (_plain(url), follow), Stat._make)
 
     def scandir(self, url: AnyURL, *, explain: bool = True) -> Future[list[Entry]]:
         """List a directory. Links are not followed; our own temporary files are not listed.
@@ -149,27 +149,25 @@ class TransferEngine:
             It yields each `Entry` as the server lists them, and raises what `scandir` would.
             Closing it (``with``, or `close`) ends the listing.
         """
-        return Entries(partial(self._request, "iterdir", (_plain(url), True), _same))
+        return Entries(partial(self._request, "iterdir", (_plain(url), True)))
 
     def realpath(self, url: AnyURL) -> Future[str]:
         """Ask for the server's canonical form of a path."""
-        return self._request("realpath", (_plain(url),), _same)
+        return self._request("realpath", (_plain(url),))
 
     def info(self, url: AnyURL) -> Future[dict[str, Any]]:
         """Ask what an SFTP server offers: extensions, limits (bytes), round trip (seconds)."""
-        return self._request("info", (_plain(url),), _same)
+        return self._request("info", (_plain(url),))
 
     def touch(self, url: AnyURL, mtime: int | None = None) -> Future[None]:
         """Set the mtime of an existing file, in seconds since the epoch; now by default."""
         seconds = int(time.time()) if mtime is None else mtime
-        return self._request("touch", (_plain(url), seconds), _same)
+        return self._request("touch", (_plain(url), seconds))
 
     def rename(self, old: AnyURL, new: AnyURL) -> Future[None]:
         """Rename within one server, over an existing file as safely as the server can."""
-        old, new = RemoteURL.parse(old), RemoteURL.parse(new)
-        if old.server != new.server:
-            raise ConfigurationError(f"cannot rename to another server: {new.server}", str(old))
-        return self._request("rename", (plain_url(old), plain_url(new)), _same)
+        old, new = _of_one_server(old, new, "rename")
+        return self._request("rename", (plain_url(old), plain_url(new)))
 
     def copy(self, old: AnyURL, new: AnyURL, *, overwrite: bool = True) -> Future[Stat | None]:
         """Have a server copy a regular file of its own, whole or not at all, with its mtime.
@@ -177,9 +175,7 @@ class TransferEngine:
         The result is None where the server cannot (it takes the extension ``copy-data``, OpenSSH
         9.0 and later): fetch it and store it then. The directory must be there.
         """
-        old, new = RemoteURL.parse(old), RemoteURL.parse(new)
-        if old.server != new.server:
-            raise ConfigurationError(f"cannot copy to another server: {new.server}", str(old))
+        old, new = _of_one_server(old, new, "copy")
         if old.scheme != "sftp" or self.settings.transport_for(old) != "sftp":
             nothing: Future[Stat | None] = Future()
             nothing.set_result(None)
@@ -189,11 +185,11 @@ class TransferEngine:
 
     def mkdir(self, url: AnyURL, *, parents: bool = True, exist_ok: bool = True) -> Future[None]:
         """Make a directory, by default with its parents."""
-        return self._request("mkdir", (_plain(url), parents, exist_ok), _same)
+        return self._request("mkdir", (_plain(url), parents, exist_ok))
 
     def rmdir(self, url: AnyURL) -> Future[None]:
         """Remove an empty directory."""
-        return self._request("rmdir", (_plain(url),), _same)
+        return self._request("rmdir", (_plain(url),))
 
     def remove(
         self, url: AnyURL, *, recursive: bool = False, missing_ok: bool = False
@@ -202,7 +198,7 @@ class TransferEngine:
 
         Links are removed, never followed.
         """
-        return self._request("remove", (_plain(url), recursive, missing_ok), _same)
+        return self._request("remove", (_plain(url), recursive, missing_ok))
 
     # --- files -----------------------------------------------------------------------------
 
@@ -243,7 +239,7 @@ class TransferEngine:
         options = {"background": background, "verify": verify, "modes": modes}
         report = on_progress is not None
         args = (_plain(url), _absolute(path), plain(expect), options, report)
-        return self._request("fetch", args, _to_stat, on_progress, background)
+        return self._request("fetch", args, Stat._make, on_progress, background)
 
     def promote(self, future: Future[Stat]) -> None:
         """Serve a background fetch like any other from now on: somebody waits for it.
@@ -302,7 +298,7 @@ class TransferEngine:
         """
         options = {"overwrite": overwrite, "parents": parents, "verify": verify, "modes": modes}
         args = (_absolute(path), _plain(url), options, on_progress is not None)
-        return self._request("store", args, _to_stat, on_progress)
+        return self._request("store", args, Stat._make, on_progress)
 
     def fetch_many(
         self,
@@ -315,7 +311,7 @@ class TransferEngine:
         """Download many files, each as `fetch` does; a failure of one does not stop the others."""
         plain_pairs = [(_plain(url), _absolute(path)) for url, path in pairs]
         args = (plain_pairs, {"verify": verify, "modes": modes})
-        return self._request("fetch_many", args, _to_tree, on_progress)
+        return self._request("fetch_many", args, TreeResult._make, on_progress)
 
     def fetch_tree(
         self,
@@ -358,7 +354,7 @@ class TransferEngine:
         are skipped and named in the result.
         """
         args = (_plain(url), _absolute(directory), tuple(tree_options(options)))
-        return self._request("fetch_tree", args, _to_tree, on_progress)
+        return self._request("fetch_tree", args, TreeResult._make, on_progress)
 
     def store_tree(
         self,
@@ -370,7 +366,7 @@ class TransferEngine:
     ) -> Future[TreeResult]:
         """Upload what a local directory holds into a remote one; see `fetch_tree`."""
         args = (_absolute(directory), _plain(url), tuple(tree_options(options)))
-        return self._request("store_tree", args, _to_tree, on_progress)
+        return self._request("store_tree", args, TreeResult._make, on_progress)
 
     def wait_cancelled(self, timeout_s: float = 10.0) -> bool:
         """Wait until cancelled work has ended, and its temporary files are gone.
@@ -400,7 +396,7 @@ class TransferEngine:
         self,
         method: str,
         args: tuple[Any, ...],
-        convert: Callable[[Any], Any],
+        convert: Callable[[Any], Any] = lambda value: value,
         on_progress: Progress | None = None,
         background: bool = False,
         on_batch: OnBatch | None = None,
@@ -438,16 +434,11 @@ def _absolute(path: AnyPath) -> str:
     return check_local(os.path.abspath(os.fspath(path)))
 
 
-def _same(value: Any) -> Any:
-    return value
-
-
-def _to_stat(value: Any) -> Stat:
-    return Stat(*value)
-
-
-def _to_tree(value: Any) -> TreeResult:
-    return TreeResult(*value)
+def _of_one_server(old: AnyURL, new: AnyURL, verb: str) -> tuple[RemoteURL, RemoteURL]:
+    old, new = RemoteURL.parse(old), RemoteURL.parse(new)
+    if old.server != new.server:
+        raise ConfigurationError(f"cannot {verb} to another server: {new.server}", str(old))
+    return old, new
 
 
 # --- one engine for all of a process -----------------------------------------------------------
