@@ -403,7 +403,7 @@ class TransferEngine:
     ) -> Future[Any]:
         for _ in range(2):
             link = self._linked()
-            future = link.request(method, args, convert, on_progress, on_batch, background)
+            future = link.request(method, args, convert, on_progress, background, on_batch)
             if future is not None:
                 return future
         raise ConnectionLost("the helper process ends as soon as it starts")

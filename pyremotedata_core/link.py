@@ -75,8 +75,8 @@ class Link:
         args: tuple[Any, ...],
         convert: Callable[[Any], Any],
         on_progress: Progress | None,
-        on_batch: OnBatch | None = None,
-        background: bool = False,
+        background: bool,
+        on_batch: OnBatch | None,
     ) -> Future[Any] | None:
         """Send a request; None if the helper has ended."""
         future: Future[Any] = _Answer(self._reader)
@@ -116,6 +116,11 @@ class Link:
             request_id = self._background.pop(future, None)
             if request_id is not None and not self.ended:
                 self._sock.sendall(pack([(request_id, "promote", ())]))
+
+    def wait_cancelled(self, timeout_s: float) -> bool:
+        """Wait for the helper's last word on what was cancelled; return whether it came."""
+        with self._settled:
+            return self._settled.wait_for(lambda: not self._cancelled, timeout_s)
 
     def retire(self) -> None:
         """End the helper, with its sessions, if nothing is asked of it."""
@@ -175,11 +180,6 @@ class Link:
         with self._lock, contextlib.suppress(OSError):
             if not self.ended and request_id in self._pending:
                 self._sock.sendall(pack([(request_id, "more", (count,))]))
-
-    def wait_cancelled(self, timeout_s: float) -> bool:
-        """Wait for the helper's last word on what was cancelled; return whether it came."""
-        with self._settled:
-            return self._settled.wait_for(lambda: not self._cancelled, timeout_s)
 
     def _settle(self, request_id: int | None) -> None:
         with self._settled:
