@@ -166,17 +166,34 @@ class BlockingSession(Protocol):
     """A session that does one thing at a time, in the calling thread.
 
     Every method raises `TransferError` and returns within the session's time limit of the last
-    sign of life. Paths are decoded, absolute, ``/~`` for the login directory.
+    sign of life. Paths are decoded, absolute, ``/~`` for the login directory. What is not there is
+    `RemoteFileNotFound`, what may not be touched `RemotePermissionDenied`.
     """
 
     def connect(self) -> None:
-        """Log in."""
+        """Log in, once.
+
+        Raises
+        ------
+        ConfigurationError
+            If a program is not installed.
+        AuthenticationFailed, HostKeyRejected, ConnectionLost, TransferTimeout, ServerRefused
+            What is said of a login that failed.
+        """
 
     def stat(self, path: str, follow: bool = True) -> Stat:
         """Return what the server says of a path."""
 
     def scandir(self, path: str) -> Iterator[list[Entry]]:
-        """Yield the entries of a directory in batches, without ``.`` and ``..``."""
+        """Yield the entries of a directory in batches, without ``.`` and ``..``.
+
+        Raises
+        ------
+        ServerRefused
+            If it is not a directory, or its listing is endless.
+        UnsafeName
+            If a name in it cannot be carried, or would leave the directory.
+        """
 
     def read(
         self,
@@ -189,7 +206,13 @@ class BlockingSession(Protocol):
     ) -> None:
         """Write bytes [offset, offset + length) of the remote file into the sink at that offset.
 
-        Raises `RemoteChanged` when the file is not, or does not remain, what ``expect`` says.
+        Raises
+        ------
+        RemoteChanged
+            If the file is not, or does not remain, what ``expect`` says.
+        ServerRefused
+            If what is not a regular file is asked for.
+        LocalStorageFull
         """
 
     def write(
@@ -202,23 +225,52 @@ class BlockingSession(Protocol):
     ) -> Stat:
         """Upload the source and publish it under ``path``, whole or not at all, mtime set.
 
-        Until then it has the temporary path, in the same directory.
+        Until then it has the temporary path, in the same directory and ours alone; nothing
+        remains of it.
+
+        Raises
+        ------
+        RemoteFileNotFound
+            If the directory does not exist.
+        ServerRefused
+            If a directory stands there, a file stands there and may not be overwritten, or the
+            server cannot keep the file.
         """
 
     def mkdir(self, path: str) -> None:
-        """Make one directory; an existing directory is no error."""
+        """Make one directory; an existing directory is no error.
+
+        Raises
+        ------
+        RemoteFileNotFound
+            If its parent does not exist.
+        ServerRefused
+            If a file has that name.
+        """
 
     def remove(self, path: str) -> None:
-        """Remove a file or link."""
+        """Remove a file or link; a directory is `ServerRefused`."""
 
     def rmdir(self, path: str) -> None:
         """Remove an empty directory."""
 
     def rename(self, old: str, new: str) -> None:
-        """Rename within the server, replacing a file as safely as the server allows."""
+        """Rename within the server, replacing a file as safely as the server allows.
+
+        Raises
+        ------
+        ServerRefused
+            If a directory has the new name.
+        """
 
     def touch(self, path: str, mtime: int) -> None:
-        """Set the mtime of an existing file, in seconds."""
+        """Set the mtime of an existing file, in seconds.
+
+        Raises
+        ------
+        ServerRefused
+            If the server offers no way, or did not keep the time.
+        """
 
     def clear_orphan(self, temporary: str, final: str) -> None:
         """Remove what a killed upload left; put a file back that stood aside without successor."""

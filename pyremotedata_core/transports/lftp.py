@@ -97,25 +97,13 @@ class LftpSession:
         self._site.cancelled = cancelled
 
     def connect(self) -> None:
-        """Log in.
-
-        Raises
-        ------
-        ConfigurationError
-            If lftp or ssh is not installed.
-        AuthenticationFailed, HostKeyRejected, ConnectionLost, TransferTimeout, ServerRefused
-            What ssh says of a login that failed. It has been tried once.
-        """
+        """Start lftp and log in, once."""
         self._site.connect()
 
     def stat(self, path: str, follow: bool = True) -> Stat:
         """Return what the server says of a path.
 
         The mode of a regular file is not known (None) when links are followed.
-
-        Raises
-        ------
-        RemoteFileNotFound, RemotePermissionDenied
         """
         path = self._site.path(path)
         return self._site.stat(path) if follow else self._site.lstat(path)
@@ -123,13 +111,7 @@ class LftpSession:
     def scandir(self, path: str) -> Iterator[list[Entry]]:
         """Yield the entries of a directory in batches, without ``.``, ``..`` and special files.
 
-        Raises
-        ------
-        RemoteFileNotFound, RemotePermissionDenied
-        ServerRefused
-            If it is not a directory, or its listing is endless.
-        UnsafeName
-            If a name in it holds a line break, or would leave the directory.
+        A name with a line break makes the listing `UnsafeName`.
         """
         entries = iter(self._site.scandir(self._site.path(path)))
         while batch := list(itertools.islice(entries, BATCH_ENTRIES)):
@@ -148,14 +130,6 @@ class LftpSession:
 
         A large file comes over several connections, as many as this node's slots of the server
         allow.
-
-        Raises
-        ------
-        RemoteChanged
-            If the file is not, or does not remain, what ``expect`` says.
-        LocalStorageFull, RemoteFileNotFound, RemotePermissionDenied
-        ServerRefused
-            If what is not a regular file is asked for.
         """
         site, path = self._site, self._site.path(path)
         url = site.url(path)
@@ -179,24 +153,6 @@ class LftpSession:
 
         Where the server does not keep the mtime that lftp sends together with the size (MiG), the
         result has the one that it set itself.
-
-        Parameters
-        ----------
-        path : str
-        source : Source
-        overwrite : bool
-        temporary : str
-            A path in the same directory, ours alone; nothing remains of it.
-        on_bytes : callable
-
-        Raises
-        ------
-        RemoteFileNotFound
-            If the directory does not exist.
-        RemotePermissionDenied
-        ServerRefused
-            If a directory stands there, a file stands there and may not be overwritten, or the
-            server cannot keep the file.
         """
         site, path = self._site, self._site.path(path)
         url = site.url(path)
@@ -230,38 +186,15 @@ class LftpSession:
         return stat
 
     def mkdir(self, path: str) -> None:
-        """Make one directory; an existing directory is no error.
-
-        Raises
-        ------
-        RemoteFileNotFound
-            If its parent does not exist.
-        RemotePermissionDenied
-        ServerRefused
-            If a file has that name.
-        """
+        """Make one directory; an existing directory is no error."""
         self._site.mkdir(self._site.path(path))
 
     def remove(self, path: str) -> None:
-        """Remove a file or link.
-
-        Raises
-        ------
-        RemoteFileNotFound, RemotePermissionDenied
-        ServerRefused
-            If it is a directory.
-        """
+        """Remove a file or link."""
         self._site.remove(self._site.path(path))
 
     def rmdir(self, path: str) -> None:
-        """Remove an empty directory.
-
-        Raises
-        ------
-        RemoteFileNotFound, RemotePermissionDenied
-        TransferError
-            If it is not empty.
-        """
+        """Remove an empty directory."""
         self._site.rmdir(self._site.path(path))
 
     def rename(self, old: str, new: str) -> None:
@@ -269,12 +202,6 @@ class LftpSession:
 
         Where a rename does not replace a file, nothing has the new name for a moment: see
         `LftpSite.publish`.
-
-        Raises
-        ------
-        RemoteFileNotFound, RemotePermissionDenied
-        ServerRefused
-            If a directory has the new name.
         """
         site = self._site
         old, new = site.path(old), site.path(new)
@@ -291,15 +218,7 @@ class LftpSession:
         that mtime, all of it a hole, is "continued" to the remote one, of which nothing is then
         left to send. Nothing but the time changes, unless somebody else cuts the file short in
         the two round trips between the look at its size and the end: then zeros are sent in place
-        of what was cut off. That is noticed and reported.
-
-        Raises
-        ------
-        RemoteFileNotFound, RemotePermissionDenied
-        RemoteChanged
-            If the file was cut short meanwhile.
-        ServerRefused
-            If it is not a regular file, or the server did not keep the time.
+        of what was cut off. That is noticed, and reported as `RemoteChanged`.
         """
         site, path = self._site, self._site.path(path)
         url = site.url(path)

@@ -31,14 +31,7 @@ class FtpSession(LftpSession):
     _site: FtpSite
 
     def touch(self, path: str, mtime: int) -> None:
-        """Set the mtime of an existing file, in seconds.
-
-        Raises
-        ------
-        RemoteFileNotFound, RemotePermissionDenied
-        ServerRefused
-            If the server offers neither MFMT nor SITE UTIME, or did not keep the time.
-        """
+        """Set the mtime of an existing file, in seconds, by whatever the server offers for it."""
         site, path = self._site, self._site.path(path)
         site.stat(path)
         site.set_time(path, mtime)

@@ -70,17 +70,7 @@ class FtpSite(LftpSite):
         self.has_rest = True
 
     def connect(self) -> None:
-        """Start lftp and log in, once.
-
-        Raises
-        ------
-        ConfigurationError
-            If lftp is not installed.
-        AuthenticationFailed, ConnectionLost, TransferTimeout, ServerRefused
-            What the server says of a login that failed.
-        HostKeyRejected
-            If its certificate cannot be trusted.
-        """
+        """Start lftp and log in, once; see `BlockingSession.connect`."""
         try:
             self._process.start()
             self._home = self.run("cd .").log.home

@@ -79,15 +79,7 @@ class LftpSite:
         return self._process.last_heard
 
     def connect(self) -> None:
-        """Start lftp and log in, once.
-
-        Raises
-        ------
-        ConfigurationError
-            If lftp or ssh is not installed.
-        AuthenticationFailed, HostKeyRejected, ConnectionLost, TransferTimeout, ServerRefused
-            What ssh says of a login that failed.
-        """
+        """Start lftp and log in, once; see `BlockingSession.connect`."""
         try:
             self._process.start()
             self._home = self.run("cd /").log.home
