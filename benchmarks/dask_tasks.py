@@ -81,18 +81,12 @@ DEFAULT_CASES = ["100x100KB", "20x5MB"]
 
 
 @dataclass
-class Cell:
+class Cell(outcome.Cell):
     """One way on one case."""
 
-    way: str
-    seconds: list[float] = field(default_factory=list)
     archive_bytes: list[int] = field(default_factory=list)
     grown_bytes: list[int] = field(default_factory=list)
     lag_s: list[float] = field(default_factory=list)
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
 
 
 # --- a task, and what is watched beside it ------------------------------------------------------
@@ -214,7 +208,7 @@ def main() -> None:
                                 {
                                     "case": f"{case}, {compute}",
                                     "round_trip_ms": round_trip_ms,
-                                    "cells": [{"tool": cell.way, **asdict(cell)} for cell in cells],
+                                    "cells": [asdict(cell) for cell in cells],
                                     "limits": limits._asdict(),
                                 }
                             )
@@ -250,16 +244,15 @@ def measure(
     for number in range(rounds):
         with tempfile.TemporaryDirectory(prefix="benchmark-run-") as folder:
             limits.append(measure_limits(place, place.root / name, Path(folder)))
-        # Alternate who goes first, so that a drifting machine favours nobody.
-        for cell in reversed(cells) if number % 2 else cells:
+        for cell in outcome.in_turn(cells, number):
             log.write_text("")
-            way = WAYS[cell.way]
+            way = WAYS[cell.tool]
             with tempfile.TemporaryDirectory(prefix="benchmark-run-") as folder:
                 site = Site(place, name, Path(folder))
                 try:
                     run(case, way, site, partial(work, way.open), (count, sleep_s), cell, expected)
                 finally:
-                    if cell.way == "sshfs":
+                    if cell.tool == "sshfs":
                         subprocess.run(["fusermount", "-u", f"{folder}/mount"], check=False)
             read = sum(int(size) for _, size in _READ.findall(log.read_text()))
             cell.archive_bytes.append(read)
@@ -288,7 +281,7 @@ def run(
         )
         cell.seconds.append(time.perf_counter() - began)
         if results != expected:
-            sys.exit(f"{cell.way}: the tasks did not read what is on the server")
+            sys.exit(f"{cell.tool}: the tasks did not read what is on the server")
         grown, lags = zip(*client.run(watched).values(), strict=True)
         cell.grown_bytes.append(max(grown))
         ordered = sorted(lag for one in lags for lag in one)
@@ -333,12 +326,12 @@ def tell(name: str, compute: str, round_trip_ms: float, cells: list[Cell], limit
         "",
         f"{case.workers} workers",
         "",
-        f"| way | median s | spread s | {first.way} takes | archive | grown MiB | lag ms |",
+        f"| way | median s | spread s | {first.tool} takes | archive | grown MiB | lag ms |",
         "|---|---|---|---|---|---|---|",
     ]
     for cell in cells:
         lines.append(
-            f"| {cell.way} | {cell.median:.2f} | {min(cell.seconds):.2f}-{max(cell.seconds):.2f}"
+            f"| {cell.tool} | {cell.median:.2f} | {cell.spread}"
             f" | {first.median / cell.median:.2f}x | {max(cell.archive_bytes) / total:.2f}x"
             f" | {max(cell.grown_bytes) / MIB:.0f} | {1000 * max(cell.lag_s):.0f} |"
         )
@@ -346,7 +339,7 @@ def tell(name: str, compute: str, round_trip_ms: float, cells: list[Cell], limit
         "",
         f"Without Dask: first file {limits.first_s:.2f} s, all {limits.transfer_s:.2f} s.",
     ]
-    medians = {cell.way: cell.median for cell in cells}
+    medians = {cell.tool: cell.median for cell in cells}
     if OURS in medians and FLOOR in medians:
         bound_s = limits.bound_s(medians[FLOOR])
         lines += ["", f"{OURS} takes {medians[OURS]:.2f} s of {bound_s:.2f} s that it may take."]

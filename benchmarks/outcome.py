@@ -1,4 +1,4 @@
-"""What a benchmark leaves: a page of tables, the raw figures, and a picture."""
+"""What benchmarks measure in turns, and leave: a page of tables, the raw figures, and a picture."""
 
 from __future__ import annotations
 
@@ -6,10 +6,36 @@ import contextlib
 import json
 import os
 import platform
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks.charts import draw_bars
+
+T = TypeVar("T")
+
+
+@dataclass
+class Cell:
+    """One tool on one case."""
+
+    tool: str
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> str:
+        return f"{min(self.seconds):.2f}-{max(self.seconds):.2f}"
+
+
+def in_turn(tools: Sequence[T], number: int) -> Sequence[T]:
+    """Return who comes when in a round: a machine that drifts is to favour nobody."""
+    return tools if number % 2 else tools[::-1]
 
 
 def machine() -> str:

@@ -15,7 +15,6 @@ import importlib.metadata
 import os
 import shlex
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,13 +22,14 @@ import textwrap
 import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.servers import Sshd
 
 from . import outcome, transfer
+from .outcome import Cell
 
 OURS, PEER, FLOOR = "pyremotedata", "sftp plugin", "local files"
 PEER_PACKAGES = ("snakemake-storage-plugin-sftp==0.1.3", "paramiko<4")
@@ -142,18 +142,6 @@ HEADERS = {
 }
 
 
-@dataclass
-class Cell:
-    """One tool on one case."""
-
-    tool: str
-    seconds: list[float] = field(default_factory=list)
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
-
 @dataclass(frozen=True)
 class Place:
     """The server as a tool sees it; the peer finds its key and the server's in ``home``."""
@@ -252,8 +240,7 @@ class Bench:
         """Let the tools take turns; one warm-up round is not counted."""
         cells = [Cell(tool) for tool in self._pythons]
         for number in range(rounds + 1):
-            # Alternate who goes first, so that a drifting machine favours nobody.
-            for cell in cells if number % 2 else reversed(cells):
+            for cell in outcome.in_turn(cells, number):
                 seconds = self.run(cell.tool)
                 if number:
                     cell.seconds.append(seconds)
@@ -351,7 +338,7 @@ def tell(name: str, round_trip_ms: float, cells: list[Cell], seen: list[dict[str
             by = f"{above / own:.2f}x" if own > 0 and cell.tool != FLOOR else "-"
             over = f"{cell.median / floor:.2f}x | {above:.2f} | {by}"
         lines.append(
-            f"| {cell.tool} | {cell.median:.2f} | {min(cell.seconds):.2f}-{max(cell.seconds):.2f}"
+            f"| {cell.tool} | {cell.median:.2f} | {cell.spread}"
             f" | {cell.median / cells[0].median:.2f}x | {over} |"
         )
     for one in seen:

@@ -14,7 +14,6 @@ import contextlib
 import os
 import shlex
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -90,16 +89,10 @@ USUAL = ["get-thousand", "put-thousand", "get-large", "put-large"]
 
 
 @dataclass
-class Cell:
+class Cell(outcome.Cell):
     """One tool on one case."""
 
-    tool: str
-    seconds: list[float] = field(default_factory=list)
     memory_bytes: int = 0
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
 
 
 def main() -> None:
@@ -160,8 +153,7 @@ def measure(
     name = CASES[case][0]
     cells = [Cell(tool) for tool in tools]
     for number in range(rounds + 1):
-        # Alternate who goes first, so that a drifting machine favours nobody.
-        for cell in cells if number % 2 else reversed(cells):
+        for cell in outcome.in_turn(cells, number):
             # Trees stay until the end: ext4 avoids inodes that were freed within the last minutes,
             # and looks at each of them whenever a file is made.
             into = Path(tempfile.mkdtemp(prefix=f"{case}-", dir=folder))
@@ -243,7 +235,7 @@ class Outcome:
         for cell in cells:
             lines.append(
                 f"| {cell.tool} | {cell.median:.2f}"
-                f" | {min(cell.seconds):.2f}-{max(cell.seconds):.2f}"
+                f" | {cell.spread}"
                 f" | {size / MIB / cell.median:.0f} | {len(files) / cell.median:.0f}"
                 f" | {cell.memory_bytes / MIB:.0f} | {cell.median / cells[0].median:.2f}x |"
             )
