@@ -122,14 +122,10 @@ def _server(engine: TransferEngine, url: RemoteURL) -> Iterator[Finding]:
     yield Finding("round trip", True, f"{min(trips) * 1000:.1f} ms")
     extensions = info["extensions"]
     yield Finding("extensions", True, ", ".join(extensions) if extensions else "none")
+    how = "by the server's plain rename; where it refuses, the old file is renamed aside first"
     if "posix-rename@openssh.com" in extensions:
-        yield Finding("replacing a file", True, "in one atomic step")
-    else:
-        yield Finding(
-            "replacing a file",
-            True,
-            "by the server's plain rename; where it refuses, the old file is renamed aside first",
-        )
+        how = "in one atomic step"
+    yield Finding("replacing a file", True, how)
     if info["free_bytes"] is not None:
         yield Finding("free space", True, f"{info['free_bytes'] / 2**30:.1f} GiB")
     yield Finding(

@@ -304,7 +304,7 @@ class IOHandler:
         Returns
         -------
         list of str
-            Relative paths of all files that both sides now hold.
+            Relative paths of all files that the local directory now holds.
         """
         direction = direction.lower()
         if direction not in ("down", "up", "both"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from concurrent.futures import Future
-from functools import partial
 
 from ..engine import TransferEngine
 from ..errors import ConfigurationError, RemoteFileNotFound, ServerRefused
@@ -36,7 +35,7 @@ def mkdir(engine: TransferEngine, options: argparse.Namespace) -> int:
         changes.say("mkdir", str(url))
 
     for path in options.paths:
-        changes.attempt(partial(make, path))
+        changes.attempt(make, path)
     return changes.end()
 
 
@@ -65,7 +64,7 @@ def rm(engine: TransferEngine, options: argparse.Namespace) -> int:
                 raise
 
     for path in options.paths:
-        changes.attempt(partial(choose, path))
+        changes.attempt(choose, path)
     # A variable that is not set must not mean the configured directory.
     unnamed = any(not looks_like_url(path) and not path.startswith("/") for path in options.paths)
     whole = ("/", "/~", remote.url.path) if unnamed else ("/", "/~")
@@ -75,7 +74,7 @@ def rm(engine: TransferEngine, options: argparse.Namespace) -> int:
     if options.dry_run:
         looks = [engine.stat(url, follow=False) for url in urls]
         for url, look in zip(urls, looks, strict=True):
-            changes.attempt(partial(_say_what_goes, remote, url, look, options, changes))
+            changes.attempt(_say_what_goes, remote, url, look, options, changes)
         return changes.end()
     removals = [
         engine.remove(url, recursive=options.recursive, missing_ok=options.force) for url in urls
@@ -86,7 +85,7 @@ def rm(engine: TransferEngine, options: argparse.Namespace) -> int:
         changes.say("delete", str(url))
 
     for url, removal in zip(urls, removals, strict=True):
-        changes.attempt(partial(see, url, removal))
+        changes.attempt(see, url, removal)
     return changes.end()
 
 

@@ -123,10 +123,10 @@ class Changes:
         if self._options.dry_run and not self._options.json:
             print_plan([(action, path)])
 
-    def attempt(self, change: Callable[[], None]) -> None:
+    def attempt(self, change: Callable[..., None], *args: Any) -> None:
         """Do something; a failure does not stop the others."""
         try:
-            change()
+            change(*args)
         except ConfigurationError:
             raise
         except TransferError as error:

@@ -11,7 +11,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
@@ -220,7 +220,7 @@ def _jump(login: Login, site: Site, depth: int) -> Any:
     theirs = Login(login.settings, login.answers, own=False)
     jump = theirs.find(name.strip("[]"), user or None, port)
     if len(site.jumps) > 1:  # the last one is reached through those before it
-        jump = Site(**{**jump.__dict__, "jumps": site.jumps[:-1], "proxy_command": ""})
+        jump = replace(jump, jumps=site.jumps[:-1], proxy_command="")
     url = RemoteURL("sftp", jump.name, "/", user or None, port)
     transport = _enter(theirs, jump, depth + 1, url)
     try:
