@@ -151,9 +151,8 @@ class Pool:
     ) -> None:
         if error is not None and self._worth_retrying(operation, error):
             self._note_attempt(operation)
-            if operation.moved and operation.on_bytes:
-                operation.on_bytes(-operation.moved)
-                operation.moved = 0
+            if operation.moved:
+                operation.count(-operation.moved)
             self._waiting.add(operation)
             again = partial(self._again, operation)
             self._loop.call_later(pause_s(operation.attempts), again)

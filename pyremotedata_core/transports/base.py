@@ -137,6 +137,12 @@ class Operation:
     most: int = 0  # that any attempt moved
     troubled: float = 0.0  # since when no attempt got further
 
+    def count(self, more: int) -> None:
+        """Tell that so many bytes more have moved; fewer, when they move again."""
+        self.moved += more
+        if self.on_bytes:
+            self.on_bytes(more)
+
 
 class PoolSession(Protocol):
     """What the pool asks of a session; `SftpSession` and `ThreadedSession` are some."""

@@ -135,10 +135,7 @@ class _Download:
                 except OSError as error:
                     self._error = from_oserror(error, self._file.sink.path)
                 else:
-                    operation = bundle.operation
-                    operation.moved += length
-                    if operation.on_bytes:
-                        operation.on_bytes(length)
+                    bundle.operation.count(length)
         else:
             self._error = self._error or self._changed()
         if not self._flight:
@@ -222,10 +219,7 @@ class _Upload:
     def _written(self, kind: int, body: memoryview, size: int) -> None:
         bundle = self._bundle
         bundle.session.write_window -= size
-        operation = bundle.operation
-        operation.moved += size
-        if operation.on_bytes:
-            operation.on_bytes(size)
+        bundle.operation.count(size)
         self._status(kind, body, None)
 
     def _status(self, kind: int, body: memoryview, _data: Any) -> None:

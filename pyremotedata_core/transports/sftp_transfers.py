@@ -237,11 +237,8 @@ class Download:
             self._sink.write(data, offset)
         except OSError as error:
             self._fail(from_oserror(error, self._sink.final))
-            return
-        operation = self._operation
-        operation.moved += len(data)
-        if operation.on_bytes:
-            operation.on_bytes(len(data))
+        else:
+            self._operation.count(len(data))
 
     def _short(self, offset: int, size: int, length: int) -> None:
         session = self._session
@@ -400,10 +397,7 @@ class Upload:
         session = self._session
         session.write_window -= size
         if is_ok((kind, body)):
-            operation = self._operation
-            operation.moved += size
-            if operation.on_bytes:
-                operation.on_bytes(size)
+            self._operation.count(size)
         self._status(kind, body, None)
 
     def _status(self, kind: int, body: memoryview, _data: Any) -> None:

@@ -241,14 +241,9 @@ class _Progress:
     def flush(self) -> None:
         """Tell of what was gathered."""
         if self._count:
-            self._loop_call(partial(self._tell, self._count))
+            self._loop_call(partial(self._operation.count, self._count))
         self._count = 0
         self._told = time.monotonic()
-
-    def _tell(self, count: int) -> None:
-        self._operation.moved += count
-        if self._operation.on_bytes:
-            self._operation.on_bytes(count)
 
 
 def _unexpected(error: Exception) -> TransferError:
