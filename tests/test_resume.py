@@ -212,6 +212,20 @@ def test_a_transfer_that_is_given_up_leaves_nothing(line):
 
 
 @both_ways
+def test_what_is_on_its_way_when_a_transfer_is_given_up_moves_again(line):
+    with TransferEngine(line.server.settings(), keep=True) as engine:
+        line.relay.set(rate=60e6)
+        future = line.run(engine)
+        line.wait_for(0.5)
+        future.cancel()
+        assert engine.wait_cancelled(30)  # all that was asked for has been answered
+        assert temporaries(line.place)
+        line.relay.set(rate=0)
+        line.run(engine).result(60)
+    line.finished()
+
+
+@both_ways
 def test_the_command_broken_off_at_the_keyboard_goes_on_with_the_next(line):
     line.relay.set(rate=60e6)
     verb = "get" if line.verb == "fetch" else "put"

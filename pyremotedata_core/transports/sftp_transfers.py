@@ -231,7 +231,9 @@ class Download:
         self._progress()
 
     def _keep(self, data: memoryview, offset: int) -> None:
-        if self._error or self._operation.cancelled:
+        if self._operation.cancelled:
+            self._fail(cancelled())
+        if self._error:
             return
         try:
             self._sink.write(data, offset)
