@@ -159,23 +159,25 @@ class Part:
 
     def keep(self) -> None:
         """Leave it for a later `resume`, if a record tells of anything; else discard it."""
-        if self._record >= 0 and self._noted:
+        if self._record >= 0 and self._noted and self._close():
             _kept[self.final] = self.path
             self.path = ""
         self.discard()
 
     def discard(self) -> None:
         """Remove it; more than once is no error."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._close()
         if self.path:
             _remove(self.path)
             self._remove_record()
             self.path = ""
-        if self._record >= 0:
-            os.close(self._record)
-            self._record = -1
+        _closes(self._record)
+        self._record = -1
+
+    def _close(self) -> bool:
+        """Close it, which frees its lock; return whether all that was written is there."""
+        fd, self._fd = self._fd, -1
+        return _closes(fd)
 
     def _remove_record(self) -> None:
         if self._record >= 0:
@@ -337,6 +339,16 @@ def _take(path: str) -> int | None:
         return fd
     os.close(fd)
     return None
+
+
+def _closes(fd: int) -> bool:
+    """Close a descriptor, -1 for none; return whether all that was written is there."""
+    try:
+        if fd >= 0:
+            os.close(fd)
+    except OSError:  # see `Part.publish`
+        return False
+    return True
 
 
 def _remove(path: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from pyremotedata_core import Stat
@@ -42,3 +43,22 @@ def test_what_a_full_disk_has_kept_of_a_line_makes_no_segment(tmp_path):
         part.note(arrived)
         part.keep()
     assert Part(final).resume("sftp://archive/large", stat, SEGMENT) == {2, 4}
+
+
+def test_a_part_whose_last_bytes_found_no_room_is_not_continued(tmp_path, monkeypatch):
+    """Some file systems say so when a file is closed."""
+    part = Part(str(tmp_path / "large"))
+    part.resume("sftp://archive/large", STAT, SEGMENT)
+    part.note(0)
+    full, close = part.fd, os.close
+
+    def close_full(fd):
+        close(fd)
+        if fd == full:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(os, "close", close_full)
+    part.keep()
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == []
+    assert Part(str(tmp_path / "large")).resume("sftp://archive/large", STAT, SEGMENT) == set()
