@@ -81,7 +81,7 @@ class RemoteURL:
         ConfigurationError
             If it is not a URL that this project serves, or carries a password.
         UnsafeName
-            If its path holds a NUL character.
+            If its path holds a NUL character, or half of one.
         """
         if isinstance(text, RemoteURL):
             return text
@@ -145,8 +145,9 @@ class RemoteURL:
         Raises
         ------
         UnsafeName
-            If it holds a NUL character.
+            If it holds a NUL character, or half of one.
         """
+        _encoded(relative)
         if "\0" in relative:
             raise UnsafeName(f"a path cannot hold a NUL character: {relative!r}", str(self))
         return replace(
@@ -197,9 +198,14 @@ def _join(base: str, relative: str) -> str:
 
 
 def _decode(text: str) -> str:
-    return unquote_to_bytes(text.encode("utf-8", "surrogateescape")).decode(
-        "utf-8", "surrogateescape"
-    )
+    return unquote_to_bytes(_encoded(text)).decode("utf-8", "surrogateescape")
+
+
+def _encoded(text: str) -> bytes:
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a surrogate that stands for no byte
+        raise UnsafeName(f"a path cannot hold half a character: {text!r}") from None
 
 
 def _split_port(hostport: str) -> tuple[str, int | None]:

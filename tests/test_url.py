@@ -123,6 +123,13 @@ def test_a_nul_in_a_path_is_refused(text):
         RemoteURL.parse("sftp://h/a").join("b\0c")
 
 
+def test_half_a_character_in_a_path_is_refused():
+    with pytest.raises(UnsafeName, match="half a character"):
+        RemoteURL.parse("sftp://h/a\ud800")
+    with pytest.raises(UnsafeName, match="half a character"):
+        RemoteURL.parse("sftp://h/a").join("\ud800")
+
+
 @pytest.mark.parametrize(
     ("base", "relative", "path"),
     [
