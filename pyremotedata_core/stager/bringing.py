@@ -177,7 +177,7 @@ class Bringing:
         pin = cache.find(key, name)
         if pin is None:
             try:
-                staging.pin = cache.reserve(key, name, staging.record())
+                staging.pin = cache.reserve(key, name, str(staging.url), staging.stat)
             except NoRoom:
                 if staging.background or self._overdue(staging):
                     raise

@@ -111,8 +111,7 @@ class Draft:
             if found is not None:
                 found.release()
                 return True
-            record = {"url": str(self.url), "size": stat.size, "mtime": stat.mtime}
-            pin = cache.reserve(key, name, record, is_on_disk=True)
+            pin = cache.reserve(key, name, str(self.url), stat, is_on_disk=True)
             try:
                 os.utime(self.path, (stat.mtime, stat.mtime))
                 cache.publish(key, self._directory, name)

@@ -24,9 +24,9 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from ..errors import ConfigurationError, LocalStorageFull
+from ..model import Stat
 from .locks import Pin, TransferLock, close_exclusive, open_exclusive
 from .place import CHANGE_PLACE
 
@@ -119,10 +119,11 @@ class NodeCache:
         return "another process"
 
     def reserve(
-        self, key: str, name: str, record: dict[str, Any], *, is_on_disk: bool = False
+        self, key: str, name: str, url: str, stat: Stat, *, is_on_disk: bool = False
     ) -> Pin:
         """Make room for an entry and pin it. The caller holds its lock.
 
+        What the file is (``url``, ``stat``) is noted for people, see `inventory`.
         With ``is_on_disk`` the file already lies in `incoming`: no free space is needed.
 
         Raises
@@ -145,7 +146,8 @@ class NodeCache:
                 if used + size > self.budget_bytes or free < size:
                     used = self._evict(self.budget_bytes - size, size - free)
                     usage.write(used)
-                pin, is_new = self._create_pin(key, name, record)
+                record = {"url": url, "size": stat.size, "mtime": stat.mtime}
+                pin, is_new = self._create_pin(key, name, json.dumps(record).encode())
                 if is_new:
                     usage.write(used + size)
         finally:
@@ -296,7 +298,7 @@ class NodeCache:
             self._make_directories()
             return open_exclusive(path)
 
-    def _create_pin(self, key: str, name: str, record: dict[str, Any]) -> tuple[Pin, bool]:
+    def _create_pin(self, key: str, name: str, record: bytes) -> tuple[Pin, bool]:
         path = self.root / "pins" / key
         while True:
             is_new = not path.exists()
@@ -308,7 +310,7 @@ class NodeCache:
         pin = Pin(fd, self.root / "files" / key / name)
         try:
             # Not truncated first: ext4 would write such a file to the disk when it is closed.
-            os.pwrite(fd, json.dumps(record).encode(), 0)
+            os.pwrite(fd, record, 0)
         except BaseException:
             if is_new:
                 path.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ import threading
 from concurrent.futures import Future
 from pathlib import Path
 from time import monotonic
-from typing import Any
 
 from ..model import Stat
 from ..url import RemoteURL
@@ -66,7 +65,3 @@ class Staging:
         """Begin a phase, and its deadline."""
         self.phase = phase
         self.since = monotonic()
-
-    def record(self) -> dict[str, Any]:
-        """Return what the cache notes of the file."""
-        return {"url": str(self.url), "size": self.stat.size, "mtime": self.stat.mtime}
