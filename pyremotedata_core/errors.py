@@ -140,6 +140,11 @@ def from_plain(plain: dict[str, Any]) -> TransferError:
     return cls(plain["message"], plain["url"], plain["retryable"])
 
 
+def cancelled() -> ConnectionLost:
+    """Return the outcome of what was given up."""
+    return ConnectionLost("cancelled", retryable=False)
+
+
 # --- the table: SFTP status (draft-ietf-secsh-filexfer-02, section 7) ------------------------
 
 _UNUSUAL = re.compile(r"://[^/]*/.*(%(?!20)|\*)")  # in a path, as a URL has it
@@ -181,11 +186,6 @@ def from_status(code: int, text: str, url: str) -> TransferError:
 # --- the table: errno of local calls ---------------------------------------------------------
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-def cancelled() -> ConnectionLost:
-    """Return the outcome of what was given up."""
-    return ConnectionLost("cancelled", retryable=False)
 
 
 def from_oserror(error: OSError, path: str | os.PathLike[str] = "") -> TransferError:

@@ -37,7 +37,7 @@ def worth_retrying(
     if not error.retryable:
         return False
     if not isinstance(error, ConnectionLost | TransferTimeout | ServerRefused):
-        return False  # the mover knows what to do about a changed file
+        return False  # the job knows what to do about a changed file
     if operation.moved <= operation.most and (
         operation.attempts >= MAX_ATTEMPTS
         or (operation.attempts >= MIN_ATTEMPTS and now - operation.troubled > timeout_s)
