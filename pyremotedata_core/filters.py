@@ -107,7 +107,8 @@ def _compile(pattern: str) -> re.Pattern[str]:
             expression += "[^/]"
         elif len(piece) > 1:
             inner = re.sub(r"([\[\\&~|])", r"\\\1", piece[1:-1])
-            expression += "[" + ("^" + inner[1:] if inner.startswith("!") else inner) + "]"
+            members = "^" + inner[1:] if inner.startswith("!") else inner
+            expression += f"(?!/)[{members}]"
         else:
             expression += re.escape(piece)
     try:

@@ -29,6 +29,7 @@ TREE = ["a.csv", "b.txt", "raw/c.csv", "raw/d.txt", "raw/old/e.csv", "tmp/f.csv"
         ([], ["tmp", "old", "b.???"], ["a.csv", "raw/c.csv", "raw/d.txt", "[x].csv"]),
         (["[[]x[]].csv"], [], ["[x].csv"]),
         (["[!b-z].*"], [], ["a.csv"]),
+        (["raw[!x]c.csv"], [], []),  # no character of a pattern stands for a slash
         ("*.txt", "raw", ["b.txt"]),
     ],
 )
