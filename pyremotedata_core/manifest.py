@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from .errors import ConfigurationError, RemoteChanged, from_oserror
+from .errors import ConfigurationError, RemoteChanged, UnsafeName, from_oserror
 from .filters import Filter
 from .names import is_temporary
 from .url import RemoteURL
@@ -69,9 +69,14 @@ def check_manifest(manifest: Path, url: RemoteURL, directory: str, chosen: Filte
     ------
     RemoteChanged
         Naming a file that is missing or different.
+    UnsafeName
+        If the manifest leads out of the directory.
     """
     expected = read_manifest(os.fsdecode(manifest.read_bytes()), str(url))
     meant = [path for path in expected if chosen.wants_path(path)]
+    for path in meant:
+        if path.startswith("/") or ".." in path.split("/"):
+            raise UnsafeName(f"names a file outside of the directory: {path!r}", str(url))
     wrong = [
         (path, "stands in the manifest, but is not there")
         for path in meant

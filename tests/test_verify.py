@@ -15,6 +15,7 @@ from pyremotedata_core import (
     RemotePermissionDenied,
     ServerRefused,
     TransferEngine,
+    UnsafeName,
 )
 
 from .page import told
@@ -267,3 +268,15 @@ def test_a_manifest_stands_in_the_directory_itself(remote, tmp_path):
         with pytest.raises(ConfigurationError, match="not a name for a manifest"):
             remote.sync("t", tmp_path / "up", direction="up", verify=name)
     assert not remote.exists("t")
+
+
+@pytest.mark.parametrize("way", ["../private", "a/../../private", "{}/private"])
+def test_a_manifest_asks_about_no_file_outside_of_the_directory(
+    remote, sshd, remote_directory, tmp_path, way
+):
+    (tmp_path / "private").write_text("private")
+    there = sshd.root / remote_directory / "t"
+    (there / "a").mkdir(parents=True)
+    (there / "SHA256SUMS").write_text(f"{'0' * 64}  {way.format(tmp_path)}\n")
+    with pytest.raises(UnsafeName, match="outside of the directory"):
+        remote.sync("t", tmp_path / "t", verify="SHA256SUMS")
