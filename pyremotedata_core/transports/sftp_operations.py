@@ -8,8 +8,9 @@ from .base import Operation
 from .sftp import SftpSession
 from .sftp_bundle import Bundle
 from .sftp_copy import copy
+from .sftp_listing import Listing
 from .sftp_sequences import REPEATED, SEQUENCES, Run
-from .sftp_transfers import Download, Listing, Upload
+from .sftp_transfers import Download, Upload
 
 _SEQUENCES = SEQUENCES | {"copy": copy}
 

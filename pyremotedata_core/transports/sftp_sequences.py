@@ -77,6 +77,10 @@ class Run:
             self._step(self._answers)
 
 
+def ignore(_kind: int, _body: memoryview, _data: Any) -> None:
+    """Take an answer that does not matter."""
+
+
 def url_of(session: SftpSession, path: str) -> str:
     """Return the URL of a path, for messages."""
     return session.url + encode_path(path)
