@@ -22,16 +22,8 @@ from ..model import Stat
 from . import wire
 from .base import Operation, Sink, SmallSource
 from .sftp import SftpSession
-from .sftp_sequences import (
-    POSIX_RENAME,
-    creation_flags,
-    dated_well,
-    dating,
-    error_of,
-    is_ok,
-    path_of,
-    url_of,
-)
+from .sftp_publish import creation_flags, dated_well, dating
+from .sftp_sequences import POSIX_RENAME, error_of, is_ok, path_of, url_of
 
 
 class SmallFile:

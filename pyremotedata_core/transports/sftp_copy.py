@@ -10,19 +10,8 @@ from ..model import Stat
 from . import wire
 from .base import Source
 from .sftp import SftpSession
-from .sftp_sequences import (
-    Sequence,
-    attrs_of,
-    cannot_create,
-    creation_flags,
-    discard,
-    error_of,
-    expect_ok,
-    is_ok,
-    path_of,
-    publish,
-    url_of,
-)
+from .sftp_publish import cannot_create, creation_flags, discard, publish
+from .sftp_sequences import Sequence, attrs_of, error_of, expect_ok, is_ok, path_of, url_of
 
 COPY_DATA = "copy-data"
 COPY_BYTES = 64 << 20  # in one request: the server is silent while it copies

@@ -9,10 +9,17 @@ from .sftp import SftpSession
 from .sftp_bundle import Bundle
 from .sftp_copy import copy
 from .sftp_listing import Listing
-from .sftp_sequences import REPEATED, SEQUENCES, Run
+from .sftp_publish import clear_orphan, create, publish
+from .sftp_sequences import SEQUENCES, Run
 from .sftp_transfers import Download, Upload
 
-_SEQUENCES = SEQUENCES | {"copy": copy}
+_SEQUENCES = SEQUENCES | {
+    "copy": copy,
+    "create": create,
+    "publish": publish,
+    "clear_orphan": clear_orphan,
+}
+_REPEATED = ("copy", "create", "publish", "rename")  # must know of an attempt with a lost answer
 
 
 def begin(session: SftpSession, operation: Operation) -> None:
@@ -29,6 +36,6 @@ def begin(session: SftpSession, operation: Operation) -> None:
     elif operation.name == "scandir":
         Listing(session, operation)
     else:
-        options = {"again": True} if operation.name in REPEATED and operation.attempts else {}
+        options = {"again": True} if operation.name in _REPEATED and operation.attempts else {}
         sequence = _SEQUENCES[operation.name](session, *operation.args, **options)
         Run(session, sequence, partial(session.finish, operation))

@@ -12,20 +12,8 @@ from ..model import Stat
 from . import wire
 from .base import Operation, Sink, Source
 from .sftp import CHUNK_BYTES, SftpSession
-from .sftp_sequences import (
-    Run,
-    cannot_create,
-    creation_flags,
-    dating,
-    discard,
-    error_of,
-    ignore,
-    is_ok,
-    local_changed,
-    path_of,
-    publish,
-    url_of,
-)
+from .sftp_publish import cannot_create, creation_flags, dating, discard, local_changed, publish
+from .sftp_sequences import Run, error_of, ignore, is_ok, path_of, url_of
 
 
 class Download:
