@@ -116,18 +116,16 @@ class _Download:
         bundle.session.read_window -= size
         self._flight -= 1
         if kind == wire.DATA:
-            length = wire.read_u32(body)
-            if length > size or length != len(body) - 4:
-                raise wire.Garbage(f"{length} bytes of data where {size} were asked for")
-            if length < size:
+            data = wire.read_data(body, size)
+            if len(data) < size:
                 self._error = self._error or self._changed()
             elif not self._error:
                 try:
-                    self._file.sink.write(body[4:], offset)
+                    self._file.sink.write(data, offset)
                 except OSError as error:
                     self._error = from_oserror(error, self._file.sink.path)
                 else:
-                    bundle.operation.count(length)
+                    bundle.operation.count(size)
         else:
             self._error = self._error or self._changed()
         if not self._flight:

@@ -103,12 +103,10 @@ class Download:
         session.read_window -= size
         self._flight -= 1
         if kind == wire.DATA:
-            length = wire.read_u32(body)
-            if length > size or length != len(body) - 4:
-                raise wire.Garbage(f"{length} bytes of data where {size} were asked for")
-            self._keep(body[4:], offset)
-            if length < size:
-                self._short(offset, size, length)
+            data = wire.read_data(body, size)
+            self._keep(data, offset)
+            if len(data) < size:
+                self._short(offset, size, len(data))
             elif size > session.read_bytes:
                 session.read_bytes = size
         elif kind == wire.STATUS and wire.read_u32(body) == wire.EOF:

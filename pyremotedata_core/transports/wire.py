@@ -98,6 +98,14 @@ def read_status(body: memoryview) -> tuple[int, str]:
     return code, text.decode("utf-8", "replace")
 
 
+def read_data(body: memoryview, asked_bytes: int) -> memoryview:
+    """Unpack the body of a DATA reply to a request for so many bytes."""
+    length = read_u32(body)
+    if length > asked_bytes or length != len(body) - 4:
+        raise Garbage(f"{length} bytes of data where {asked_bytes} were asked for")
+    return body[4:]
+
+
 def read_attrs(body: memoryview, at: int = 0) -> tuple[Stat, int]:
     """Unpack attributes; return them and the position after them."""
     try:
