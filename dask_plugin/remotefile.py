@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import weakref
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pyremotedata_core import ConfigurationError, Lease, RemoteURL, Stat
@@ -72,6 +72,10 @@ class RemoteFile(os.PathLike[str]):
 
     def __fspath__(self) -> str:
         return str(current.open_here(self).path)
+
+    def resolve(self) -> Path:
+        """Return the local path, absolute: `numpy.memmap` asks what is not a string for it."""
+        return Path(self).resolve()
 
     def hold(self, owner: Any = None) -> Lease:
         """Have the file here for longer than the task: for readers that open it lazily.

@@ -70,6 +70,17 @@ def test_handles_that_tasks_return_are_opened_by_the_next(client, remote_file):
     assert client.submit(read, client.scatter(remote_file("b"))).result() == "b"
 
 
+def test_a_memory_map_takes_a_handle(client, remote_file):
+    numpy = pytest.importorskip("numpy")
+
+    def first(file):
+        mapped = numpy.memmap(file, mode="r")
+        file.hold(mapped)
+        return chr(mapped[0]), mapped.filename.name
+
+    assert client.submit(first, remote_file("mapped")).result() == ("m", "mapped")
+
+
 def test_local_gives_tasks_strings(client, remote_file):
     @local
     def kind(path):
