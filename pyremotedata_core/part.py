@@ -258,6 +258,31 @@ def sweep(directory: str) -> None:
                 os.close(fd)
 
 
+def may_go_on(directory: str, *, for_s: float = 0.0) -> bool:
+    """Whether a directory holds a part that a later `resume` may go on with.
+
+    While its writer dies, waits ``for_s`` seconds for that; then it is one nevertheless.
+    """
+    try:
+        names = os.listdir(directory)
+    except OSError:
+        return False
+    for name in names:
+        path = os.path.join(directory, name)
+        if not is_temporary(name) or not name.endswith(".part") or not _final_of(path):
+            continue
+        with contextlib.suppress(OSError):
+            if time.time() - os.stat(path).st_mtime > KEEP_S:
+                continue
+            until = time.monotonic() + for_s
+            while (fd := _take(path)) is None and time.monotonic() < until:
+                time.sleep(0.02)
+            if fd is not None:
+                os.close(fd)
+            return True
+    return False
+
+
 def read_arrived(final: str, stat: Stat, start: int, length: int) -> bytes | None:
     """Return a piece of a large file that is on its way to its final name; None if not there.
 

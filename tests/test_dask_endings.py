@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import resource
@@ -270,6 +271,33 @@ def test_a_worker_killed_while_it_fetches_is_replaced(far, served, cache_dir):
     relay.resume()
     assert task.result() == data
     wait_until(lambda: not any(cache_dir.glob("*/incoming/*")), "nothing is left")
+
+
+def test_what_a_killed_worker_has_fetched_is_not_fetched_again(
+    sshd_factory, relay_factory, start_cluster, register, cache_dir
+):
+    server = sshd_factory()
+    data = os.urandom(50_000_000)
+    server.make("a", data)
+    relay = relay_factory(server.port)
+    client = register(start_cluster(n_workers=1, threads_per_worker=1), server)
+    relay.set(rate=20e6)
+    task = client.submit(digest, RemoteFile(relay.url(server.url("a"))))
+    wait_until(lambda: arrived(cache_dir) > 35e6, "most of it has come")
+    (pid,) = client.run(os.getpid).values()
+    os.kill(pid, signal.SIGKILL)
+    relay.set(rate=0)
+    assert task.result(PATIENCE_S) == hashlib.sha256(data).hexdigest()
+    assert relay.status()["down"] < 80e6
+    wait_until(lambda: not any(cache_dir.glob("*/incoming/*")), "nothing is left")
+
+
+def digest(file) -> str:
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
+def arrived(place: Path) -> int:
+    return sum(512 * os.stat(path).st_blocks for path in place.glob("*/incoming/*/*.part"))
 
 
 def test_the_plugin_can_be_preloaded_without_client_code(

@@ -19,6 +19,7 @@ from pyremotedata_core import (
     TransferTimeout,
 )
 from pyremotedata_core.stager import Stager
+from pyremotedata_core.stager.inventory import list_entries
 
 from .forks import in_a_fork
 from .page import told
@@ -61,6 +62,37 @@ def test_a_process_killed_while_it_fetches_does_no_harm(far, cache_dir, processe
     with Stager(server.settings(cache_dir=str(cache_dir))) as stager:
         assert stager.lease(url).from_cache
     wait_until(lambda: not left_over(cache_dir), "the next process has removed what was left")
+
+
+def test_what_a_killed_process_leaves_of_a_large_file_gives_way_to_others(
+    sshd_factory, relay_factory, cache_dir, processes
+):
+    server = sshd_factory()
+    for name in "ab":
+        server.make(name, os.urandom(20_000_000))
+    relay = relay_factory(server.port)
+    process = processes(server, cache_bytes=30_000_000)
+    relay.set(rate=10e6)
+    process.begin(f"stage {relay.url(server.url('a'))}")
+    wait_until(lambda: records(cache_dir), "a part of it has come")
+    process.kill()
+    relay.set(rate=0)
+    settings = server.settings(cache_dir=str(cache_dir), cache_bytes=30_000_000)
+    with Stager(settings) as stager:
+        usage = stager.cache.root / "usage"
+        assert records(cache_dir)
+        assert int(usage.read_text()) == 20_000_000
+        assert not list_entries(stager.cache)
+        stager.lease(server.url("b")).release()
+        assert not records(cache_dir)
+        assert int(usage.read_text()) == 20_000_000
+        assert [entry.url for entry in list_entries(stager.cache)] == [server.url("b")]
+
+
+def records(place: Path) -> list[Path]:
+    """What tells which segments of large files have come, of those that tell of any."""
+    found = (root_of(place) / "incoming").glob("*/*.done")
+    return [path for path in found if path.read_bytes().count(b"\n") > 1]
 
 
 def test_killed_at_any_moment_a_process_leaves_a_sound_cache(

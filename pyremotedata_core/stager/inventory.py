@@ -72,4 +72,7 @@ def _entry(cache: NodeCache, key: str, last_use: float) -> CacheEntry | None:
         sound = info.st_size == size and int(info.st_mtime) == mtime
     except (OSError, IndexError):
         pass  # not there, or on its way in
-    return CacheEntry(url, path, size, mtime, last_use, cache.is_in_use(key), sound)
+    in_use = cache.is_in_use(key)
+    if not in_use and not directory.exists():
+        return None  # its transfer was broken off; the next one goes on with it
+    return CacheEntry(url, path, size, mtime, last_use, in_use, sound)

@@ -6,7 +6,8 @@ Below one private directory per user and node::
     pins/KEY              its side file: whoever uses the file holds a shared flock on it; its
                           mtime is the last use, its content says what the file is
     locks/KEY             whoever holds its exclusive flock is bringing KEY
-    incoming/KEY.TOKEN/   a file on its way in, owned by the holder of locks/KEY
+    incoming/KEY.TOKEN/   a file on its way in, owned by the holder of locks/KEY; without one, what
+                          has come of a large file until its transfer was broken off
     trash/                files on their way out, anybody's to delete
     usage                 the bytes of all pins; exclusive flock while it changes
 
@@ -27,10 +28,14 @@ from pathlib import Path
 
 from ..errors import ConfigurationError, LocalStorageFull
 from ..model import Stat
+from ..names import is_temporary
+from ..part import may_go_on
 from .locks import Pin, TransferLock, close_exclusive, open_exclusive
 from .place import CHANGE_PLACE
 
 _DIRECTORIES = ("files", "pins", "locks", "incoming", "trash")
+# The process that moves the bytes outlives a killed one for a moment.
+_DYING_S = 1.0
 # With many entries, a scan for victims frees somewhat more than asked, so that the next ones
 # need no scan.
 _MANY_ENTRIES = 500
@@ -143,8 +148,10 @@ class NodeCache:
             with self._usage() as usage:
                 used = usage.read()
                 free = size if is_on_disk else _free_bytes(self.root)
-                if used + size > self.budget_bytes or free < size:
-                    used = self._evict(self.budget_bytes - size, size - free)
+                # What is left of a transfer that was broken off counts already.
+                more = 0 if (self.root / "pins" / key).exists() else size
+                if used + more > self.budget_bytes or free < size:
+                    used = self._evict(self.budget_bytes - more, size - free)
                     usage.write(used)
                 record = {"url": url, "size": stat.size, "mtime": stat.mtime}
                 pin, is_new = self._create_pin(key, name, json.dumps(record).encode())
@@ -166,14 +173,28 @@ class NodeCache:
         return True
 
     def incoming(self, key: str) -> Path:
-        """Return a new directory for a file on its way in. The caller holds the entry's lock."""
+        """Return a directory for a file on its way in. The caller holds the entry's lock.
+
+        It holds what has come of the file until a former transfer was broken off.
+        """
         path = self.root / "incoming" / f"{key}.{secrets.token_hex(8)}"
-        path.mkdir(mode=0o700)
+        for left in self._left_of(key):
+            if not path.exists() and may_go_on(str(left), for_s=_DYING_S):
+                for name in os.listdir(left):
+                    if not is_temporary(name):  # whole or not, nobody has published it
+                        os.unlink(left / name)
+                os.rename(left, path)
+            else:
+                shutil.rmtree(left, ignore_errors=True)
+        path.mkdir(mode=0o700, exist_ok=True)
         return path
 
     def publish(self, key: str, incoming: Path, name: str) -> None:
         """Make an incoming file the entry, read-only. The caller holds its lock and a pin."""
         os.chmod(incoming / name, 0o444)
+        for other in os.listdir(incoming):
+            if is_temporary(other):  # of a broken-off transfer; another node gave the file
+                os.unlink(incoming / other)
         final = self.root / "files" / key
         if final.exists():  # what is there is not whole, or the caller would have found it
             self._throw_away(final)
@@ -181,8 +202,14 @@ class NodeCache:
         self._empty_trash()
 
     def withdraw(self, key: str, pin: Pin, incoming: Path | None) -> None:
-        """Undo `reserve` and `incoming`. The caller holds the entry's lock."""
+        """Undo `reserve` and `incoming`. The caller holds the entry's lock.
+
+        What a later transfer may go on with stays, counts, and goes when others need the room.
+        """
         if incoming is not None:
+            if may_go_on(str(incoming)):
+                pin.release()
+                return
             shutil.rmtree(incoming, ignore_errors=True)
         try:
             with self._usage() as usage, suppress(FileNotFoundError):
@@ -242,9 +269,13 @@ class NodeCache:
             if lock is None:
                 continue  # its holder lives
             try:
-                for path in (self.root / "incoming").glob(f"{key}.*"):
-                    shutil.rmtree(path, ignore_errors=True)
-                if not (self.root / "files" / key).exists():
+                kept = (self.root / "files" / key).exists()
+                for path in self._left_of(key):
+                    if kept or not (self.root / "pins" / key).exists() or not may_go_on(str(path)):
+                        shutil.rmtree(path, ignore_errors=True)
+                    else:
+                        kept = True
+                if not kept:
                     self._remove(key)
             finally:
                 lock.release()
@@ -378,6 +409,9 @@ class NodeCache:
             return True
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not (self.root / "files" / key).exists():
+                for path in self._left_of(key):
+                    self._throw_away(path)
             self._throw_away(self.root / "files" / key)
             (self.root / "pins" / key).unlink(missing_ok=True)
         except BlockingIOError:
@@ -391,6 +425,12 @@ class NodeCache:
             return os.open(self.root / "pins" / key, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             return None
+
+    def _left_of(self, key: str) -> Iterator[Path]:
+        """Yield the directories in which an entry is, or was, on its way in."""
+        for name in os.listdir(self.root / "incoming"):
+            if name.rpartition(".")[0] == key:
+                yield self.root / "incoming" / name
 
     def _throw_away(self, path: Path) -> None:
         with suppress(FileNotFoundError):
