@@ -31,7 +31,8 @@ class StagingPlugin(WorkerPlugin):
         How many bytes that may be, such as ``"2 GiB"``; never more than a quarter of the
         cache's budget.
     archive_reads : int
-        How many files the whole cluster reads from the archive at a time.
+        How many files a cluster of several nodes reads from the archive at a time. One node alone
+        is bounded by its sessions, ``connections``.
     locality : bool
         Have new tasks prefer nodes that hold their files already. They run elsewhere, and get
         the files there, when those have too much to do or have gone. Not for clusters that
@@ -55,8 +56,8 @@ class StagingPlugin(WorkerPlugin):
     -----
     A file is read from the archive once per cluster: the first node that wants it reads it, the
     others pull it from there, over Dask's own connections. A plugin on the scheduler, which this
-    one installs, arranges that; it needs this package there. Where that fails, each node reads
-    from the archive.
+    one installs, arranges that. Where that fails, each node reads from the archive. The package
+    must be installed there in any case: Dask unpickles graphs on the scheduler.
 
     Each fetch is a red bar of its task in the dashboard's task stream; each file that a task opens
     and each task that computes with files is an event, ``client.get_events("pyremotedata")``,

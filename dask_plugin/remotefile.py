@@ -26,7 +26,8 @@ class RemoteFile(os.PathLike[str]):
         Where it is. Credentials are not part of it: they are found where it is opened.
     size, mtime : int, optional
         Bytes, and seconds since the epoch, as `glob` finds them. With both, opening costs no
-        question to the server, and a file that is no longer that one is `RemoteChanged`.
+        question to the server, and a file that is no longer that one is `RemoteChanged`. Else
+        the server is asked; what it says holds for two seconds in that process.
 
     Raises
     ------
