@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import platform
+import threading
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -171,13 +172,17 @@ class Serving:
         closing = self._worker.status not in _WORKING
         if not self._staging.close(keep=(lambda _: False) if closing else runs):
             self._worker.loop.call_later(RETIRE_S, self._retire)
-        elif not closing:  # else the process ends
+        elif not closing:
             self._worker.loop.call_later(RETIRE_S, self._rest)
+        elif self._worker.nanny is None:  # else the process ends; of a cluster of threads it stays
+            self._rest()
 
     def _rest(self) -> None:
         """End the helper process, unless the plugin has been registered anew."""
         if not current.is_shared(self._staging):
-            self._worker.loop.run_in_executor(None, self._staging.rest)
+            # Not in the loop's executor, which a worker that closes may have shut down.
+            rest = self._staging.rest
+            threading.Thread(target=rest, name="pyremotedata-rest", daemon=True).start()
 
     async def _join(self) -> None:
         """Have the broker say where files come from; without one they come from the archive."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import dask
 import pytest
 
-from dask_plugin import RemoteFile, glob, local, stats
+from dask_plugin import RemoteFile, StagingPlugin, glob, local, stats
 
 from .dask_cluster import files_in, len_of, read, read_after, read_all
 from .waiting import wait_until
@@ -123,6 +123,21 @@ def test_a_cluster_of_threads_is_served(start_cluster, register, sshd, remote_fi
     names = "abcdefgh"
     assert client.gather(client.map(read, [remote_file(name) for name in names])) == list(names)
     assert stats(client).total["files"] == len(names)
+
+
+def test_a_cluster_of_threads_leaves_no_process_when_it_ends(tmp_path, sshd, remote_file):
+    psutil = pytest.importorskip("psutil")
+    before = psutil.Process().children(recursive=True)
+
+    def ours():
+        return [one for one in psutil.Process().children(recursive=True) if one not in before]
+
+    with distributed.Client(processes=False, n_workers=2, dashboard_address=":0") as client:
+        settings = {"ssh_config": str(sshd.ssh_config), "cache_dir": str(tmp_path)}
+        client.register_plugin(StagingPlugin(**settings))
+        assert client.submit(read, remote_file("a")).result() == "a"
+        assert ours()
+    wait_until(lambda: not ours(), "the helper and its sessions have gone")
 
 
 # --- once per node, ahead of time ---------------------------------------------------------------
