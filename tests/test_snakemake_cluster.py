@@ -194,6 +194,29 @@ def test_an_input_that_does_not_fit_into_the_cache_is_fetched_past_it(shared):
     assert read_files(workflow).count("reference") == 3
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_job_leaves_no_log_or_benchmark_on_the_disk_of_its_node(counted, fails):
+    counted.make_remote("in", b"x")
+    counted.write(
+        """
+        rule all:
+            input: storage("@URL@/out")
+        rule copy:
+            input: storage("@URL@/in")
+            output: storage("@URL@/out")
+            log: storage("@URL@/logs/copy.log")
+            benchmark: storage("@URL@/logs/copy.tsv")
+            shell: "echo did it > {log} && cp {input} {output} && @END@"
+        """,
+        END="false" if fails else "true",
+    )
+    outcome = submit_apart(counted, jobs=1)
+    assert outcome.status == fails, outcome.text
+    assert counted.remote_path("logs/copy.log").read_bytes() == b"did it\n"
+    (copies,) = counted.directory.glob("copies.*")
+    assert not [path for path in copies.rglob("*") if path.is_file()]
+
+
 def test_jobs_of_other_nodes_get_no_links_into_the_cache_of_this_one(counted):
     counted.make_remote("in", b"x")
     counted.write(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 from pathlib import Path
 
 from pyremotedata_core.model import Stat
@@ -66,3 +68,48 @@ class Directories:
         """Return whether the copy of a file is part of that of a directory."""
         above = (each for each in path.parents if each.is_relative_to(self._top))
         return any(self.is_copy(each) for each in above if each != self._top)
+
+
+class Leavings:
+    """What would stay on the disk of a node: Snakemake removes copies of inputs and outputs only.
+
+    Not those of logs and benchmarks, which it stores as well, and no directories. Thread-safe.
+
+    Parameters
+    ----------
+    top : Path
+        Below which local copies lie.
+    """
+
+    def __init__(self, top: Path) -> None:
+        self._top = top
+        self._stored: set[Path] = set()
+
+    def add(self, path: Path) -> None:
+        """Note a local copy that was stored, and that nobody wants to keep."""
+        self._stored.add(path.absolute())
+
+    def clear(self, job_id: str | None) -> None:
+        """Remove what was noted, and of the directory named after the job all that is empty.
+
+        Parameters
+        ----------
+        job_id : str or None
+            None if other jobs may write below the same directory: what is empty may be in use.
+        """
+        for path in self._stored:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        own = directory_of_job(self._top, job_id) if job_id else None
+        if own is None:
+            return
+        for directory, _directories, _files in os.walk(own, topdown=False):
+            with contextlib.suppress(OSError):
+                os.rmdir(directory)
+
+
+def directory_of_job(top: Path, job_id: str) -> Path | None:
+    """Return the lowest directory, ``top`` or above it, that has the id of a job in its name."""
+    named = re.compile(rf"(?<![0-9A-Za-z]){re.escape(job_id)}(?![0-9A-Za-z])")
+    above = (top, *top.parents) if top.is_absolute() else ()
+    return next((each for each in above if named.search(each.name)), None)

@@ -7,6 +7,7 @@ Where anything is not as expected, every answer is the plain one: no siblings, n
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from itertools import chain
@@ -64,6 +65,16 @@ class Host:
     def stores_again(self) -> bool:
         """Whether the main process stores once more what this one, a remote job, stores."""
         return self.is_remote_job and self.shares_local_copies and self._shares("INPUT_OUTPUT")
+
+    @property
+    def own_job_id(self) -> str | None:
+        """The id of the SLURM job that runs this process and no other of Snakemake's beside it.
+
+        A job may run many, if it runs the main process.
+        """
+        plugin = getattr(self._workflow, "executor_plugin", None)
+        is_step = getattr(plugin, "name", None) == "slurm-jobstep"
+        return os.environ.get("SLURM_JOB_ID") if is_step else None
 
     @property
     def jobs_follow_links(self) -> bool:

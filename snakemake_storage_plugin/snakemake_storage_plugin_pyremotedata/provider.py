@@ -21,7 +21,7 @@ from snakemake_interface_storage_plugins.storage_provider import (
 from pyremotedata_core.errors import ConfigurationError, TransferError
 
 from . import query as queries
-from .copies import Directories
+from .copies import Directories, Leavings
 from .failures import StorageError
 from .fetching import Fetching
 from .host import Host
@@ -75,6 +75,9 @@ class StorageProvider(StorageProviderBase):
             raise StorageError(error.message) from error
         self.lookup = Lookup(self.engine, looks_ahead=not self.use_rate_limiter())
         self.directories = Directories(self.local_prefix)
+        self.leavings = Leavings(self.local_prefix)
+        if apart:
+            atexit.register(lambda: self.leavings.clear(host.own_job_id))
         self.storing = Storing(self.engine, self.lookup, self.host, self.local_prefix)
         self.fetching = Fetching(
             self.engine,

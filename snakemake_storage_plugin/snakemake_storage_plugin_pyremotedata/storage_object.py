@@ -374,6 +374,8 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
         self.provider.refuse_change()
         started = time.monotonic()
         done = await self.provider.storing.store(self.url, self.local_path(), wait)
+        if not self.keep_local:
+            self.provider.leavings.add(self.local_path())
         if done.was_there:
             self._log("Stored", done.bytes, "by its job already")
             return
