@@ -194,6 +194,22 @@ def test_an_input_that_does_not_fit_into_the_cache_is_fetched_past_it(shared):
     assert read_files(workflow).count("reference") == 3
 
 
+def test_a_limit_of_requests_for_one_storage_reaches_the_jobs(counted):
+    counted.make_remote("in", b"x")
+    counted.write(
+        """
+        storage far:
+            provider="pyremotedata"
+        rule copy:
+            input: storage.far("@URL@/in")
+            output: storage.far("@URL@/out")
+            shell: "cp {input} {output}"
+        """
+    )
+    counted.submit("--storage-pyremotedata-max-requests-per-second", "far::100").succeeded()
+    assert counted.remote_path("out").read_bytes() == b"x"
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_job_leaves_no_log_or_benchmark_on_the_disk_of_its_node(counted, fails):
     counted.make_remote("in", b"x")

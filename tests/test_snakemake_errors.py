@@ -120,6 +120,15 @@ def test_a_wrong_setting(workflow):
     copy(workflow).failed("in.txt: ", "CONNECTIONS is not valid: 'many'")
 
 
+@pytest.mark.parametrize("limit", ["often", "0", "nan"])
+def test_a_limit_of_requests_that_is_none(workflow, limit):
+    workflow.write(
+        'storage:\n    provider="pyremotedata",\n    max_requests_per_second="@LIMIT@"\n',
+        LIMIT=limit,
+    )
+    workflow.run().failed(f"max_requests_per_second is not valid: '{limit}'", "greater than 0")
+
+
 def test_an_unknown_setting_of_the_snakefile(workflow):
     workflow.write('storage:\n    provider="pyremotedata",\n    user="me"\n')
     workflow.run().failed("has no setting user; see 'snakemake --help'")

@@ -154,6 +154,29 @@ def test_transfers_and_jobs_are_written_down_and_drawn(workflow):
     assert workflow.path("seen/report.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("limit", ["2.0001", "2"])  # the first is not 20001 in 10000 s
+def test_transfers_begin_no_faster_than_the_user_wants_them(workflow, limit):
+    for n in range(5):
+        workflow.make_remote(f"in/{n}", b"x")
+    workflow.write(
+        """
+        rule all:
+            input: expand("out/{n}", n=range(5))
+        rule copy:
+            input: storage("@URL@/in/{n}")
+            output: "out/{n}"
+            shell: "cp {input} {output}"
+        """
+    )
+    more = ("--storage-pyremotedata-report", "report.jsonl")
+    limited = ("--storage-pyremotedata-max-requests-per-second", limit)
+    workflow.run(*more, *limited, cores=5).succeeded()
+    lines = [json.loads(line) for line in workflow.path("report.jsonl").read_text().splitlines()]
+    assert [line["kind"] for line in lines if line["kind"] != "job"] == ["retrieved"] * 5
+    begun = sorted(line["start"] for line in lines if line["kind"] == "retrieved")
+    assert begun[-1] - begun[0] > 1.7  # four times half a second, and some for clocks
+
+
 def test_a_report_that_cannot_be_written_stops_no_run(workflow):
     for n in range(2):
         workflow.make_remote(f"in/{n}", b"x")

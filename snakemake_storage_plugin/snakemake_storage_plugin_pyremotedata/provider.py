@@ -7,6 +7,7 @@ import contextlib
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from .copies import Directories, Leavings
 from .failures import StorageError
 from .fetching import Fetching
 from .host import Host
+from .limit import RequestLimit
 from .lookup import Lookup
 from .prefetch import Prefetch
 from .report import Report
@@ -33,6 +35,7 @@ from .settings import (
     connection_settings,
     is_yes,
     prefetch_bytes,
+    requests_per_second,
     unknown_settings,
 )
 
@@ -67,6 +70,7 @@ class StorageProvider(StorageProviderBase):
         self.host = host = Host.of_caller()
         apart = host.is_remote_job and not host.shares_local_copies
         try:
+            self._limit = requests_per_second(self.settings)
             ahead_bytes = prefetch_bytes(self.settings)
             self._read_only = is_yes(self.settings, "read_only")
             cached = is_yes(self.settings, "node_cache", default=apart)
@@ -86,7 +90,8 @@ class StorageProvider(StorageProviderBase):
             self.logger.warning,
             links=lambda: host.jobs_follow_links,
         )
-        self.prefetch = Prefetch(self.engine, self.local_prefix, 0 if cached else ahead_bytes)
+        looks_ahead = not (cached or self.use_rate_limiter())
+        self.prefetch = Prefetch(self.engine, self.local_prefix, ahead_bytes if looks_ahead else 0)
         self.tally = Tally()
         report = getattr(self.settings, "report", None)
         self.report = Report(
@@ -221,7 +226,15 @@ class StorageProvider(StorageProviderBase):
 
     def use_rate_limiter(self) -> bool:
         """Return whether the user has set a limit; without one there is none."""
-        return getattr(self.settings, "max_requests_per_second", None) is not None
+        return self._limit is not None
+
+    def rate_limiter(self, query: str, operation: Operation) -> AbstractAsyncContextManager[Any]:
+        """Return what a request has to wait in before it begins."""
+        if self._limit is None:
+            return contextlib.nullcontext()
+        key = self.rate_limiter_key(query, operation)
+        with self._lock:
+            return self._rate_limiters.setdefault(key, RequestLimit(self._limit))
 
     def default_max_requests_per_second(self) -> float:
         """Return what Snakemake asks for but does not use: without a setting there is no limit."""

@@ -6,6 +6,7 @@ file. None of them is a secret: Snakemake writes settings into the scripts of cl
 
 # Snakemake reads the types of the fields: no postponed annotations, and Optional for `| None`.
 # ruff: noqa: UP045
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Optional
 
@@ -58,6 +59,12 @@ class StorageProviderSettings(StorageProviderSettingsBase):
     ``PYREMOTEDATA_PASSWORD``, ``PYREMOTEDATA_KEY_PASSPHRASE`` or the config file there.
     """
 
+    # Snakemake has it for every plugin; anew, so that it reaches cluster jobs from a tag, too.
+    max_requests_per_second: Optional[str] = _setting(
+        "Questions and transfers that may begin per second at the most, for each process and "
+        "server (default: no limit). Nothing is fetched ahead then.",
+        "N",
+    )
     username: Optional[str] = _setting("User name, for queries that name none.", "NAME")
     host: Optional[str] = _setting(
         "Host that username and port belong to; queries to other hosts do not use them.", "HOST"
@@ -140,6 +147,29 @@ def prefetch_bytes(settings: Any) -> int:
         raise ConfigurationError(
             f"pyremotedata settings: prefetch is not valid: {value!r}"
         ) from None
+
+
+def requests_per_second(settings: Any) -> float | None:
+    """Return how many requests may begin per second, None for no limit.
+
+    Raises
+    ------
+    ConfigurationError
+        If the setting is no number greater than zero.
+    """
+    value = getattr(settings, "max_requests_per_second", None)
+    if value is None:
+        return None
+    try:
+        rate = float(value)
+    except (TypeError, ValueError):
+        rate = 0.0
+    if not 0 < rate < math.inf:
+        raise ConfigurationError(
+            f"pyremotedata settings: max_requests_per_second is not valid: {value!r}; it is a "
+            "number greater than 0, leave it out for no limit"
+        )
+    return rate
 
 
 def is_yes(settings: Any, name: str, default: bool = False) -> bool:
