@@ -115,6 +115,20 @@ def test_a_query_that_cannot_be_served_is_refused_with_the_reason(workflow, url,
     assert SECRET not in outcome.text
 
 
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        (f"sftp://me:{SECRET}@127.0.0.1/a.txt", "a password does not belong in a URL"),
+        (f"pyremotedata+sftp://me:{SECRET}@127.0.0.1/a.txt", "a password does not belong in"),
+        ("ftp://127.0.0.1/", "it names no file"),
+    ],
+)
+def test_what_is_wrong_with_a_query_is_told_where_no_provider_is_named(workflow, url, reason):
+    workflow.write(COPY, INPUT=url)
+    outcome = workflow.run().failed("is invalid", reason)
+    assert SECRET not in outcome.text
+
+
 def test_a_wrong_setting(workflow):
     workflow.env["PYREMOTEDATA_CONNECTIONS"] = "many"
     copy(workflow).failed("in.txt: ", "CONNECTIONS is not valid: 'many'")

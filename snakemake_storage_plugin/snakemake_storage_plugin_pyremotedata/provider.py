@@ -67,6 +67,7 @@ class StorageProvider(StorageProviderBase):
                 f"Storage provider pyremotedata has no setting {', '.join(unknown)}; see "
                 "'snakemake --help' for its settings (--storage-pyremotedata-...)."
             )
+        self.is_valid_query = _judge  # type: ignore[method-assign]
         self.host = host = Host.of_caller()
         apart = host.is_remote_job and not host.shares_local_copies
         try:
@@ -206,12 +207,13 @@ class StorageProvider(StorageProviderBase):
 
     @classmethod
     def is_valid_query(cls, query: str) -> StorageQueryValidationResult:
-        """Say whether a query (wildcards included) can be served, and why not."""
-        query = str(query)
-        reason = queries.why_invalid(query)
-        return StorageQueryValidationResult(
-            query=queries.without_password(query), valid=reason is None, reason=reason
-        )
+        """Say whether a query is for this plugin; a provider, whether it can be served.
+
+        Snakemake asks the class which plugin to take. Where none is, it prints the query as it is,
+        also a password in it, and no reason.
+        """
+        reason = None if queries.is_ours(str(query)) else queries.why_invalid(str(query))
+        return _result(query, reason)
 
     def postprocess_query(self, query: str) -> str:
         """Return the canonical form of a query, so that one file has one name."""
@@ -247,3 +249,14 @@ class StorageProvider(StorageProviderBase):
 
 def _say_at_exit(news: str) -> None:
     print(news, file=sys.stderr)  # Snakemake's loggers are closed by then
+
+
+def _judge(query: str) -> StorageQueryValidationResult:
+    """Say whether a query (wildcards included) can be served, and why not."""
+    return _result(query, queries.why_invalid(str(query)))
+
+
+def _result(query: str, reason: str | None) -> StorageQueryValidationResult:
+    return StorageQueryValidationResult(
+        query=queries.without_password(query), valid=reason is None, reason=reason
+    )

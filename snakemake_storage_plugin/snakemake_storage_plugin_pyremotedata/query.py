@@ -14,7 +14,7 @@ from urllib.parse import unquote_to_bytes
 from snakemake_interface_storage_plugins.io import WILDCARD_REGEX, get_constant_prefix
 
 from pyremotedata_core.errors import ConfigurationError, TransferError
-from pyremotedata_core.url import RemoteURL, normalise
+from pyremotedata_core.url import PREFIX, SCHEMES, RemoteURL, normalise
 
 # A percent sign is decoded again, braces are wildcards; the rest cannot be printed.
 _SHIELDED = re.compile("[%{}\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ue000]")
@@ -26,6 +26,11 @@ _NO_SLASH = re.compile(
     r"(?:(?:\\[wd]|\[\^[^\]\\]*/[^\]\\]*\]|\[(?:\w-\w|[\w.,+=@ ])*-?\]|[\w@=, -]|\\[.+*?|-])"
     r"(?:[*+?]|\{\d*,?\d*\})?|[()|])+"
 )
+
+
+def is_ours(query: str) -> bool:
+    """Return whether a query has a scheme that is served here, be the rest right or wrong."""
+    return query.partition("://")[0].lower().removeprefix(PREFIX) in SCHEMES
 
 
 def why_invalid(query: str) -> str | None:
