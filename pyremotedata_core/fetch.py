@@ -122,10 +122,14 @@ class Fetch(FileJob):
             error = cancelled()
         if error is None and self._verify:
             if self._compared is None:
-                self._compared = Compared(self._part.fd)
-                self._move_again()
-                return
-            if not self._compared.same:
+                try:
+                    self._compared = Compared(self._part.fd)
+                except OSError as failure:  # of an empty file it is made only now
+                    error = from_oserror(failure, self._path)
+                else:
+                    self._move_again()
+                    return
+            elif not self._compared.same:
                 error = RemoteChanged("was not the same when it was read again", str(self._url))
         if error is None:
             try:

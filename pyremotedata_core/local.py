@@ -163,7 +163,12 @@ class LocalSource:
         OSError
         """
         if self._fd < 0:
-            self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            # A pipe that has taken its place would wait for a writer.
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                os.close(fd)
+                raise OSError(errno.EINVAL, "is no longer a regular file")
+            self._fd = fd
         return self._fd
 
     def close(self) -> None:

@@ -196,9 +196,14 @@ class Store(FileJob):
         if stat is None or self.cancelled:
             self._error = error or cancelled()
             self._all_moved()
-        else:
-            self._stat = stat
+            return
+        self._stat = stat
+        try:
             self._compared = Compared(self._source.fd)
+        except OSError as failure:  # an empty file is opened only now
+            self._error = from_oserror(failure, self._path)
+            self._all_moved()
+        else:
             self._move_all(set())
 
     def _discard(self, cause: TransferError | None) -> None:

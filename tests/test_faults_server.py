@@ -24,6 +24,7 @@ from .liars import liar
 from .page import told
 from .servers import ScriptedSshd
 from .sites import WAIT_S, temporaries, tree
+from .waiting import wait_until
 
 
 def ask_all(engine: TransferEngine, base: str, tmp_path) -> list[BaseException | None]:
@@ -267,3 +268,45 @@ def test_what_a_server_let_nobody_remove_goes_with_the_next_run(tmp_path, size):
         with TransferEngine(server.settings()) as engine:
             engine.store(tmp_path / "a", server.url("t/a")).result(WAIT_S)
         assert tree(place) == {"a": bytes(size)}
+
+
+def test_an_empty_file_for_a_disk_that_takes_none_is_told(sshd, remote_directory, small_disk):
+    """With ``verify`` it is made only to be compared."""
+    sshd.make(f"{remote_directory}/empty", b"")
+    url = sshd.url(f"{remote_directory}/empty")
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with TransferEngine(sshd.settings()) as engine:
+        for verify in (False, True):
+            error = engine.fetch(url, small_disk / "a", verify=verify).exception(WAIT_S)
+            assert str(error) == f"{small_disk / 'a'}: Read-only file system"
+
+
+# --- local files that are not what they were --------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "verify"), [(0, False), (0, True), (300_000, False)])
+@pytest.mark.parametrize("becomes", ["nothing", "a pipe", "a directory"])
+def test_a_file_that_is_none_any_more_when_it_is_sent_fails_alone(
+    sshd_factory, relay_factory, tmp_path, size, verify, becomes
+):
+    path = tmp_path / "a"
+    path.write_bytes(bytes(size))
+    (tmp_path / "b").write_bytes(b"b")
+    server = sshd_factory()
+    relay = relay_factory(server.port, one_way_ms=150)
+    with TransferEngine(server.settings()) as engine:
+        engine.stat(relay.url(server.url())).result(WAIT_S)
+        future = engine.store(path, relay.url(server.url("a")), verify=verify)
+        other = engine.store(tmp_path / "b", relay.url(server.url("b")))
+        # It is open at the server, whose answer is still on its way.
+        wait_until(lambda: len(temporaries(server.root)) == 2)
+        path.unlink()
+        if becomes == "a pipe":
+            os.mkfifo(path)
+        elif becomes == "a directory":
+            path.mkdir()
+        error = future.exception(WAIT_S)
+        assert type(error) is TransferError
+        assert str(error).startswith(f"{path}: ")
+        other.result(WAIT_S)
+    assert tree(server.root) == {"b": b"b"}

@@ -148,8 +148,7 @@ def publish(
             raise ServerRefused(
                 f"the server kept {stat.size} of {source.size} bytes", url_of(session, path)
             )
-        if source.fd >= 0:
-            _expect_unchanged(source)
+        _expect_unchanged(source)
         if direct:
             return stat
         if not overwrite:
@@ -172,7 +171,9 @@ def publish(
 
 def _expect_unchanged(source: Source) -> None:
     try:
-        now = os.fstat(source.fd)
+        if source.fd < 0:
+            return  # it lies at the server
+        now = os.fstat(source.fd)  # an empty file is opened only now
     except OSError as error:
         raise from_oserror(error, source.path) from None
     if now.st_size != source.size or int(now.st_mtime) != source.mtime:
