@@ -231,6 +231,22 @@ def test_a_pipe_of_the_server_is_not_replaced_by_a_file_unless_it_may_be_deleted
     assert site.path("t/pipe").read_bytes() == b"2"
 
 
+def test_a_local_pipe_is_not_replaced_by_a_file_unless_it_may_be_deleted(site: Site, tmp_path):
+    make_remote_tree(site, "t", {"a": b"1", "pipe": b"2", "null": b"3"})
+    here = tmp_path / "t"
+    here.mkdir()
+    os.mkfifo(here / "pipe")
+    (here / "null").symlink_to(os.devnull)
+    result = get(site, "t", here, compare=True)
+    assert len(result.failed) == 2
+    assert all("move it away" in failure["message"] for failure in result.failed)
+    assert (here / "pipe").is_fifo()
+    assert (here / "null").is_symlink()
+    assert (here / "a").read_bytes() == b"1"
+    get(site, "t", here, compare=True, delete=True)
+    assert tree(here) == {"a": b"1", "pipe": b"2", "null": b"3"}
+
+
 # --- links ----------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat as _stat
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,7 @@ from ..names import check_local, is_temporary
 from ..spool import Spool
 from ..transports.base import Done
 from ..url import RemoteURL, child_path
-from .many import DIRECTORY_IN_THE_WAY, Count, Tree
+from .many import DIRECTORY_IN_THE_WAY, SPECIAL_IN_THE_WAY, Count, Tree
 
 LINKS_UNDER_WAY = 64
 
@@ -130,14 +131,19 @@ class FetchTree(Tree):
             raise directory.failure
 
     def _make_way(self, path: str) -> bool:
-        """Remove a local directory that is to be a file; return whether the file may come."""
+        """Remove what is to be a file and is none; return whether the file may come."""
         local = self._local(path)
-        if not os.path.isdir(local):
+        try:
+            mode = os.stat(local).st_mode
+        except OSError:
             return True
-        is_directory = not os.path.islink(local)
-        if self._delete and self._filter.is_meant(path, is_directory):
+        if _stat.S_ISREG(mode):
+            return True
+        is_directory = _stat.S_ISDIR(mode)
+        if self._delete and self._filter.is_meant(path, is_directory and not os.path.islink(local)):
             return self._clear(path, local)
-        self._fail(TransferError(f"{local}: {DIRECTORY_IN_THE_WAY}"))
+        why = DIRECTORY_IN_THE_WAY if is_directory else SPECIAL_IN_THE_WAY
+        self._fail(TransferError(f"{local}: {why}"))
         return False
 
     def _delete_others(self, directory: _Directory) -> None:
