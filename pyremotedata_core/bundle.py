@@ -136,6 +136,7 @@ class StoreBundle(Job):
             source = SmallFileSource(local, SMALL_BYTES, modes)
             self._names[SmallUpload(source, remote, mover.temporary_beside(remote))] = name
         self._left = list(self._names)
+        self._gone: list[str] = []  # of the journal
         try:
             self._journal.begin_all([Orphan(file.temporary, file.path) for file in self._left])
         except TransferError:
@@ -158,16 +159,15 @@ class StoreBundle(Job):
         self._left.remove(file)  # an attempt after this one leaves it alone
         name = self._names.pop(file)
         if not file.left:
-            self._journal.end(file.temporary)
+            self._gone.append(file.temporary)
         if error is None:
             self._stored(name, file.source.size)
         else:
             self._odd(name)
 
     def _all_ended(self, result: Any, error: TransferError | None) -> None:
-        for file in self._left:
-            if not file.begun:
-                self._journal.end(file.temporary)
+        self._gone += [file.temporary for file in self._left if not file.begun]
+        self._journal.end(*self._gone)
         self._end(result, error)
 
     def _forget(self, _: Any, error: TransferError | None) -> None:

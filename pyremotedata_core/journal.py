@@ -3,9 +3,9 @@
 Each process that uploads keeps one small file per server in the node's private directory, with a
 lock that the kernel frees when the process dies. A line names a temporary file and its final
 name, and of a large upload its origin: which local file, and in what state; a line of the
-temporary name and a number tells of a segment that the server has confirmed. The next process
-that logs in to that server finds the journals of the dead. What may be continued is kept for a
-day, everything else is removed.
+temporary name and a number tells of a segment that the server has confirmed, one of the name alone
+that the file is gone. The next process that logs in to that server finds the journals of the dead.
+What may be continued is kept for a day, everything else is removed.
 """
 
 from __future__ import annotations
@@ -118,14 +118,19 @@ class Journal:
             upload.done.add(segment)
             self._lines += 1
             with contextlib.suppress(OSError):  # then it only has to be sent once more
-                os.write(self._fd, _line([temporary, segment]))
+                self._write(_line([temporary, segment]))
 
-    def end(self, temporary: str) -> None:
-        """Note that a temporary file is gone, renamed or removed."""
-        if self._live.pop(temporary, None) is None:
+    def end(self, *temporaries: str) -> None:
+        """Note that temporary files are gone, renamed or removed."""
+        gone = [name for name in temporaries if self._live.pop(name, None) is not None]
+        if not gone:
             return
-        if not self._live or self._lines > COMPACT_LINES + 2 * len(self._live):
-            with contextlib.suppress(OSError):  # what it still tells of is looked for in vain
+        self._lines += len(gone)
+        # What it still tells of where this cannot be written is looked for in vain.
+        with contextlib.suppress(OSError):
+            if self._live and self._lines <= COMPACT_LINES + 2 * len(self._live):
+                self._write(b"".join(_line([name]) for name in gone))
+            else:
                 os.ftruncate(self._fd, 0)
                 for name, upload in self._live.items():
                     os.write(self._fd, upload.lines(name))
@@ -209,12 +214,15 @@ class Journal:
         if self._fd < 0:
             self._open()
         content = b"".join(upload.lines(temporary) for temporary, upload in uploads.items())
+        self._write(content)
+        self._live.update(uploads)
+        self._lines += sum(1 + len(upload.done) for upload in uploads.values())
+
+    def _write(self, content: bytes) -> None:
         written = os.write(self._fd, content)
         if written < len(content):  # a disk that is just full takes a part
             os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self._live.update(uploads)
-        self._lines += sum(1 + len(upload.done) for upload in uploads.values())
 
     def _open(self) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
@@ -237,7 +245,11 @@ def _uploads(content: bytes) -> dict[str, _Upload]:
     found: dict[str, _Upload] = {}
     for line in content.splitlines():
         try:
-            temporary, second, *rest = json.loads(line)
+            temporary, *rest = json.loads(line)
+            if not rest:
+                found.pop(temporary, None)
+                continue
+            second, *rest = rest
             if isinstance(second, int):
                 found[temporary].done.add(second)
             elif rest:

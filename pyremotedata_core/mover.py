@@ -31,6 +31,8 @@ from .transports.base import Done, MakeSession, Operation, PoolSession
 from .transports.sftp import SftpSession
 from .url import RemoteURL
 
+ORPHANS_FIRST = 1024  # are removed before anything else moves, if a killed process left so many
+
 
 class Mover:
     """Keeps the pools, and the jobs that run on them. Belongs to the loop's thread."""
@@ -149,16 +151,20 @@ class Mover:
         return journal
 
     def clear_orphans(self, url: RemoteURL) -> None:
-        """Remove what killed uploads of this node left at a server, when nothing else waits."""
+        """Remove what killed uploads of this node left at a server.
+
+        Most of it before anything else moves: then it is gone when that has moved, and the
+        process ends.
+        """
         journal = self.journal(url)
-        for orphan in journal.orphans():
+        for number, orphan in enumerate(journal.orphans()):
 
             def cleared(_: Any, error: TransferError | None, orphan: Orphan = orphan) -> None:
-                if error is None or not error.retryable:
+                if error is None:  # else it is left to the next process
                     journal.end(orphan.temporary)
 
             operation = Operation("clear_orphan", tuple(orphan), cleared)
-            self.pool(url).submit(operation, background=True)
+            self.pool(url).submit(operation, background=number >= ORPHANS_FIRST)
 
     def make_parent(self, url: RemoteURL, done: Done) -> None:
         """Make the directory of a file, and those above it; once for all who ask meanwhile."""

@@ -108,6 +108,26 @@ def test_what_the_server_does_not_remove_goes_with_a_later_login(small):
         assert tree(server.root / "t") == {"sub": None}
 
 
+def test_what_uploads_have_left_is_gone_when_another_one_has_ended(relay_factory, tmp_path):
+    """Also if there was no time for all of it in the run between."""
+    here = tmp_path / "t"
+    here.mkdir()
+    for number in range(200):
+        (here / f"{number}").touch()
+    with ScriptedSshd("relay", {"refuse": ["rename", "remove"]}) as server:
+        relay = relay_factory(server.port, one_way_ms=50)
+        with TransferEngine(server.settings(), in_process=True) as engine:
+            engine.store_tree(here, relay.url(server.url("t"))).result(WAIT_S)
+        assert len(temporaries(server.root)) > 300
+        server.refuse()
+        with TransferEngine(server.settings(), in_process=True) as engine:
+            engine.stat(relay.url(server.url())).result(WAIT_S)
+        assert temporaries(server.root)
+        with TransferEngine(server.settings(), in_process=True) as engine:
+            engine.store_tree(here, relay.url(server.url("more"))).result(WAIT_S)
+        assert not temporaries(server.root)
+
+
 @pytest.mark.parametrize("unusual", [{"extensions": False}, {"spoil": "lose"}])
 def test_where_a_server_is_not_as_is_usual_each_file_goes_alone(small, tmp_path, unusual):
     """One without an atomic rename, and one that loses a write."""

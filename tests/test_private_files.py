@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pyremotedata_core import LocalStorageFull, TransferEngine
-from pyremotedata_core.journal import Journal
+from pyremotedata_core.journal import Journal, Orphan
 from pyremotedata_core.nodestate import state_directory
 
 WAIT_S = 60.0
@@ -74,6 +74,19 @@ def test_a_journal_that_is_not_empty_outlives_those_beside_it():
     heir = Journal(server)
     assert heir.orphans() == [("/a.part", "/a")]
     heir.end("/a.part")
+    heir.close()
+    assert not heir._directory.exists()
+
+
+def test_a_journal_of_the_dead_tells_only_of_what_may_be_there():
+    server = f"sftp://nowhere-{os.urandom(8).hex()}"
+    killed = Journal(server)
+    killed.begin_all([Orphan(f"/{number}.part", f"/{number}") for number in range(100)])
+    killed.end(*(f"/{number}.part" for number in range(98)))
+    os.close(killed._fd)
+    heir = Journal(server)
+    assert sorted(heir.orphans()) == [("/98.part", "/98"), ("/99.part", "/99")]
+    heir.end("/98.part", "/99.part")
     heir.close()
     assert not heir._directory.exists()
 
