@@ -204,6 +204,8 @@ def from_oserror(error: OSError, path: str | os.PathLike[str] = "") -> TransferE
 
 # --- the table: what the OpenSSH client prints before it gives up ----------------------------
 
+HUNG_UP = "the server closed the connection"
+IN_LOGIN = "the server broke off the login"
 _SSH: list[tuple[str, type[TransferError], bool, str]] = [
     # pattern, class, retryable, remedy; the first match wins
     (
@@ -286,12 +288,20 @@ _SSH: list[tuple[str, type[TransferError], bool, str]] = [
         True,
         "the network does not reach the server",
     ),
+    (r"kex_exchange_identification|ssh_exchange_identification", ConnectionLost, True, HUNG_UP),
     (
-        r"kex_exchange_identification|ssh_exchange_identification|Connection closed|"
-        r"Connection reset|Broken pipe|closed by remote host",
+        # With a port it is after the servers' greetings.
+        r"^Connection (closed|reset) by .* port \d+",
         ConnectionLost,
         True,
-        "the server closed the connection",
+        f"{IN_LOGIN}; if it stays so, wait some minutes: after a few wrong logins some servers"
+        " (MiG) refuse an address for a while, and longer with every attempt",
+    ),
+    (
+        r"Connection closed|Connection reset|Broken pipe|closed by remote host",
+        ConnectionLost,
+        True,
+        HUNG_UP,
     ),
 ]
 
@@ -323,6 +333,8 @@ def from_ssh_stderr(
         # Of what the server ran. ssh had nothing to complain of: what it showed was a banner.
         return ended_at_once(url, exit_status)
     for pattern, cls, retryable, remedy in _SSH:
+        if remedy.startswith(IN_LOGIN) and exit_status is None:
+            continue  # ssh says the same of a connection that was in use
         for line in reversed(lines):
             if not re.search(pattern, line):
                 continue

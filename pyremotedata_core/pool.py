@@ -355,6 +355,7 @@ class Pool:
         return worth_reopening(
             error,
             ever_opened=self._ever_opened,
+            failures=self._failures,
             troubled_s=now - (self._trouble_since or now),
             timeout_s=self._settings.timeout_s,
         )

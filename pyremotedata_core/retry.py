@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 from .errors import (
+    IN_LOGIN,
     AuthenticationFailed,
     ConnectionLost,
     HostKeyRejected,
@@ -16,6 +17,7 @@ from .transports.base import Operation
 
 FIRST_REFUSALS_S = 20.0  # patience with a server that has never let us in
 MAX_ATTEMPTS = 8  # of one operation, none of which got further than the one before
+LOGINS_BROKEN_OFF = 3  # of a server that may refuse us for longer with each
 MIN_ATTEMPTS = 3  # before the time limit of operations that get no further counts
 
 
@@ -47,7 +49,7 @@ def worth_retrying(
 
 
 def worth_reopening(
-    error: TransferError, *, ever_opened: bool, troubled_s: float, timeout_s: float
+    error: TransferError, *, ever_opened: bool, failures: int, troubled_s: float, timeout_s: float
 ) -> bool:
     """Decide whether a login that failed is to be tried again.
 
@@ -57,6 +59,8 @@ def worth_reopening(
         How it failed.
     ever_opened : bool
         Whether this server has let us in before.
+    failures : int
+        How often it has failed so by now.
     troubled_s : float
         Time since it was first tried in vain.
     timeout_s : float
@@ -69,7 +73,8 @@ def worth_reopening(
     # A typing error looks like a server that is down: say so at once. A server that answers
     # and then closes may only be busy; an ssh that was killed says nothing at all.
     broken = "closed the connection" in error.message or "connection broke" in error.message
-    busy = broken or isinstance(error, ServerRefused)
+    broken_off = error.message.startswith(IN_LOGIN) and failures < LOGINS_BROKEN_OFF
+    busy = broken or broken_off or isinstance(error, ServerRefused)
     return busy and troubled_s < min(timeout_s, FIRST_REFUSALS_S)
 
 

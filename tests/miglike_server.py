@@ -74,8 +74,8 @@ class Site:
 class Login(paramiko.ServerInterface):
     """Decides who comes in, and to what."""
 
-    def __init__(self, site: Site, address: str) -> None:
-        self.site, self.address, self.user = site, address, ""
+    def __init__(self, site: Site, address: str, transport: paramiko.Transport) -> None:
+        self.site, self.address, self.transport, self.user = site, address, transport, ""
 
     def get_allowed_auths(self, user: str) -> str:
         if "codes" in self.site.users.get(user, {}):
@@ -118,6 +118,7 @@ class Login(paramiko.ServerInterface):
         if self.site.locked(who):
             self.site.count_failure(who, f"while locked {time.monotonic()}")
             self.site.log("login", user, kind, "locked")
+            self.transport.close()
             return paramiko.AUTH_FAILED
         self.site.log("login", user, kind, "accepted" if right else "refused")
         if not right:
@@ -302,7 +303,7 @@ def converse(connection: socket.socket, address: str, site: Site, key: paramiko.
     )
     transport.add_server_key(key)
     transport.set_subsystem_handler("sftp", paramiko.SFTPServer, Files, site)
-    login = Login(site, address)
+    login = Login(site, address, transport)
     channels = []  # one that nobody holds is closed
     try:
         transport.start_server(server=login)

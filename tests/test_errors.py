@@ -154,7 +154,7 @@ def test_another_local_error_names_the_path():
             True,
             "closed",
         ),
-        ("Connection reset by 127.0.0.1 port 22", ConnectionLost, True, "closed"),
+        ("Connection reset by 127.0.0.1 port 22", ConnectionLost, True, "broke off the login"),
         ("client_loop: send disconnect: Broken pipe", ConnectionLost, True, "closed"),
         (
             "Timeout, server host not responding.",

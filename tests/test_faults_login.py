@@ -10,14 +10,18 @@ import pytest
 
 from pyremotedata_core import (
     AuthenticationFailed,
+    ConnectionLost,
     ConnectionSettings,
     HostKeyRejected,
     Secret,
     TransferEngine,
 )
+from pyremotedata_core.retry import LOGINS_BROKEN_OFF
 from workflows.embedded_sshd import program
 
 from .logins import attempt, changed, fingerprint, new_key
+from .miglike import MigLike
+from .miglike_server import WRONG_SECRETS
 from .page import told
 from .sites import WAIT_S
 
@@ -43,6 +47,21 @@ def test_a_wrong_password_is_tried_once(carrier, miglike):
     assert "canary" not in str(error)
     said = miglike.log_text()[len(before) :].splitlines()
     assert said == [f"login {miglike.user} password refused"]
+
+
+def test_a_server_that_locks_us_out_is_left_alone(carrier):
+    with MigLike() as server:
+        for number in range(WRONG_SECRETS):
+            settings = server.password_settings(f"wrong-{number}", carrier=carrier)
+            assert type(attempt(server.url(), settings)) is AuthenticationFailed
+        error = attempt(server.url(), server.password_settings(carrier=carrier), times=10)
+        if carrier == "openssh":
+            assert type(error) is ConnectionLost
+            told(error, "the server broke off the login")
+        else:  # which knows what was cut off
+            assert type(error) is AuthenticationFailed
+            assert "the server ended the login" in str(error)
+        assert server.log_text().count("locked") <= 2 * LOGINS_BROKEN_OFF
 
 
 @pytest.mark.parametrize("lines", [[], ["KbdInteractiveAuthentication yes", "UsePAM yes"]])

@@ -13,8 +13,10 @@ from pyremotedata_core import (
     ServerRefused,
     TransferTimeout,
 )
+from pyremotedata_core.errors import IN_LOGIN
 from pyremotedata_core.retry import (
     FIRST_REFUSALS_S,
+    LOGINS_BROKEN_OFF,
     MAX_ATTEMPTS,
     MIN_ATTEMPTS,
     pause_s,
@@ -76,6 +78,8 @@ def test_a_server_that_stays_silent_ends_the_attempts():
         (ConnectionLost("connection refused"), True, TIMEOUT_S, False),
         (ConnectionLost("the server closed the connection"), False, 1.0, True),
         (ConnectionLost("the server closed the connection"), False, FIRST_REFUSALS_S, False),
+        (ConnectionLost(f"{IN_LOGIN}; wait"), False, 1.0, False),
+        (ConnectionLost(f"{IN_LOGIN}; wait"), True, 1.0, True),
         (ServerRefused("no session now", retryable=True), False, 1.0, True),
         (AuthenticationFailed("wrong"), True, 0.0, False),
         (HostKeyRejected("other key"), True, 0.0, False),
@@ -83,7 +87,11 @@ def test_a_server_that_stays_silent_ends_the_attempts():
 )
 def test_a_login_is_tried_again_where_patience_may_help(error, ever_opened, troubled_s, again):
     decision = worth_reopening(
-        error, ever_opened=ever_opened, troubled_s=troubled_s, timeout_s=TIMEOUT_S
+        error,
+        ever_opened=ever_opened,
+        failures=LOGINS_BROKEN_OFF,
+        troubled_s=troubled_s,
+        timeout_s=TIMEOUT_S,
     )
     assert decision is again
 

@@ -400,4 +400,4 @@ def _explain(error: Exception, site: Site) -> TransferError:
         text = f"Unable to negotiate with {site.host}: {text}"
     elif isinstance(error, OSError):
         text = error.strerror or text
-    return from_ssh_stderr(text, "")
+    return from_ssh_stderr(text, "", 255)  # as ssh ends without a login
