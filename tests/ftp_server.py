@@ -113,6 +113,10 @@ def _handler(options: dict[str, Any]) -> type[FTPHandler]:
                 resp = "550 Failed."
             super().respond(resp, *args, **more)
 
+        def ftp_ABOR(self, line: str) -> Any:  # noqa: N802
+            FAULTS["aborts"] = FAULTS.get("aborts", 0) + 1
+            return super().ftp_ABOR(line)
+
         def ftp_RNTO(self, path: str) -> Any:  # noqa: N802
             if FAULTS.get("no_replace") and os.path.exists(path):
                 self._rnfr = None

@@ -112,6 +112,19 @@ def test_a_server_that_sends_files_from_their_beginning_only_says_so_at_once(ftp
     assert server.url("a") in str(error)
 
 
+def test_pieces_of_a_file_are_read_without_an_abort(ftp_factory):
+    """lftp takes a late answer to that for the answer to the next command."""
+    server = ftp_factory()
+    data = os.urandom(1_000_000)
+    server.make("a", data)
+    with reach(server) as remote, remote.engine as engine:
+        url, stat = server.url("a"), remote.stat("a")
+        for offset in range(0, 500_000, 50_000):
+            piece = engine.read(url, offset, 100, expect=stat).result(WAIT_S)
+            assert piece == data[offset : offset + 100]
+    assert "aborts" not in server.faults()
+
+
 def test_a_tree_is_synced_both_ways_and_only_what_changed_moves(ftp, remote, tmp_path):
     for name in ("a.bin", "sub/b.bin", "sub/empty"):
         path = tmp_path / "up" / name

@@ -51,6 +51,8 @@ _FTP_OPTIONS = {
     "ftp:list-options": "-a",  # where it does not
     "ftp:use-utf8": "no",  # names are bytes
     "ftp:charset": '""',
+    # After ABOR lftp takes its answer, which may be late, for that of the next command.
+    "ftp:use-abor": "no",
     "ftp:retry-530": '""',  # a refused login is refused
     "ftp:retry-530-anonymous": '""',
     "ftp:ssl-protect-data": "yes",
