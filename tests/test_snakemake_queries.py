@@ -120,6 +120,8 @@ def test_an_invalid_query_is_refused_with_the_reason(provider, query, reason):
     assert "s3cret" not in str(result)
     assert "s3cret" not in provider.safe_print(query)
     assert not provider.is_valid_query(provider.postprocess_query(query))
+    of_class = type(provider).is_valid_query(query)
+    assert (of_class.valid, of_class.reason) == (False, result.reason)
 
 
 def test_example_queries_are_valid(provider):

@@ -207,13 +207,9 @@ class StorageProvider(StorageProviderBase):
 
     @classmethod
     def is_valid_query(cls, query: str) -> StorageQueryValidationResult:
-        """Say whether a query is for this plugin; a provider, whether it can be served.
-
-        Snakemake asks the class which plugin to take. Where none is, it prints the query as it is,
-        also a password in it, and no reason.
-        """
-        reason = None if queries.is_ours(str(query)) else queries.why_invalid(str(query))
-        return _result(query, reason)
+        """Say whether a query (wildcards included) can be served, and why not."""
+        result = _judge(query)
+        return _Ours(**vars(result)) if queries.is_ours(query) else result
 
     def postprocess_query(self, query: str) -> str:
         """Return the canonical form of a query, so that one file has one name."""
@@ -252,11 +248,18 @@ def _say_at_exit(news: str) -> None:
 
 
 def _judge(query: str) -> StorageQueryValidationResult:
-    """Say whether a query (wildcards included) can be served, and why not."""
-    return _result(query, queries.why_invalid(str(query)))
-
-
-def _result(query: str, reason: str | None) -> StorageQueryValidationResult:
+    reason = queries.why_invalid(str(query))
     return StorageQueryValidationResult(
         query=queries.without_password(query), valid=reason is None, reason=reason
     )
+
+
+class _Ours(StorageQueryValidationResult):
+    """The judgement on a query of our schemes, true even where it is not valid.
+
+    Snakemake looks for a class that says yes. Where none does it prints the query as it is, also a
+    password in it, and no reason; else it asks the provider, which tells that.
+    """
+
+    def __bool__(self) -> bool:
+        return True

@@ -30,7 +30,7 @@ _NO_SLASH = re.compile(
 
 def is_ours(query: str) -> bool:
     """Return whether a query has a scheme that is served here, be the rest right or wrong."""
-    return query.partition("://")[0].lower().removeprefix(PREFIX) in SCHEMES
+    return str(query).partition("://")[0].lower().removeprefix(PREFIX) in SCHEMES
 
 
 def why_invalid(query: str) -> str | None:
