@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import subprocess
+import threading
 import time
 from functools import cache
 from typing import Any
@@ -274,13 +275,22 @@ def may_go_on(directory: str, *, for_s: float = 0.0) -> bool:
         with contextlib.suppress(OSError):
             if time.time() - os.stat(path).st_mtime > KEEP_S:
                 continue
-            until = time.monotonic() + for_s
-            while (fd := _take(path)) is None and time.monotonic() < until:
-                time.sleep(0.02)
-            if fd is not None:
-                os.close(fd)
+            if for_s:
+                _wait_until_free(path, for_s)
             return True
     return False
+
+
+def _wait_until_free(path: str, for_s: float) -> None:
+    """Wait until nobody writes a part any more, for some seconds at the most."""
+
+    def lock() -> None:
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+
+    waiting = threading.Thread(target=lock, daemon=True)  # a lock has no deadline, a thread has
+    waiting.start()
+    waiting.join(for_s)
 
 
 def read_arrived(final: str, stat: Stat, start: int, length: int) -> bytes | None:
