@@ -23,6 +23,7 @@ from pyremotedata_core.config import ENV, VARIABLES
 from workflows.embedded_sshd import descendants
 
 from .command import here, make, run, there, url  # noqa: F401 - fixtures
+from .filesystems import fs, place  # noqa: F401 - fixtures
 from .ftp import FtpServer
 from .logins import carrier  # noqa: F401 - a fixture
 from .miglike import MigLike

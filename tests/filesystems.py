@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fsspec
+import pytest
 from fsspec.callbacks import Callback
 
 from pyremotedata_core.filesystem import RemoteFileSystem
@@ -13,6 +14,16 @@ def reach(server, **options) -> RemoteFileSystem:
     return fsspec.filesystem(
         "pyremotedata", host=server.alias, ssh_config=str(server.ssh_config), **options
     )
+
+
+@pytest.fixture
+def fs(sshd) -> RemoteFileSystem:
+    return reach(sshd)
+
+
+@pytest.fixture
+def place(there) -> str:
+    return str(there)
 
 
 class Heard(Callback):

@@ -28,16 +28,6 @@ MTIME = 1_234_567_890
 
 
 @pytest.fixture
-def fs(sshd) -> RemoteFileSystem:
-    return reach(sshd)
-
-
-@pytest.fixture
-def place(there) -> str:
-    return str(there)
-
-
-@pytest.fixture
 def counted(sshd_factory):
     """A server that counts requests, and a file system on it."""
     server = sshd_factory(log_requests=True)

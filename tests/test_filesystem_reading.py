@@ -18,23 +18,12 @@ from pyremotedata_core import (
     RemoteChanged,
     RemoteFileNotFound,
 )
-from pyremotedata_core.filesystem import RemoteFileSystem
 from pyremotedata_core.stream import BLOCK_BYTES, LFTP_BLOCK_BYTES
 
 from .filesystems import Heard, reach
 from .sites import needs_lftp, tree
 
 MTIME = 1_234_567_890
-
-
-@pytest.fixture
-def fs(sshd) -> RemoteFileSystem:
-    return reach(sshd)
-
-
-@pytest.fixture
-def place(there) -> str:
-    return str(there)
 
 
 @pytest.mark.parametrize(
