@@ -51,7 +51,7 @@ def test_a_promoted_fetch_overtakes_the_background(slow, tmp_path):
         engine.stat(urls[0]).result(PATIENCE_S)  # by now they wait in the queue
         engine.promote(fetches[-1])
         engine.promote(fetches[-1])
-        relay.set(rate=0)
+        fetches[-1].add_done_callback(lambda _: relay.set(rate=0))
         assert ended(fetches).index(FILES - 1) < FILES * 3 // 4
         engine.promote(fetches[-1])
         assert (tmp_path / f"{FILES - 1}").read_bytes() == data
@@ -63,7 +63,7 @@ def test_who_waits_for_a_file_that_is_staged_in_the_background_is_served_first(s
         ahead = [stager.stage(url, expect=stat, background=True) for url in urls]
         engine.stat(urls[0]).result(PATIENCE_S)  # by now the engine has all the orders
         wanted = stager.stage(urls[-1], expect=stat)
-        relay.set(rate=0)
+        wanted.add_done_callback(lambda _: relay.set(rate=0))
         assert ended([*ahead[:-1], wanted]).index(FILES - 1) < FILES * 3 // 4
         with wanted.result() as lease:
             assert lease.path.read_bytes() == data
