@@ -69,6 +69,7 @@ class Case:
     compute_s: float
     workers: int
     caches: int = 1
+    apart: bool = False  # the workers do not know that they are on one host
 
 
 CASES = {
@@ -76,7 +77,13 @@ CASES = {
     "20x5MB": Case(20, 5_000_000, 20, 0.1, 2),
     "200x20MB": Case(200, 20_000_000, 200, 0.5, 2),
     "1x200MB": Case(1, 200_000_000, 20, 0.1, 4, caches=4),
+    "1x200MB-apart": Case(1, 200_000_000, 20, 0.1, 4, caches=4, apart=True),
 }
+_APART = """\
+import os
+from dask_plugin import chunks
+chunks.boot = lambda: str(os.getpid())
+"""
 DEFAULT_CASES = ["100x100KB", "20x5MB"]
 
 
@@ -296,6 +303,7 @@ def cluster(case: Case, folder: Path) -> Iterator[Client]:
             "cls": Nanny,
             "options": {
                 "nthreads": 1,
+                "preload": [_APART] if case.apart else [],
                 "env": {
                     "PYREMOTEDATA_CACHE_DIR": str(folder / f"cache-{number % case.caches}"),
                     "PYREMOTEDATA_AUTO": "yes",

@@ -3,7 +3,8 @@
 A worker gives what lies in its node's cache, and of a large file that it is still reading from the
 archive what has arrived: who asks for more waits for it. The last chunk is given only when the
 whole file is in the cache, so nobody completes a file that its reader could not. The giver's
-checksum of each chunk is compared with what arrived. All of it runs on the worker's event loop,
+checksum of each chunk is compared with what arrived. A worker on the same host, which has a cache
+of its own, is told where the chunk lies, and copies it. All of it runs on the worker's event loop,
 which never blocks: the disk has threads of its own.
 """
 
@@ -11,18 +12,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat as modes
 import threading
 import zlib
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from time import monotonic
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 from pyremotedata_core import Stat, TransferError
 from pyremotedata_core.errors import from_oserror
-from pyremotedata_core.part import read_arrived
+from pyremotedata_core.part import boot, open_arrived
 from pyremotedata_core.stager import Stager
+from pyremotedata_core.stager.copying import copy_range
 
 READ = "pyremotedata_read"  # a worker's question to another
 # A pull holds two chunks: one is written while the next one comes.
@@ -33,6 +36,14 @@ READERS = 4
 WAIT_S = 5.0
 
 File = tuple[str, int, int]  # URL, size, mtime
+
+
+class Place(NamedTuple):
+    """Where a giver on the same host has a file; the numbers tell it from a namesake."""
+
+    path: bytes
+    device: int
+    inode: int
 
 
 class PullFailed(TransferError):
@@ -110,8 +121,10 @@ class Chunks:
         if arriving is not None:
             arriving.told_of(0)
 
-    async def give(self, file: Any, start: int, length: int, wait_s: float = 0) -> dict[str, Any]:
-        """Give another worker a chunk of a file, with its checksum.
+    async def give(
+        self, file: Any, start: int, length: int, wait_s: float = 0, host: str = ""
+    ) -> dict[str, Any]:
+        """Give another worker a chunk of a file, with its checksum, or tell where it lies here.
 
         What has not arrived is waited for, ``wait_s`` at the most; then the answer is how many
         bytes have.
@@ -121,6 +134,7 @@ class Chunks:
         url, size, mtime = file
         if length > CHUNK_BYTES:
             return {"missing": True}
+        find = _locate if host and host == boot() else _read
         until = monotonic() + min(wait_s, WAIT_S)
         while True:
             arriving = self._arriving.get((url, size, mtime))
@@ -128,8 +142,10 @@ class Chunks:
             more = arriving.more if arriving is not None else None
             path = arriving.path if arriving is not None and start + length < size else None
             found = await self._on_disk(
-                _read, self._stager, url, Stat("file", size, mtime), path, start, length
+                find, self._stager, url, Stat("file", size, mtime), path, start, length
             )
+            if isinstance(found, Place):
+                return {"place": found}
             if found is not None:
                 return {"checksum": found[1], "data": to_serialize(found[0])}
             if arriving is None or more is None:
@@ -151,17 +167,24 @@ class Chunks:
         """
         size = file[1]
         sink = Sink(path)
-        coming: asyncio.Task[bytes] | None = None
+        host = boot()
+        coming: asyncio.Task[bytes | Place] | None = None
         whole = False
         try:
             await self._on_disk(sink.open)
             for start in range(0, size, CHUNK_BYTES):
-                data = await (coming or self._ask(file, source, start))
+                chunk = await (coming or self._ask(file, source, start, host))
                 following = start + CHUNK_BYTES
                 coming = None
                 if following < size:
-                    coming = self._loop.create_task(self._ask(file, source, following))
-                await self._on_disk(sink.write, data, start)
+                    coming = self._loop.create_task(self._ask(file, source, following, host))
+                length = min(CHUNK_BYTES, size - start)
+                if isinstance(chunk, Place):
+                    if await self._on_disk(sink.copy, chunk, start, length):
+                        continue
+                    host = ""  # of another mount namespace, say
+                    chunk = await self._ask(file, source, start, host)
+                await self._on_disk(sink.write, chunk, start)
             whole = True
         finally:
             if coming is not None:
@@ -169,7 +192,7 @@ class Chunks:
                 coming.add_done_callback(heed)
             await asyncio.shield(self._on_disk(sink.close, whole))
 
-    async def _ask(self, file: File, source: str, start: int) -> bytes:
+    async def _ask(self, file: File, source: str, start: int, host: str) -> bytes | Place:
         """Return a chunk; wait for it for as long as the source gets on with the file."""
         url, size, _ = file
         length = min(CHUNK_BYTES, size - start)
@@ -177,7 +200,7 @@ class Chunks:
         arrived, since = -1, monotonic()
         while True:
             read = getattr(self._worker.rpc(source), READ)
-            asked = read(file=file, start=start, length=length, wait_s=patience_s / 4)
+            asked = read(file=file, start=start, length=length, wait_s=patience_s / 4, host=host)
             try:
                 answer = await asyncio.wait_for(asked, patience_s)
             except (OSError, TimeoutError) as error:
@@ -190,9 +213,11 @@ class Chunks:
                 arrived, since = answer["arrived"], monotonic()
             elif monotonic() - since > patience_s:
                 raise PullFailed(f"{source} does not get on with it", url)
+        if "place" in answer:
+            return Place(*answer["place"])
         if "checksum" not in answer:
             raise PullFailed(f"{source} does not have it", url)
-        data = answer["data"]
+        data: bytes = answer["data"]
         if len(data) != length or await self._on_disk(zlib.crc32, data) != answer["checksum"]:
             raise PullFailed(f"{source} has sent other bytes than it read", url)
         return data
@@ -214,25 +239,54 @@ def _has_any(path: str, file: File) -> bool:
     """Whether a part of a file that arrives can be given."""
     length = min(CHUNK_BYTES, file[1])
     with suppress(OSError):
-        return read_arrived(path, Stat("file", *file[1:]), 0, length) is not None
+        part = open_arrived(path, Stat("file", *file[1:]), 0, length)
+        if part is not None:
+            part.close()
+            return True
     return False
+
+
+def _open(
+    stager: Stager, url: str, stat: Stat, arriving: str | None, start: int, length: int
+) -> BinaryIO | None:
+    """Open a file that has a chunk: in the cache, or the part that arrives; None if not here."""
+    try:
+        lease = stager.find(url, stat)
+        if lease is not None:
+            with lease:
+                return open(lease.path, "rb", buffering=0)
+        if arriving is not None:
+            return open_arrived(arriving, stat, start, length)
+    except (OSError, TransferError):
+        pass
+    return None
 
 
 def _read(
     stager: Stager, url: str, stat: Stat, arriving: str | None, start: int, length: int
 ) -> tuple[bytes, int] | None:
-    """Read a chunk and its checksum, from the cache or the part that arrives; None if not here."""
-    data: bytes | None = None
-    try:
-        lease = stager.find(url, stat)
-        if lease is not None:
-            with lease, open(lease.path, "rb", buffering=0) as file:
-                data = os.pread(file.fileno(), length, start)
-        elif arriving is not None:
-            data = read_arrived(arriving, stat, start, length)
-    except (OSError, TransferError):
+    """Read a chunk and its checksum; None if it is not here."""
+    file = _open(stager, url, stat, arriving, start, length)
+    if file is None:
         return None
-    return (data, zlib.crc32(data)) if data is not None else None
+    try:
+        with file:
+            data = os.pread(file.fileno(), length, start)
+    except OSError:
+        return None
+    return data, zlib.crc32(data)
+
+
+def _locate(
+    stager: Stager, url: str, stat: Stat, arriving: str | None, start: int, length: int
+) -> Place | None:
+    """Tell where a chunk lies; None if it is not here."""
+    file = _open(stager, url, stat, arriving, start, length)
+    if file is None:
+        return None
+    with file:
+        found = os.fstat(file.fileno())
+        return Place(os.fsencode(file.name), found.st_dev, found.st_ino)
 
 
 class Sink:
@@ -241,6 +295,7 @@ class Sink:
     def __init__(self, path: str) -> None:
         self._path = path
         self._fd = -1
+        self._source: tuple[Place, int] | None = None  # a file that is copied, opened
         self._is_closed = False
         self._lock = threading.Lock()
 
@@ -266,13 +321,47 @@ class Sink:
             except OSError as error:
                 raise from_oserror(error, self._path) from None
 
+    def copy(self, place: Place, start: int, length: int) -> bool:
+        """Copy a chunk from another file of this host; False if it is not there."""
+        with self._lock:
+            if self._is_closed:
+                return True
+            if self._source is None or self._source[0] != place:
+                self._leave_source()
+                self._source = _open_place(place)
+            if self._source is None:
+                return False
+            try:
+                return copy_range(self._source[1], self._fd, start, length)
+            except OSError as error:
+                raise from_oserror(error, self._path) from None
+
+    def _leave_source(self) -> None:
+        source, self._source = self._source, None
+        if source is not None:
+            os.close(source[1])
+
     def close(self, keep: bool) -> None:
         """Close the file, and remove it unless it is to be kept."""
         with self._lock:
             self._is_closed = True
+            self._leave_source()
             fd, self._fd = self._fd, -1
             if fd >= 0:
                 os.close(fd)
                 if not keep:
                     with suppress(OSError):
                         os.unlink(self._path)
+
+
+def _open_place(place: Place) -> tuple[Place, int] | None:
+    try:
+        # Not waiting for a writer, should it be a pipe.
+        fd = os.open(place.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    found = os.fstat(fd)
+    if modes.S_ISREG(found.st_mode) and (found.st_dev, found.st_ino) == place[1:]:
+        return place, fd
+    os.close(fd)
+    return None

@@ -16,7 +16,7 @@ import subprocess
 import threading
 import time
 from functools import cache
-from typing import Any
+from typing import Any, BinaryIO
 
 from .errors import from_oserror
 from .model import Stat
@@ -293,8 +293,8 @@ def _wait_until_free(path: str, for_s: float) -> None:
     waiting.join(for_s)
 
 
-def read_arrived(final: str, stat: Stat, start: int, length: int) -> bytes | None:
-    """Return a piece of a large file that is on its way to its final name; None if not there.
+def open_arrived(final: str, stat: Stat, start: int, length: int) -> BinaryIO | None:
+    """Open a large file that is on its way to its final name; None if that piece is not there.
 
     For whoever is not its writer: another thread, or another process of the same user.
 
@@ -325,8 +325,7 @@ def read_arrived(final: str, stat: Stat, start: int, length: int) -> bytes | Non
             segment = told["segment_bytes"]
             needed = range(start // segment, -(-(start + length) // segment))
             if set(map(_line, needed)) <= set(lines[:-1]):
-                with open(path, "rb", buffering=0) as part:
-                    return os.pread(part.fileno(), length, start)
+                return open(path, "rb", buffering=0)
         except (FileNotFoundError, ValueError, KeyError):
             continue  # it has just been published, or given up, or begins
     return None

@@ -12,6 +12,12 @@ from dask_plugin import RemoteFile, StagingPlugin
 
 from .waiting import PATIENCE_S
 
+# What makes a worker take the others for workers of other hosts.
+APART = """\
+import os
+from dask_plugin import chunks
+chunks.boot = lambda: str(os.getpid())
+"""
 _READ = re.compile(r'close "(.*)" bytes read (\d+)')
 
 
@@ -58,16 +64,22 @@ def through(relay, file: RemoteFile) -> RemoteFile:
 
 @pytest.fixture
 def start_nodes(tmp_path, archive):
-    """Start worker processes, each with a cache of its own, as if on nodes of their own."""
+    """Start worker processes, each with a cache of its own, as if on nodes of their own.
+
+    With ``one_host`` they know that they are on one host.
+    """
     distributed = pytest.importorskip("distributed")
     started = []
 
-    def start(count: int, *, per_node: int = 1, plugin: bool = True, **options):
+    def start(
+        count: int, *, per_node: int = 1, plugin: bool = True, one_host: bool = False, **options
+    ):
         workers = {
             number: {
                 "cls": distributed.Nanny,
                 "options": {
                     "nthreads": 1,
+                    "preload": [] if one_host else [APART],
                     "env": {"PYREMOTEDATA_CACHE_DIR": str(tmp_path / f"node{number // per_node}")},
                 },
             }

@@ -146,6 +146,61 @@ def test_bytes_that_change_on_the_way_are_not_taken(archive, start_nodes):
     assert stats(client, workers=[puller]).total["files"] == 1
 
 
+def note_answers(client, change=dict):
+    """Have the workers note what they answer each other, and change it."""
+
+    def prepare(dask_worker):
+        give = dask_worker.handlers["pyremotedata_read"]
+        dask_worker.answers = []
+
+        async def noting(**asked):
+            answer = await give(**asked)
+            dask_worker.answers.append(sorted(answer))
+            return change(answer)
+
+        dask_worker.handlers["pyremotedata_read"] = noting
+
+    client.run(prepare)
+
+
+def answers(client) -> list[list[str]]:
+    answers = client.run(lambda dask_worker: dask_worker.answers)
+    return [answer for each in answers.values() for answer in each if answer != ["arrived"]]
+
+
+def test_on_one_host_a_file_is_copied_from_one_cache_to_the_other(archive, start_nodes, tmp_path):
+    file, data = archive.make("large", 10_000_000)
+    client = start_nodes(3, one_host=True)
+    note_answers(client)
+    assert [task.result() for task in on_each(client, content, file)] == [data] * 3
+    assert answers(client) == [["place"]] * 6
+    assert archive.bytes_read("large") == len(data)
+    assert stats(client).total["peer_bytes"] == 2 * len(data)
+    inodes = {path.stat().st_ino for path in tmp_path.glob("node*/*/files/*/large")}
+    assert len(inodes) == 3, "each cache has a file of its own"
+
+
+@pytest.mark.parametrize("wrong", ["missing", "other", "pipe"])
+def test_what_cannot_be_copied_on_one_host_is_sent(archive, start_nodes, tmp_path, wrong):
+    """Containers may share a kernel, and see other files under the same names."""
+    file, data = archive.make("large", 10_000_000)
+    client = start_nodes(2, one_host=True)
+    other = tmp_path / "other"
+    if wrong == "other":
+        other.write_bytes(bytes(len(data)))
+    elif wrong == "pipe":
+        os.mkfifo(other)
+    path = os.fsencode(other)
+    note_answers(client, lambda answer: place_changed(answer, path))
+    assert [task.result() for task in on_each(client, content, file)] == [data] * 2
+    assert ["checksum", "data"] in answers(client)
+    assert stats(client).total["peer_bytes"] == len(data)
+
+
+def place_changed(answer: dict, path: bytes) -> dict:
+    return {"place": (path, *answer["place"][1:])} if "place" in answer else answer
+
+
 def test_a_reader_that_dies_is_replaced(archive, relay, start_nodes):
     file, data = archive.make("large", 5_000_000)
     file = through(relay, file)

@@ -56,8 +56,9 @@ def left(folder: Path) -> list[Path]:
     return list(folder.glob("node*/*/incoming/*"))
 
 
-def test_a_node_pulls_what_the_reader_has_already(archive, relay, half_way):
-    client, data, first, second = half_way()
+@pytest.mark.parametrize("one_host", [False, True])
+def test_a_node_pulls_what_the_reader_has_already(archive, relay, half_way, one_host):
+    client, data, first, second = half_way(one_host=one_host)
     assert not first.done()
     relay.resume()
     assert second.result() == data
@@ -68,8 +69,9 @@ def test_a_node_pulls_what_the_reader_has_already(archive, relay, half_way):
     assert archive.bytes_read("large") == SIZE
 
 
-def test_when_the_reader_dies_the_puller_reads_the_file_itself(relay, half_way, tmp_path):
-    client, data, first, second = half_way()
+@pytest.mark.parametrize("one_host", [False, True])
+def test_when_the_reader_dies_the_puller_reads_it_itself(relay, half_way, tmp_path, one_host):
+    client, data, first, second = half_way(one_host=one_host)
     reader, puller = workers_of(client)
     os.kill(client.run(os.getpid, workers=[reader])[reader], signal.SIGKILL)
     relay.resume()

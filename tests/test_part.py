@@ -6,10 +6,18 @@ import errno
 import os
 
 from pyremotedata_core import Stat
-from pyremotedata_core.part import Part, read_arrived
+from pyremotedata_core.part import Part, open_arrived
 
 SEGMENT = 10
 STAT = Stat("file", 25, 1_600_000_000)
+
+
+def read_arrived(final: str, stat: Stat, start: int, length: int) -> bytes | None:
+    part = open_arrived(final, stat, start, length)
+    if part is None:
+        return None
+    with part:
+        return os.pread(part.fileno(), length, start)
 
 
 def test_whole_segments_of_a_part_can_be_read_until_it_is_published(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import sys
@@ -13,6 +14,8 @@ from ..part import Part
 
 _FICLONE = 0x40049409  # linux/fs.h: share the blocks of another file, copied on write
 _CHUNK_BYTES = 2**20
+# Between two file systems, or on one that does not know how.
+_CANNOT = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
 
 
 def copy_file(source: Path, target: Path, stat: Stat) -> Path:
@@ -42,17 +45,38 @@ def fill(part: Part, source: Path) -> None:
     """
     try:
         with open(source, "rb") as data:
+            size = os.fstat(data.fileno()).st_size
             if not _reflink(data.fileno(), part.fd):
-                while chunk := data.read(_CHUNK_BYTES):
-                    _write(part.fd, chunk)
+                copy_range(data.fileno(), part.fd, 0, size)
     except OSError as error:
         raise from_oserror(error, part.final) from None
 
 
-def _write(fd: int, chunk: bytes) -> None:
-    view = memoryview(chunk)
-    while view:
-        view = view[os.write(fd, view) :]
+def copy_range(source: int, target: int, start: int, length: int) -> bool:
+    """Copy a piece of an open file to the same place in another; False if it ends before.
+
+    Raises
+    ------
+    OSError
+    """
+    end = start + length
+    in_kernel = hasattr(os, "copy_file_range")
+    while start < end:
+        count = min(_CHUNK_BYTES, end - start)
+        if in_kernel:
+            try:
+                done = os.copy_file_range(source, target, count, start, start)
+            except OSError as error:
+                if error.errno not in _CANNOT:
+                    raise
+                in_kernel = False
+                continue
+        else:
+            done = os.pwrite(target, os.pread(source, count, start), start)
+        if done == 0:
+            return False
+        start += done
+    return True
 
 
 def _reflink(source: int, target: int) -> bool:
