@@ -218,4 +218,4 @@ class Serving:
         return stager, f"{platform.node()}:{found.st_dev}:{found.st_ino}"
 
     def _make_stager(self) -> Stager:
-        return shared_stager(ConnectionSettings.load(**self._options.settings))
+        return shared_stager(ConnectionSettings.load(**self._options.settings), share=True)

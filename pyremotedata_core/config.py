@@ -110,7 +110,8 @@ class ConnectionSettings:
     timeout_s : float
         Give up when nothing has moved for so many seconds.
     bandwidth : int or None
-        Bytes per second at the most, of this process and server; downloads and uploads each.
+        Bytes per second at the most, of this process and server; downloads and uploads each. Of
+        processes that share a helper: of all together.
     fsync : bool
         Flush every local file to disk before it is published. Off: a power cut may leave a
         published file empty or short, a killed process may not.

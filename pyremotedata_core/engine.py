@@ -19,10 +19,10 @@ from typing import Any, Unpack
 
 from .config import SECRETS, ConnectionSettings
 from .entries import Entries, More, OnBatch, to_entry
-from .errors import ConfigurationError, ConnectionLost, ServerRefused
+from .errors import ConfigurationError, ConnectionLost, ServerRefused, TransferError
 from .filters import TreeKeywords, tree_options
 from .helper import plain, plain_url
-from .link import Link
+from .link import Caller, Link
 from .model import Entry, Stat, TreeResult
 from .names import check_local
 from .progress import Progress
@@ -54,6 +54,10 @@ class TransferEngine:
         memory only.
     keep : bool
         Keep what has arrived of a large file for a later call even if a transfer is cancelled.
+    share : bool
+        Let one helper, with its sessions, serve all processes of this user on this node that
+        share, have the same settings, and belong to the same control group (Linux). It ends with
+        the last of them. If it is killed, files that it moves are moved anew by another.
 
     Notes
     -----
@@ -69,11 +73,13 @@ class TransferEngine:
         in_process: bool = False,
         ask: bool = False,
         keep: bool = False,
+        share: bool = False,
     ) -> None:
         self.settings = settings or ConnectionSettings.load()
         self._in_process = in_process or not sys.executable
         self._ask = ask
         self._keep = keep
+        self._share = share
         self._lock = threading.Lock()
         self._link: Link | None = None
         self._closed = False
@@ -414,16 +420,42 @@ class TransferEngine:
                 raise ConnectionLost("the engine is closed", retryable=False)
             if self._link is None or self._link.ended:
                 try:
-                    self._link = Link(self.settings, self._in_process, self._ask, self._keep)
+                    # Weakly: an engine that nobody holds is to go.
+                    take_over = partial(_take_over, weakref.ref(self)) if self._share else None
+                    self._link = Link(
+                        self.settings, self._in_process, self._ask, self._keep, take_over
+                    )
                 except OSError as error:
                     raise ConnectionLost(f"cannot start the helper process: {error}") from None
             return self._link
+
+    def _take_over(self, callers: list[Caller]) -> None:
+        """Ask another helper for what one was asked that has been killed."""
+        for caller in callers:
+            try:
+                if self._linked().ask_for(caller):
+                    continue
+                error: TransferError = ConnectionLost(
+                    "the helper process ends as soon as it starts"
+                )
+            except TransferError as failure:
+                error = failure
+            caller.fail(error)
 
     def _after_fork(self) -> None:
         self._lock = threading.Lock()
         link, self._link = self._link, None
         if link is not None:
             link.abandon()
+
+
+def _take_over(reference: weakref.ref[TransferEngine], callers: list[Caller]) -> None:
+    engine = reference()
+    if engine is not None:
+        engine._take_over(callers)
+        return
+    for caller in callers:
+        caller.fail(ConnectionLost("the helper process ended, and nobody holds its engine"))
 
 
 def _plain(url: AnyURL) -> Any:
@@ -448,18 +480,21 @@ _shared: dict[tuple[Any, ...], TransferEngine] = {}
 _shared_lock = threading.Lock()
 
 
-def shared_engine(settings: ConnectionSettings | None = None) -> TransferEngine:
+def shared_engine(
+    settings: ConnectionSettings | None = None, *, share: bool = False
+) -> TransferEngine:
     """Return this process's engine for these settings; it is closed at exit.
 
-    Thread-safe; a forked child gets an engine of its own on its next request.
+    With ``share`` its helper serves other processes, too, see `TransferEngine`. Thread-safe; a
+    forked child gets an engine of its own on its next request.
     """
     settings = settings or ConnectionSettings.load()
     with _shared_lock:
         # Secrets take no part in the comparison of settings, but make another login.
-        key = (settings, *(getattr(settings, name) for name in SECRETS))
+        key = (settings, share, *(getattr(settings, name) for name in SECRETS))
         engine = _shared.get(key)
         if engine is None or engine._closed:
-            engine = _shared[key] = TransferEngine(settings)
+            engine = _shared[key] = TransferEngine(settings, share=share)
         return engine
 
 

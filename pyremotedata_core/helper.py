@@ -4,9 +4,13 @@ A frame is a 32-bit length and a list of messages packed by `marshal`: builtins 
 run the same interpreter. To the helper go ``(id, method, args)``; back come ``(id, OK, result)``,
 ``(id, FAILED, error)``, ``(id, PROGRESS, (bytes, files))`` and, while a directory is listed,
 ``(id, BATCH, rows)``, no faster than ``(id, "more", count)`` asks for. The first frame carries the
-settings, secrets included, which is why it is a socket pair and nothing that others could read.
+settings, secrets included, which is why it is a socket that no other user can read from.
 
-The helper ends when its end of the socket does: however the parent dies, the kernel closes it.
+Processes of one user may share a helper (see `sharing`): they come by a socket that listens, and
+are let in with the owner's settings only.
+
+The helper ends when the last of those that it serves has: however one dies, the kernel closes its
+end of the socket.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from . import sharing
 from .config import ConnectionSettings
 from .copying import Copy
 from .errors import TransferError
@@ -89,52 +94,140 @@ def plain(value: Any) -> Any:
 
 
 class Server:
-    """Serves one owner: reads requests from a socket, runs them, writes their outcomes."""
+    """Serves an owner, and those who share its helper.
 
-    def __init__(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
-        self._sock = sock
-        self._fd = sock.fileno()
-        self._loop = Loop()
-        self._mover: Mover | None = None
-        self._input = bytearray()
-        self._outcomes: list[Any] = []
-        self._output = bytearray()
-        self._asked = False
-        self._jobs: dict[int, Job | Feed] = {}
-        self._progress: dict[int, list[int]] = {}
-        self._reporter: Timer | None = None
-        self._loop.register(self._fd, selectors.EVENT_READ, self._ready)
+    Parameters
+    ----------
+    owner : socket
+        Connected to the process that has started it.
+    listener : socket, optional
+        Where others come in.
+    """
+
+    def __init__(self, owner: socket.socket, listener: socket.socket | None = None) -> None:
+        self.loop = Loop()
+        self.mover: Mover | None = None
+        self._settings: dict[str, Any] = {}
+        self._listener = listener
+        self._owner = _Client(self, owner)
+        self._clients = {self._owner}
+        if listener is not None:
+            listener.setblocking(False)
+            self.loop.register(listener.fileno(), selectors.EVENT_READ, self._accept)
 
     def run(self) -> None:
-        """Serve until the owner has gone."""
+        """Serve until all have gone."""
         try:
-            self._loop.run()
+            self.loop.run()
         except Exception as error:
-            # A mistake of ours: the owner gets it as the error of all that is under way.
+            # A mistake of ours: all get it as the error of what is under way.
             trace = error.__traceback__
             while trace is not None and trace.tb_next is not None:
                 trace = trace.tb_next
             where = trace.tb_frame.f_code.co_qualname if trace else "?"
             text = f"internal error in {where}: {error!r}; please report it"
-            with contextlib.suppress(OSError):
-                self._sock.setblocking(True)
-                self._sock.settimeout(1.0)
-                self._sock.sendall(bytes(self._output) + pack([(FATAL_ID, FAILED, text)]))
+            for client in self._clients:
+                client.fail(text)
         finally:
-            if self._mover is not None:
-                self._mover.close()
-            self._sock.close()
+            if self._listener is not None:
+                self._listener.close()
+            if self.mover is not None:
+                self.mover.close()
+            for client in self._clients:
+                client.close()
 
-    def watch_parent(self, pid: int) -> None:
-        """End with the parent even if somebody else still holds the other end of the socket."""
+    def watch_owner(self, pid: int) -> None:
+        """Let the owner's process go even if somebody else holds its end of the socket."""
+        self._watch(self._owner, pid)
+        if os.getppid() != pid:
+            self.leave(self._owner)
+
+    def begin(self, settings: dict[str, Any], asker: str, ticket: str) -> None:
+        """Take the owner's settings; it sends them before everything else."""
+        known = ConnectionSettings.from_plain(settings)
+        use_owner(asker, ticket, known)
+        self._settings = settings
+        self.mover = Mover(self.loop, known)
+
+    def lets_in(self, settings: dict[str, Any]) -> bool:
+        """Whether somebody who has these settings may be served."""
+        return self.mover is not None and sharing.common(settings) == sharing.common(self._settings)
+
+    def leave(self, client: _Client) -> None:
+        """End what somebody has asked for, who has gone; end with the last."""
+        if client in self._clients:
+            self._clients.discard(client)
+            if self._clients:
+                client.part()
+            else:
+                self._clients.add(client)  # closed once its jobs have ended
+                self.loop.stop()
+
+    def _accept(self, _events: int) -> None:
+        assert self._listener is not None
+        try:
+            sock, _ = self._listener.accept()
+        except OSError:
+            return
+        pid, uid = sharing.peer_of(sock)
+        if uid != os.getuid():
+            sock.close()
+            return
+        client = _Client(self, sock)
+        self._clients.add(client)
+        self._watch(client, pid)
+
+    def _watch(self, client: _Client, pid: int) -> None:
+        """Let somebody go with its process: a child of it may hold the socket, too."""
         if not hasattr(os, "pidfd_open"):
             return
         with contextlib.suppress(OSError):
-            fd = os.pidfd_open(pid)
-            if os.getppid() != pid:
-                self._loop.stop()
-            self._loop.register(fd, selectors.EVENT_READ, lambda _events: self._loop.stop())
+            client.process = fd = os.pidfd_open(pid)
+            self.loop.register(fd, selectors.EVENT_READ, lambda _events: self.leave(client))
+
+
+class _Client:
+    """One who is served: reads requests from a socket, runs them, writes their outcomes."""
+
+    def __init__(self, server: Server, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.process = -1  # a descriptor
+        self._server = server
+        self._loop = server.loop
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._input = bytearray()
+        self._outcomes: list[Any] = []
+        self._output = bytearray()
+        self._asked = self._closed = self._is_let_in = False
+        self._jobs: dict[int, Job | Feed] = {}
+        self._progress: dict[int, list[int]] = {}
+        self._reporter: Timer | None = None
+        self._loop.register(self._fd, selectors.EVENT_READ, self._ready)
+
+    def part(self) -> None:
+        """End all that is under way; others are still served."""
+        for job in list(self._jobs.values()):
+            job.cancel(keep=True)
+        self._say((FATAL_ID, OK, ""))
+        self.flush()
+        self.close()
+
+    def fail(self, text: str) -> None:
+        """Say that all ends with an internal error."""
+        with contextlib.suppress(OSError):
+            self._sock.setblocking(True)
+            self._sock.settimeout(1.0)
+            self._sock.sendall(bytes(self._output) + pack([(FATAL_ID, FAILED, text)]))
+
+    def close(self) -> None:
+        """Hear and say nothing more."""
+        self._closed = True
+        self._loop.unregister(self._fd)
+        self._sock.close()
+        if self.process >= 0:
+            self._loop.unregister(self.process)
+            os.close(self.process)
 
     # --- input ---------------------------------------------------------------------------
 
@@ -150,15 +243,22 @@ class Server:
         except OSError:
             data = b""
         if not data:
-            self._loop.stop()
+            self._server.leave(self)
             return
         self._input += data
         for message in unpack(self._input):
             self._handle(*message)
 
     def _handle(self, request_id: int, method: str, args: Any) -> None:
+        mover = self._server.mover
         if method == "hello":
-            self._hello(*args)
+            self._server.begin(*args)
+            self._is_let_in = True
+        elif method == "join":
+            self._is_let_in = self._server.lets_in(*args)
+            self._say((request_id, OK, self._is_let_in))
+        elif mover is None or not self._is_let_in:
+            self._server.leave(self)
         elif method in ("cancel", "promote"):
             job = self._jobs.get(request_id)
             if job:
@@ -168,24 +268,17 @@ class Server:
             if isinstance(feed, Feed):
                 feed.more(*args)
         elif method == "iterdir":
-            assert self._mover is not None
             send, done = partial(self._batch, request_id), partial(self._done, request_id)
             url, explain = args
-            self._jobs[request_id] = Feed(self._mover, _url(url), send, done, explain=explain)
+            self._jobs[request_id] = Feed(mover, _url(url), send, done, explain=explain)
         else:
-            assert self._mover is not None
             done = partial(self._done, request_id)
             try:
-                job = _METHODS[method](self._mover, done, partial(self._count, request_id), *args)
+                job = _METHODS[method](mover, done, partial(self._count, request_id), *args)
             except TransferError as error:
                 self._done(request_id, None, error)
             else:
                 self._jobs[request_id] = job
-
-    def _hello(self, settings: dict[str, Any], asker: str, ticket: str) -> None:
-        known = ConnectionSettings.from_plain(settings)
-        use_owner(asker, ticket, known)
-        self._mover = Mover(self._loop, known)
 
     # --- output --------------------------------------------------------------------------
 
@@ -216,6 +309,8 @@ class Server:
         self._progress.clear()
 
     def _say(self, message: Any) -> None:
+        if self._closed:
+            return
         self._outcomes.append(message)
         if not self._asked:
             self._asked = True
@@ -224,6 +319,8 @@ class Server:
     def flush(self) -> None:
         """Write the outcomes of this turn in one frame."""
         self._asked = False
+        if self._closed:
+            return
         if self._outcomes:
             self._output += pack(self._outcomes)
             self._outcomes = []
@@ -357,18 +454,21 @@ _METHODS: dict[str, Callable[..., Job]] = {
 }
 
 
-def main(fd: int, parent: int) -> None:
-    """Run as the helper process."""
+def main(fd: int, listening: int, parent: int) -> None:
+    """Run as the helper process; the second descriptor may be -1."""
     # Whoever stops the owner (Ctrl-C in a terminal) stops this through the socket.
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTTOU):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     allow_open_files(8192)
     os.chdir("/")
-    sock = socket.socket(fileno=fd)
-    sock.set_inheritable(False)
-    server = Server(sock)
-    server.watch_parent(parent)
+    owner = socket.socket(fileno=fd)
+    listener = socket.socket(fileno=listening) if listening >= 0 else None
+    for sock in (owner, listener):
+        if sock is not None:
+            sock.set_inheritable(False)
+    server = Server(owner, listener)
+    server.watch_owner(parent)
 
     def terminate(_number: int, _frame: Any) -> None:
         raise SystemExit(0)

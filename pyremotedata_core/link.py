@@ -10,10 +10,11 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass
 from functools import partial
+from time import monotonic
 from typing import Any
 
+from . import sharing
 from .asker import forget_answers, shared_asker
 from .children import reap
 from .config import ConnectionSettings
@@ -25,49 +26,92 @@ from .ssh import code_ticket
 
 CLOSE_S = 3.0  # a helper that has not ended by then is killed
 SEND_S = 60.0
+JOIN_S = 5.0  # a helper that lets nobody in by then is left alone
 QUIET_S = 3600.0
 
 
 class Link:
-    """The connection to one helper."""
+    """The connection to one helper.
+
+    Parameters
+    ----------
+    settings : ConnectionSettings
+    in_process : bool
+    ask : bool
+    keep : bool
+    take_over : callable, optional
+        Given what others are to be asked for, if the helper ends that is shared with others; None
+        for a helper that nobody shares.
+    """
 
     def __init__(
-        self, settings: ConnectionSettings, in_process: bool, ask: bool, keep: bool
+        self,
+        settings: ConnectionSettings,
+        in_process: bool,
+        ask: bool,
+        keep: bool,
+        take_over: Callable[[list[Caller]], None] | None = None,
     ) -> None:
         self.ended = False
         self._closed = self._dismissed = False
         # A request may drop what cancels another one: the garbage collector comes at any moment.
         self._lock = threading.RLock()
         self._next_id = 0
-        self._pending: dict[int, _Caller] = {}
-        self._background: dict[Future[Any], int] = {}  # that have not ended, nor been promoted
+        self._pending: dict[int, Caller] = {}
         self._cancelled: set[int] = set()
         self._settled = threading.Condition()
         self._process: subprocess.Popen[bytes] | None = None
-        self._sock, theirs = socket.socketpair()
+        self._stays = False  # the helper, when this link ends
         self._fatal = ""
         self._ask = ask
         self._keep = keep
-        try:
-            self._sock.settimeout(SEND_S)
-            if in_process:
-                server = Server(theirs)
-                threading.Thread(target=server.run, name="pyremotedata-io", daemon=True).start()
-            else:
-                self._process = _start_helper(theirs)
-                theirs.close()
-            asker = shared_asker().path if ask else ""
-            code = settings.one_time_code
-            ticket = code_ticket(code.reveal()) if code else ""
-            self._sock.sendall(pack([(0, "hello", (settings.to_plain(), asker, ticket))]))
-        except BaseException:
-            self._sock.close()
-            theirs.close()
-            raise
+        self._take_over = take_over
+        plain = settings.to_plain()
+        # A code is good for one login, and who is asked sits at one terminal.
+        shares = take_over is not None and not (in_process or ask or settings.one_time_code)
+        place = sharing.place_for(plain) if shares else ""
+        joined = listener = None
+        if place:
+            joined = _join(place, plain)
+            listener = sharing.listen(place) if joined is None else None
+            if joined is None and listener is None:  # somebody was quicker, or is of no use
+                joined = _join(place, plain)
+        self._sock = joined or self._start(settings, plain, in_process, listener)
         self._reader = threading.Thread(
             target=self._read, args=(self._sock.dup(),), name="pyremotedata-reader", daemon=True
         )
         self._reader.start()
+
+    def _start(
+        self,
+        settings: ConnectionSettings,
+        plain: dict[str, Any],
+        in_process: bool,
+        listener: socket.socket | None,
+    ) -> socket.socket:
+        """Start a helper, which others may join where it listens; return the socket to it."""
+        ours, theirs = socket.socketpair()
+        try:
+            ours.settimeout(SEND_S)
+            asker = shared_asker().path if self._ask else ""
+            code = settings.one_time_code
+            ticket = code_ticket(code.reveal()) if code else ""
+            # Before it starts: who joins it is to find it knowing them.
+            ours.sendall(pack([(0, "hello", (plain, asker, ticket))]))
+            if in_process:
+                server = Server(theirs)
+                threading.Thread(target=server.run, name="pyremotedata-io", daemon=True).start()
+            else:
+                self._process = _start_helper(theirs, listener)
+                theirs.close()
+        except BaseException:
+            ours.close()
+            theirs.close()
+            raise
+        finally:
+            if listener is not None:
+                listener.close()
+        return ours
 
     def request(
         self,
@@ -79,43 +123,50 @@ class Link:
         on_batch: OnBatch | None,
     ) -> Future[Any] | None:
         """Send a request; None if the helper has ended."""
-        future: Future[Any] = _Answer(self._reader)
+        caller = Caller(method, args, convert, on_progress, on_batch, background)
+        if not self.ask_for(caller):
+            return None
+        caller.future.add_done_callback(_ended)
+        return caller.future
+
+    def ask_for(self, caller: Caller) -> bool:
+        """Send what a caller wants; False if the helper has ended."""
         with self._lock:
             if self.ended:
-                return None
+                return False
             self._next_id += 1
-            request_id = self._next_id
-            self._pending[request_id] = _Caller(future, convert, on_progress, on_batch, args)
-            if background:
-                self._background[future] = request_id
+            caller.link, caller.request_id = self, self._next_id
+            caller.times += 1
+            self._pending[caller.request_id] = caller
             try:
-                self._sock.sendall(pack([(request_id, method, args)]))
+                self._sock.sendall(pack([(caller.request_id, caller.method, caller.args)]))
             except OSError:
                 # It has ended, or hangs in the middle of a frame: of no use any more.
                 self.ended = True
-                del self._pending[request_id]
-                self._background.pop(future, None)
+                del self._pending[caller.request_id]
                 with contextlib.suppress(OSError):
                     self._sock.shutdown(socket.SHUT_RDWR)
                 if self._process is not None:
                     self._process.kill()
-                return None
-
-        def give_up(done: Future[Any]) -> None:
-            self._background.pop(done, None)
-            if done.cancelled():
-                done.set_running_or_notify_cancel()  # concurrent.futures.wait waits for this
-                self._cancel(request_id)
-
-        future.add_done_callback(give_up)
-        return future
+                return False
+        if caller.times > 1:  # what has happened meanwhile was told to the helper before
+            if caller.future.done():
+                self.cancel(caller.request_id)
+            elif not caller.background:
+                self._promote(caller)
+        return True
 
     def promote(self, future: Future[Any]) -> None:
         """Tell the helper that a request is not in the background any more."""
+        caller = future.caller if isinstance(future, _Answer) else None
+        if caller is not None and caller.background:
+            caller.background = False
+            self._promote(caller)
+
+    def _promote(self, caller: Caller) -> None:
         with self._lock, contextlib.suppress(OSError):
-            request_id = self._background.pop(future, None)
-            if request_id is not None and not self.ended:
-                self._sock.sendall(pack([(request_id, "promote", ())]))
+            if self._pending.get(caller.request_id) is caller and not self.ended:
+                self._sock.sendall(pack([(caller.request_id, "promote", ())]))
 
     def wait_cancelled(self, timeout_s: float) -> bool:
         """Wait for the helper's last word on what was cancelled; return whether it came."""
@@ -131,18 +182,23 @@ class Link:
         self.close()
 
     def close(self) -> None:
-        """End the helper and wait for it."""
+        """End the helper and wait for it; one that serves others, too, stays."""
         self._closed = True
+        until = monotonic() + CLOSE_S
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_WR)
-        if self._process is not None:
-            try:
-                self._process.wait(CLOSE_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                reap(self._process, CLOSE_S)
         if threading.current_thread() is not self._reader:
             self._reader.join(CLOSE_S)
+        if self._process is not None:
+            if self._stays:
+                _serving_others.append(self._process)
+            else:
+                try:
+                    self._process.wait(max(0.0, until - monotonic()))
+                except subprocess.TimeoutExpired:
+                    self._process.kill()
+                    reap(self._process, CLOSE_S)
+                    self._reader.join(CLOSE_S)
         self._sock.close()
 
     def dismiss(self) -> None:
@@ -163,9 +219,14 @@ class Link:
         for caller in self._pending.values():
             # Locks may have been held by threads that do not exist here.
             caller.future._condition = threading.Condition()
-            _fail(caller.future, error)
+            caller.fail(error)
 
-    def _cancel(self, request_id: int) -> None:
+    def is_reading(self) -> bool:
+        """Whether this is the thread on which futures end."""
+        return threading.current_thread() is self._reader
+
+    def cancel(self, request_id: int) -> None:
+        """Have the helper give up a request."""
         with self._lock, contextlib.suppress(OSError):
             if self.ended:
                 return
@@ -205,7 +266,7 @@ class Link:
             buffer += data
             for request_id, status, value in unpack(buffer):
                 if request_id == FATAL_ID:
-                    self._fatal = value
+                    self._stays, self._fatal = status == OK, value
                 else:
                     self._outcome(request_id, status, value)
             self._end_if_dismissed()
@@ -236,7 +297,7 @@ class Link:
             error = from_plain(value)
             if self._ask and isinstance(error, AuthenticationFailed):
                 forget_answers()
-            _fail(future, error)
+            caller.fail(error)
         else:
             try:
                 if status == BATCH and caller.on_batch is not None:
@@ -247,7 +308,7 @@ class Link:
                 # The caller's mistake is its outcome; this thread serves all the others, too.
                 with contextlib.suppress(InvalidStateError):
                     future.set_exception(error)
-                self._cancel(request_id)
+                self.cancel(request_id)
 
     def _end(self) -> None:
         with self._lock:
@@ -256,7 +317,12 @@ class Link:
         self._settle(None)
         closed = "the engine was closed" if self._closed else "the helper process ended"
         why = self._fatal or closed
-        if not self._fatal and self._process is not None and pending:
+        if self._take_over is not None and not (self._closed or self._fatal):
+            again = [caller for caller in pending.values() if caller.may_ask_again()]
+            self._take_over(again)
+        else:
+            again = []
+        if not self._fatal and self._process is not None and len(pending) > len(again):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 status = self._process.wait(CLOSE_S)
                 if status < 0:
@@ -264,39 +330,90 @@ class Link:
                 elif status:
                     why = f"the helper process ended (exit status {status})"
         for caller in pending.values():
-            _fail(caller.future, ConnectionLost(why, url_in(caller.args)))
+            if caller not in again:
+                caller.fail(ConnectionLost(why, url_in(caller.args)))
 
 
-@dataclass(slots=True, eq=False)
-class _Caller:
-    """Who waits for an outcome of the helper, and how it is to be handed over."""
+# What may be asked again when nobody knows whether it has been done.
+_REPEATABLE = {"stat", "realpath", "info", "read", "fetch", "store", "touch"}
 
-    future: Future[Any]
-    convert: Callable[[Any], Any]
-    on_progress: Progress | None
-    on_batch: OnBatch | None
-    args: tuple[Any, ...]
+
+class Caller:
+    """Who waits for an outcome of a helper, and how it is to be handed over."""
+
+    def __init__(
+        self,
+        method: str,
+        args: tuple[Any, ...],
+        convert: Callable[[Any], Any],
+        on_progress: Progress | None,
+        on_batch: OnBatch | None,
+        background: bool,
+    ) -> None:
+        self.method = method
+        self.args = args
+        self.convert = convert
+        self.on_progress = on_progress
+        self.on_batch = on_batch
+        self.background = background  # until it is promoted
+        self.link: Link | None = None
+        self.request_id = 0
+        self.times = 0  # it was asked
+        self.future = _Answer(self)
+
+    def may_ask_again(self) -> bool:
+        """Whether another helper may be asked for the same."""
+        return self.method in _REPEATABLE and self.times == 1 and not self.future.done()
+
+    def fail(self, error: TransferError) -> None:
+        """End it with an error, if it has not ended."""
+        with contextlib.suppress(InvalidStateError):
+            self.future.set_exception(error)
+
+
+def _join(place: str, settings: dict[str, Any]) -> socket.socket | None:
+    """Join the helper at a place, if it has the same settings."""
+    sock = sharing.connect(place, JOIN_S)
+    if sock is None:
+        return None
+    answer: list[Any] = []
+    with contextlib.suppress(OSError):
+        sock.sendall(pack([(0, "join", (settings,))]))
+        buffer = bytearray()
+        while not answer and (data := sock.recv(1 << 12)):
+            buffer += data
+            answer = unpack(buffer)
+    if answer == [(0, OK, True)]:
+        sock.settimeout(SEND_S)
+        return sock
+    sock.close()
+    return None
 
 
 _HELPER = """\
 import sys
-sys.path.insert(0, sys.argv[3])
+sys.path.insert(0, sys.argv[4])
 from pyremotedata_core.helper import main
-sys.path[1:1] = sys.argv[4:]
-main(int(sys.argv[1]), int(sys.argv[2]))
+sys.path[1:1] = sys.argv[5:]
+main(*map(int, sys.argv[1:4]))
 """
+# They are waited for when another one starts.
+_serving_others: list[subprocess.Popen[bytes]] = []
 
 
-def _start_helper(theirs: socket.socket) -> subprocess.Popen[bytes]:
+def _start_helper(theirs: socket.socket, listener: socket.socket | None) -> subprocess.Popen[bytes]:
+    _serving_others[:] = [process for process in _serving_others if process.poll() is None]
     home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     # Isolated and without site: starts in half the time, and no user's .pth file runs in it.
     # The owner's path follows for paramiko and PyYAML.
     argv = [sys.executable, "-I", "-S", "-c", _HELPER]
-    argv += [str(theirs.fileno()), str(os.getpid()), home]
+    fds = [theirs.fileno()] + ([listener.fileno()] if listener is not None else [])
+    argv += [str(theirs.fileno()), str(fds[1] if listener is not None else -1)]
+    argv += [str(os.getpid()), home]
     argv += [entry for entry in sys.path if entry]
     return subprocess.Popen(
         argv,
-        pass_fds=[theirs.fileno()],
+        pass_fds=fds,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -307,9 +424,9 @@ def _start_helper(theirs: socket.socket) -> subprocess.Popen[bytes]:
 class _Answer(Future[Any]):
     """A future that says so where its own thread would wait for it, in a callback."""
 
-    def __init__(self, reader: threading.Thread) -> None:
+    def __init__(self, caller: Caller) -> None:
         super().__init__()
-        self._reader = reader
+        self.caller: Caller | None = caller  # until it has ended
 
     def result(self, timeout: float | None = None) -> Any:
         self._check()
@@ -320,10 +437,14 @@ class _Answer(Future[Any]):
         return super().exception(timeout)
 
     def _check(self) -> None:
-        if threading.current_thread() is self._reader and not self.done():
+        link = self.caller.link if self.caller is not None else None
+        if link is not None and link.is_reading() and not self.done():
             raise RuntimeError("a callback waits for an answer that its own thread is to bring")
 
 
-def _fail(future: Future[Any], error: TransferError) -> None:
-    with contextlib.suppress(InvalidStateError):
-        future.set_exception(error)
+def _ended(future: Any) -> None:
+    """Have the helper give up what was cancelled; let the caller go."""
+    caller, future.caller = future.caller, None
+    if future.cancelled():
+        future.set_running_or_notify_cancel()  # concurrent.futures.wait waits for this
+        caller.link.cancel(caller.request_id)

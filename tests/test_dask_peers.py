@@ -11,6 +11,7 @@ import pytest
 from dask_plugin import StagingPlugin, glob, stage_out, stats
 
 from .dask_nodes import content, on_each, through, workers_of
+from .processes import below
 from .waiting import PATIENCE_S, wait_until
 
 pytest.importorskip("distributed")
@@ -178,6 +179,16 @@ def test_on_one_host_a_file_is_copied_from_one_cache_to_the_other(archive, start
     assert stats(client).total["peer_bytes"] == 2 * len(data)
     inodes = {path.stat().st_ino for path in tmp_path.glob("node*/*/files/*/large")}
     assert len(inodes) == 3, "each cache has a file of its own"
+
+
+def test_the_workers_of_a_node_share_a_helper_and_its_sessions(archive, start_nodes):
+    made = [archive.make(f"f{number}", 200_000) for number in range(40)]
+    client = start_nodes(4, per_node=4, one_host=True)
+    tasks = client.map(content, [file for file, _ in made])
+    assert client.gather(tasks) == [data for _, data in made]
+    assert len(below("pyremotedata_core.helper")) == 1
+    assert archive.sessions() <= 4
+    assert stats(client).total["files"] == 40
 
 
 @pytest.mark.parametrize("wrong", ["missing", "other", "pipe"])

@@ -61,6 +61,8 @@ class Stager:
         and how much.
     engine : TransferEngine, optional
         What moves the bytes. Default: the process's shared engine for these settings.
+    share : bool
+        Whether that engine's helper serves other processes of the node, too.
 
     Attributes
     ----------
@@ -76,11 +78,16 @@ class Stager:
     """
 
     def __init__(
-        self, settings: ConnectionSettings | None = None, *, engine: TransferEngine | None = None
+        self,
+        settings: ConnectionSettings | None = None,
+        *,
+        engine: TransferEngine | None = None,
+        share: bool = False,
     ) -> None:
         self.settings = settings if settings is not None else ConnectionSettings.load()
         self.when_full: set[Callable[[], None]] = set()
         self._given_engine = engine
+        self._share = share
         self._open_cache: NodeCache | None = None
         self._pins = Pins()
         self._counts: dict[str, Any] = Counts()._asdict()
@@ -341,7 +348,7 @@ class Stager:
             return self._given_engine
         from ..engine import shared_engine
 
-        return shared_engine(self.settings)
+        return shared_engine(self.settings, share=self._share)
 
     @property
     def cache(self) -> NodeCache:
@@ -367,13 +374,16 @@ class Stager:
         self._bringing = Bringing(self, self._pins, self._steps, self._lend, self._deny)
 
 
-def shared_stager(settings: ConnectionSettings | None = None) -> Stager:
-    """Return the process's one stager for these settings; closed at exit. Thread-safe."""
+def shared_stager(settings: ConnectionSettings | None = None, *, share: bool = False) -> Stager:
+    """Return the process's one stager for these settings; closed at exit. Thread-safe.
+
+    With ``share`` the engine's helper serves other processes of the node, too.
+    """
     settings = settings if settings is not None else ConnectionSettings.load()
     with _sharing:
-        stager = _shared.get(settings)
+        stager = _shared.get((settings, share))
         if stager is None:
-            stager = _shared[settings] = Stager(settings)
+            stager = _shared[settings, share] = Stager(settings, share=share)
         return stager
 
 
@@ -388,7 +398,7 @@ def _pass_on(done: Future[Any], to: Future[Any]) -> None:
 
 
 _sharing = threading.Lock()
-_shared: dict[ConnectionSettings, Stager] = {}
+_shared: dict[tuple[ConnectionSettings, bool], Stager] = {}
 _stagers: weakref.WeakSet[Stager] = weakref.WeakSet()
 
 

@@ -1,0 +1,277 @@
+"""One helper, with its sessions, for all processes of a node that share."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from pyremotedata_core import RemoteURL, TransferEngine, sharing
+from pyremotedata_core.helper import pack, plain_url, unpack
+from workflows.embedded_sshd import descendants
+
+from .forks import in_a_fork
+from .processes import alive, command_of, processes_with
+from .sites import WAIT_S, temporaries, tree
+from .waiting import PATIENCE_S, soon, wait_until
+
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="helpers are shared on Linux only"
+)
+
+LARGE = 24 * 2**20
+PROGRAM = """\
+import sys
+from pyremotedata_core import ConnectionSettings, TransferEngine, TransferError
+with TransferEngine(ConnectionSettings.load(), share=True) as engine:
+    for line in sys.stdin:
+        url, path = line.split()
+        try:
+            print(engine.fetch(url, path).result(60).size, flush=True)
+        except TransferError as error:
+            print(type(error).__name__, error, flush=True)
+"""
+
+
+class Process:
+    """A program that fetches what it is told."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.popen = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def begin(self, url: str, path: os.PathLike[str]) -> None:
+        self.popen.stdin.write(f"{url} {path}\n")
+        self.popen.stdin.flush()
+
+    def outcome(self) -> str:
+        return self.popen.stdout.readline().strip()
+
+    def fetch(self, url: str, path: os.PathLike[str]) -> str:
+        self.begin(url, path)
+        return self.outcome()
+
+    def end(self) -> None:
+        self.popen.stdin.close()
+        self.popen.wait(PATIENCE_S)
+
+
+@pytest.fixture
+def mark(request) -> str:
+    return f"SHARED_BY={os.getpid()}-{request.node.name}"
+
+
+@pytest.fixture
+def start(sshd, mark):
+    """Start programs that share; ``start(PYREMOTEDATA_TIMEOUT="7")`` has other settings."""
+    started = []
+
+    def start(**more: str) -> Process:
+        name, value = mark.split("=", 1)
+        environment = {**os.environ, **sshd.environment(), name: value, **more}
+        started.append(Process(environment))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.popen.kill()
+        process.popen.wait()
+        process.popen.stdin.close()
+        process.popen.stdout.close()
+
+
+@pytest.fixture
+def helpers(mark):
+    """Return what tells the helpers of all of them."""
+
+    def helpers() -> list[int]:
+        found = processes_with(mark)
+        return alive(pid for pid in found if "pyremotedata_core.helper" in command_of(pid))
+
+    return helpers
+
+
+def ssh_of(pid: int) -> list[int]:
+    return [child for child in descendants(pid) if command_of(child).split()[0].endswith("ssh")]
+
+
+def test_processes_of_the_same_settings_share_a_helper_and_its_sessions(
+    start, helpers, make, url, tmp_path
+):
+    processes = [start() for _ in range(6)]
+    for number, process in enumerate(processes):
+        make(f"f{number}", os.urandom(100_000))
+        process.begin(url(f"f{number}"), tmp_path / f"f{number}")
+    assert [process.outcome() for process in processes] == ["100000"] * 6
+    (helper,) = helpers()
+    assert 1 <= len(ssh_of(helper)) <= 4
+    for process in processes[1:]:
+        process.end()
+    assert processes[0].fetch(url("f0"), tmp_path / "again") == "100000"
+    assert helpers() == [helper]
+    processes[0].end()
+    soon(lambda: not helpers())
+
+
+def test_other_settings_or_surroundings_have_a_helper_of_their_own(
+    start, helpers, make, url, tmp_path
+):
+    make("a", b"123")
+    others = {"PYREMOTEDATA_TIMEOUT": "7"}, {"SSH_AUTH_SOCK": "/nowhere"}, {}
+    secrets = {"PYREMOTEDATA_PASSWORD": "one"}, {"PYREMOTEDATA_PASSWORD": "two"}
+    for number, more in enumerate((*others, *secrets)):
+        assert start(**more).fetch(url("a"), tmp_path / f"a{number}") == "3"
+        assert len(helpers()) == number + 1
+
+
+def test_the_helper_outlives_the_process_that_has_started_it(
+    start, helpers, make, url, sshd, relay_factory, tmp_path
+):
+    relay = relay_factory(sshd.port, rate=16e6)
+    data = os.urandom(LARGE)
+    make("a", data)
+    owner, guest = start(), start()
+    assert owner.fetch(url("a"), tmp_path / "first") == str(LARGE)
+    (helper,) = helpers()
+    guest.begin(relay.url(url("a")), tmp_path / "second")
+    wait_until(lambda: temporaries(tmp_path), "the guest's transfer has begun")
+    owner.begin(relay.url(url("a")), tmp_path / "third")
+    wait_until(lambda: len(temporaries(tmp_path)) > 1, "the owner's transfer has begun")
+    owner.popen.kill()
+    assert guest.outcome() == str(LARGE)
+    assert (tmp_path / "second").read_bytes() == data
+    assert helpers() == [helper]
+    assert not (tmp_path / "third").exists()
+    guest.end()
+    soon(lambda: not helpers())
+
+
+def test_who_leaves_ends_only_what_is_its_own(
+    start, helpers, make, url, sshd, relay_factory, tmp_path
+):
+    relay = relay_factory(sshd.port, rate=16e6)
+    data = os.urandom(LARGE)
+    make("a", data)
+    owner, guest = start(), start()
+    owner.begin(relay.url(url("a")), tmp_path / "kept")
+    wait_until(lambda: temporaries(tmp_path), "the owner's transfer has begun")
+    guest.begin(relay.url(url("a")), tmp_path / "left")
+    wait_until(lambda: len(temporaries(tmp_path)) > 1, "the guest's transfer has begun")
+    assert len(helpers()) == 1
+    guest.popen.kill()
+    assert owner.outcome() == str(LARGE)
+    assert (tmp_path / "kept").read_bytes() == data
+    assert not (tmp_path / "left").exists()
+
+
+def test_when_the_helper_is_killed_all_go_on_with_another(
+    start, helpers, make, url, sshd, relay_factory, tmp_path
+):
+    relay = relay_factory(sshd.port, rate=16e6)
+    data = os.urandom(LARGE)
+    make("a", data)
+    processes = [start() for _ in range(3)]
+    for number, process in enumerate(processes):
+        process.begin(relay.url(url("a")), tmp_path / str(number))
+        wait_until(lambda n=number: len(temporaries(tmp_path)) > n, "the transfer has begun")
+    (helper,) = helpers()
+    os.kill(helper, signal.SIGKILL)
+    assert [process.outcome() for process in processes] == [str(LARGE)] * 3
+    assert tree(tmp_path) == {str(number): data for number in range(3)}
+    assert len(helpers()) == 1
+
+
+def test_what_cannot_be_asked_twice_fails_when_the_helper_is_killed(sshd, relay_factory, make, url):
+    relay = relay_factory(sshd.port)
+    make("a", b"123")
+    with TransferEngine(sshd.settings(), share=True) as engine:
+        engine.stat(relay.url(url("a"))).result(WAIT_S)
+        relay.stall()
+        rename = engine.rename(relay.url(url("a")), relay.url(url("b")))
+        (helper,) = [pid for pid in descendants(os.getpid()) if "core.helper" in command_of(pid)]
+        os.kill(helper, signal.SIGKILL)
+        assert str(rename.exception(WAIT_S)).endswith("the helper process was killed by signal 9")
+
+
+def test_a_forked_child_shares_too(sshd, helpers, make, url, tmp_path):
+    make("a", b"123")
+    with TransferEngine(sshd.settings(), share=True) as engine:
+        engine.stat(url("a")).result(WAIT_S)
+        before = descendants(os.getpid())
+
+        def work():
+            assert engine.fetch(url("a"), tmp_path / "a").result(WAIT_S).size == 3
+            assert not descendants(os.getpid())
+
+        assert in_a_fork(work) == ""
+        assert [pid for pid in before if "core.helper" in command_of(pid)] != []
+        assert engine.stat(url("a")).result(WAIT_S).size == 3
+
+
+IMPOSTOR = """\
+import os, socket, sys
+sock = socket.socket(socket.AF_UNIX)
+os.setuid(65534)
+sock.bind("\\0" + sys.argv[1])
+sock.listen()
+print("ready", flush=True)
+guest, _ = sock.accept()
+guest.settimeout(20)
+print(len(guest.recv(1)), flush=True)
+"""
+
+
+def test_another_user_who_answers_there_learns_nothing(sshd, make, url, monkeypatch):
+    if os.getuid() != 0:
+        pytest.skip("only root can be another user")
+    make("a", b"123")
+    settings = sshd.settings()
+    place = sharing.place_for(settings.to_plain())
+    argv = [sys.executable, "-c", IMPOSTOR, place[1:]]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as impostor:
+        assert impostor.stdout.readline() == "ready\n"
+        with TransferEngine(settings, share=True) as engine:
+            assert engine.stat(url("a")).result(WAIT_S).size == 3
+        assert impostor.stdout.readline() == "0\n"
+
+
+def test_who_is_not_let_in_is_not_served(sshd, make, url):
+    make("a", b"123")
+    settings = sshd.settings()
+    with TransferEngine(settings, share=True) as engine:
+        engine.stat(url("a")).result(WAIT_S)
+        for asks in (
+            [(1, "stat", (plain_url(RemoteURL.parse(url("a"))), True))],
+            [(1, "join", ({**settings.to_plain(), "password": "wrong"},)), (2, "realpath", (1,))],
+        ):
+            sock = sharing.connect(sharing.place_for(settings.to_plain()), WAIT_S)
+            assert sock is not None
+            with sock:
+                sock.sendall(pack(asks))
+                said = bytearray()
+                while data := sock.recv(4096):
+                    said += data
+            assert not [message for message in unpack(said) if message[2]]
+        assert engine.stat(url("a")).result(WAIT_S).size == 3
+
+
+def test_a_helper_that_does_not_answer_is_left_alone(sshd, make, url, monkeypatch):
+    from pyremotedata_core import link
+
+    monkeypatch.setattr(link, "JOIN_S", 0.3)
+    make("a", b"123")
+    settings = sshd.settings()
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(sharing.place_for(settings.to_plain()))
+        silent.listen()
+        with TransferEngine(settings, share=True) as engine:
+            assert engine.stat(url("a")).result(WAIT_S).size == 3
