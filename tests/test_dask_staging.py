@@ -133,7 +133,8 @@ def test_a_cluster_of_threads_leaves_no_process_when_it_ends(tmp_path, sshd, rem
         return [one for one in psutil.Process().children(recursive=True) if one not in before]
 
     with distributed.Client(processes=False, n_workers=2, dashboard_address=":0") as client:
-        settings = {"ssh_config": str(sshd.ssh_config), "cache_dir": str(tmp_path)}
+        # Settings that no other test has, whose workers would share their helper.
+        settings = {"ssh_config": str(sshd.ssh_config), "cache_dir": str(tmp_path), "timeout_s": 31}
         client.register_plugin(StagingPlugin(**settings))
         assert client.submit(read, remote_file("a")).result() == "a"
         assert ours()
