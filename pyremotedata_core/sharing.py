@@ -9,7 +9,6 @@ same user, and then compares the secrets. Linux only; elsewhere each engine has 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import socket
 import struct
@@ -38,6 +37,8 @@ def place_for(settings: dict[str, Any]) -> str:
     """
     if not sys.platform.startswith("linux"):
         return ""
+    import hashlib  # here: it takes long to load
+
     told = sorted(pair for pair in common(settings).items() if pair[0] not in SECRETS)
     around = sorted(pair for pair in os.environ.items() if pair[0].startswith(_LOOKED_AT))
     try:
