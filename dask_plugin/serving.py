@@ -170,7 +170,8 @@ class Serving:
             return key in tasks and tasks[key].state in _RUNNING
 
         closing = self._worker.status not in _WORKING
-        if not self._staging.close(keep=(lambda _: False) if closing else runs):
+        keep = (lambda _: False) if closing else runs
+        if not self._staging.close(keep, at_once=closing):
             self._worker.loop.call_later(RETIRE_S, self._retire)
         elif not closing:
             self._worker.loop.call_later(RETIRE_S, self._rest)

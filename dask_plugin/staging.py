@@ -102,8 +102,11 @@ class WorkerStaging:
                 self._thread.start()
             self._changed.notify()
 
-    def end(self, key: Hashable) -> None:
-        """Give back the files of a task that has ended, or has left."""
+    def end(self, key: Hashable, *, at_once: bool = False) -> None:
+        """Give back the files of a task that has ended, or has left.
+
+        With ``at_once`` a thread that waits for one does so no longer.
+        """
         with self._changed:
             wishes = self._tasks.pop(key, {})
             for wish in wishes.values():
@@ -112,7 +115,7 @@ class WorkerStaging:
                 lease, wish.lease = wish.lease, None
                 if lease is not None:
                     lease.release()
-                if wish.demand is not None:
+                if wish.demand is not None and not (at_once and wish.demand.cancel()):
                     wish.demand.add_done_callback(release_result)
             if wishes:
                 self._paused = False
@@ -392,17 +395,20 @@ class WorkerStaging:
         with self._changed:
             return Counts(**self._counts)
 
-    def close(self, keep: Callable[[Any], bool] = lambda _: False) -> bool:
+    def close(
+        self, keep: Callable[[Any], bool] = lambda _: False, *, at_once: bool = False
+    ) -> bool:
         """Stop fetching ahead and give back all but the files of tasks to ``keep``.
 
-        Returns whether everything has been given back; may be called again.
+        With ``at_once`` threads that wait for files are let go, with an error. Returns whether
+        everything has been given back; may be called again.
         """
         with self._changed:
             self._closed = True
             self._changed.notify_all()
             keys = [key for key in self._tasks if not keep(key)]
         for key in keys:
-            self.end(key)
+            self.end(key, at_once=at_once)
         if self._stager is not None:
             self._stager.when_full.discard(self._make_room)
         return not self._tasks

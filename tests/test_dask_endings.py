@@ -273,6 +273,26 @@ def test_a_worker_killed_while_it_fetches_is_replaced(far, served, cache_dir):
     wait_until(lambda: not any(cache_dir.glob("*/incoming/*")), "nothing is left")
 
 
+def test_a_task_that_waits_does_not_keep_its_worker_from_closing(far, served, tmp_path):
+    server, relay = far
+    server.make("a", os.urandom(2_000_000))
+    client = served(server)
+
+    def use(file, note):
+        try:
+            read(file)
+        except BaseException as error:
+            note.write_text(type(error).__name__)
+            raise
+
+    relay.stall(after_bytes=500_000)
+    task = client.submit(use, RemoteFile(far.url("a")), tmp_path / "note")
+    wait_until(lambda: relay.status()["faults"], "the transfer has got as far as the stall")
+    client.cluster.close()
+    assert (tmp_path / "note").read_text() == "CancelledError"
+    del task
+
+
 def test_what_a_killed_worker_has_fetched_is_not_fetched_again(
     sshd_factory, relay_factory, start_cluster, register, cache_dir
 ):
