@@ -8,12 +8,11 @@ operation at a time, and `ThreadedSession` (in `threaded.py`) runs it in a threa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..errors import ServerRefused, TransferError
-from ..model import Entry, Stat
 
 MAX_ENTRIES = 10_000_000  # of one directory; no server of ours lists more in a time worth waiting
 MAX_LISTING_BYTES = 4 << 30  # of one directory, as sent
@@ -110,7 +109,7 @@ class Operation:
     Attributes
     ----------
     name : str
-        A method of `BlockingSession`, or what `sftp_operations` knows beyond those.
+        A method of `LftpSession`, or what `sftp_operations` knows beyond those.
     args : tuple
         Its arguments. For ``scandir`` a function follows them that is called with each batch of
         entries, and may raise `TransferError`. An attempt after a lost connection begins anew.
@@ -166,123 +165,3 @@ class PoolSession(Protocol):
 MakeSession = Callable[
     [Callable[[], None], Callable[[TransferError], None], Any | None], PoolSession
 ]
-
-
-class BlockingSession(Protocol):
-    """A session that does one thing at a time, in the calling thread.
-
-    Every method raises `TransferError` and returns within the session's time limit of the last
-    sign of life. Paths are decoded, absolute, ``/~`` for the login directory. What is not there is
-    `RemoteFileNotFound`, what may not be touched `RemotePermissionDenied`.
-    """
-
-    def connect(self) -> None:
-        """Log in, once.
-
-        Raises
-        ------
-        ConfigurationError
-            If a program is not installed.
-        AuthenticationFailed, HostKeyRejected, ConnectionLost, TransferTimeout, ServerRefused
-            What is said of a login that failed.
-        """
-
-    def stat(self, path: str, follow: bool = True) -> Stat:
-        """Return what the server says of a path."""
-
-    def scandir(self, path: str) -> Iterator[list[Entry]]:
-        """Yield the entries of a directory in batches, without ``.`` and ``..``.
-
-        Raises
-        ------
-        ServerRefused
-            If it is not a directory, or its listing is endless.
-        UnsafeName
-            If a name in it cannot be carried, or would leave the directory.
-        """
-
-    def read(
-        self,
-        path: str,
-        sink: Sink,
-        offset: int,
-        length: int,
-        expect: Stat,
-        on_bytes: Callable[[int], None],
-    ) -> None:
-        """Write bytes [offset, offset + length) of the remote file into the sink at that offset.
-
-        Raises
-        ------
-        RemoteChanged
-            If the file is not, or does not remain, what ``expect`` says.
-        ServerRefused
-            If what is not a regular file is asked for.
-        LocalStorageFull
-        """
-
-    def write(
-        self,
-        path: str,
-        source: Source,
-        overwrite: bool,
-        temporary: str,
-        on_bytes: Callable[[int], None],
-    ) -> Stat:
-        """Upload the source and publish it under ``path``, whole or not at all, mtime set.
-
-        Until then it has the temporary path, in the same directory and ours alone; nothing
-        remains of it.
-
-        Raises
-        ------
-        RemoteFileNotFound
-            If the directory does not exist.
-        ServerRefused
-            If a directory stands there, a file stands there and may not be overwritten, or the
-            server cannot keep the file.
-        """
-
-    def mkdir(self, path: str) -> None:
-        """Make one directory; an existing directory is no error.
-
-        Raises
-        ------
-        RemoteFileNotFound
-            If its parent does not exist.
-        ServerRefused
-            If a file has that name.
-        """
-
-    def remove(self, path: str) -> None:
-        """Remove a file or link; a directory is `ServerRefused`."""
-
-    def rmdir(self, path: str) -> None:
-        """Remove an empty directory."""
-
-    def rename(self, old: str, new: str) -> None:
-        """Rename within the server, replacing a file as safely as the server allows.
-
-        Raises
-        ------
-        ServerRefused
-            If a directory has the new name.
-        """
-
-    def touch(self, path: str, mtime: int) -> None:
-        """Set the mtime of an existing file, in seconds.
-
-        Raises
-        ------
-        ServerRefused
-            If the server offers no way, or did not keep the time.
-        """
-
-    def clear_orphan(self, temporary: str, final: str) -> None:
-        """Remove what a killed upload left; put a file back that stood aside without successor."""
-
-    def realpath(self, path: str) -> str:
-        """Return the server's canonical form of a path."""
-
-    def kill(self) -> None:
-        """End the session at once; safe to call from another thread, more than once."""

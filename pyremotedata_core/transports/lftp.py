@@ -54,9 +54,12 @@ OnBytes = Callable[[int], None]
 
 
 class LftpSession:
-    """One lftp process with one login; a `BlockingSession`.
+    """One lftp process with one login; it does one thing at a time, in the calling thread.
 
-    One thread calls its methods, except `kill` and `alive`.
+    One thread calls its methods, except `kill` and `alive`. Each raises `TransferError`, and
+    returns within the session's time limit of the last sign of life. Paths are decoded, absolute,
+    ``/~`` for the login directory. What is not there is `RemoteFileNotFound`, what may not be
+    touched `RemotePermissionDenied`.
 
     Parameters
     ----------
@@ -97,7 +100,7 @@ class LftpSession:
         self._site.cancelled = cancelled
 
     def connect(self) -> None:
-        """Start lftp and log in, once."""
+        """Start lftp and log in, once; see `LftpSite.connect`."""
         self._site.connect()
 
     def stat(self, path: str, follow: bool = True) -> Stat:
@@ -130,6 +133,14 @@ class LftpSession:
 
         A large file comes over several connections, as many as this node's slots of the server
         allow.
+
+        Raises
+        ------
+        RemoteChanged
+            If the file is not, or does not remain, what ``expect`` says.
+        ServerRefused
+            If what is not a regular file is asked for.
+        LocalStorageFull
         """
         site, path = self._site, self._site.path(path)
         url = site.url(path)
@@ -151,8 +162,17 @@ class LftpSession:
     ) -> Stat:
         """Upload the source and publish it under ``path``, whole or not at all, mtime set.
 
-        Where the server does not keep the mtime that lftp sends together with the size (MiG), the
-        result has the one that it set itself.
+        Until then it has the temporary path, in the same directory and ours alone; nothing
+        remains of it. Where the server does not keep the mtime that lftp sends together with the
+        size (MiG), the result has the one that it set itself.
+
+        Raises
+        ------
+        RemoteFileNotFound
+            If the directory does not exist.
+        ServerRefused
+            If a directory stands there, a file stands there and may not be overwritten, or the
+            server cannot keep the file.
         """
         site, path = self._site, self._site.path(path)
         url = site.url(path)

@@ -70,7 +70,7 @@ class FtpSite(LftpSite):
         self.has_rest = True
 
     def connect(self) -> None:
-        """Start lftp and log in, once; see `BlockingSession.connect`."""
+        """Start lftp and log in, once; see `LftpSite.connect`."""
         try:
             self._process.start()
             self._home = self.run("cd .").log.home

@@ -79,7 +79,15 @@ class LftpSite:
         return self._process.last_heard
 
     def connect(self) -> None:
-        """Start lftp and log in, once; see `BlockingSession.connect`."""
+        """Start lftp and log in, once.
+
+        Raises
+        ------
+        ConfigurationError
+            If a program is not installed.
+        AuthenticationFailed, HostKeyRejected, ConnectionLost, TransferTimeout, ServerRefused
+            What is said of a login that failed.
+        """
         try:
             self._process.start()
             self._home = self.run("cd /").log.home

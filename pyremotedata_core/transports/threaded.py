@@ -1,4 +1,4 @@
-"""A blocking session in a thread of its own, with the face that the pool expects.
+"""The lftp session in a thread of its own, with the face that the pool expects.
 
 All bookkeeping and all callbacks happen on the loop's thread; the session's thread only runs the
 blocking calls and posts what came of them.
@@ -11,11 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from ..errors import ConnectionLost, TransferError
 from ..model import Entry
-from .base import BlockingSession, Operation
+from .base import Operation
+from .lftp import LftpSession
 
 PROGRESS_S = 0.1  # progress is told at most this often
 BATCHES_AHEAD = 4  # of entries, handed over and not yet taken
@@ -25,25 +26,6 @@ ROUND_TRIPS = 6  # of a small file: opened, read, closed, and opened again
 _TRANSFERS = ("read", "write")
 
 
-class EndingSession(BlockingSession, Protocol):
-    """A blocking session that knows whether it lives and how it is doing."""
-
-    @property
-    def alive(self) -> bool:
-        """Whether it can serve another operation."""
-
-    @property
-    def last_heard(self) -> float:
-        """Monotonic time of the last sign of life."""
-
-    @property
-    def rtt_s(self) -> float:
-        """Round trip of a question, 0 when it is not known."""
-
-    def stop_when(self, cancelled: Callable[[], bool]) -> None:
-        """Ask this several times a second, and end the operation under way when it says True."""
-
-
 class ThreadedSession:
     """Runs a blocking session in a daemon thread, one operation at a time.
 
@@ -51,7 +33,7 @@ class ThreadedSession:
 
     Parameters
     ----------
-    blocking : EndingSession
+    blocking : LftpSession
         Not connected yet; the thread connects it.
     loop_call : callable
         Calls a function on the loop's thread, later; safe from any thread.
@@ -78,7 +60,7 @@ class ThreadedSession:
 
     def __init__(
         self,
-        blocking: EndingSession,
+        blocking: LftpSession,
         loop_call: Callable[[Callable[[], Any]], Any],
         on_open: Callable[[], None],
         on_lost: Callable[[TransferError], None],
