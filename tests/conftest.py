@@ -25,6 +25,7 @@ from workflows.embedded_sshd import descendants
 from .command import here, make, run, there, url  # noqa: F401 - fixtures
 from .filesystems import fs, place  # noqa: F401 - fixtures
 from .ftp import FtpServer
+from .lftp_sessions import ending, session  # noqa: F401 - fixtures
 from .logins import carrier  # noqa: F401 - a fixture
 from .miglike import MigLike
 from .processes import command_of, processes_with

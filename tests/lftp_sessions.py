@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
+
+import pytest
 
 from pyremotedata_core import RemoteURL, Stat, TransferError
 from pyremotedata_core.local import LocalSource
@@ -17,6 +20,18 @@ from .processes import command_of
 
 _names = TemporaryNames()
 _sessions: list[LftpSession] = []
+
+
+@pytest.fixture
+def ending() -> Iterator[None]:
+    """End with the test what sessions it makes."""
+    yield
+    end_sessions()
+
+
+@pytest.fixture
+def session(sshd, ending) -> LftpSession:
+    return connected(sshd)
 
 
 def end_sessions() -> None:

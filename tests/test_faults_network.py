@@ -23,15 +23,13 @@ from pyremotedata_core import (
 from .page import told
 from .relay import Relay
 from .servers import ScriptedSshd, Sshd
-from .sites import TRANSPORTS as ALL_TRANSPORTS
-from .sites import WAIT_S, temporaries, tree
+from .sites import TRANSPORTS, WAIT_S, temporaries, tree
 from .waiting import wait_until
 
 LARGE = 17 * 2**20 + 12_345
 FULL = pytest.mark.full
 IN_TIME_S = 9.0  # for limits of 2 s; ssh itself gives up after 10 s
-HOWS = ["truncated", "grown", pytest.param("replaced", marks=FULL), "rewritten"]
-TRANSPORTS = ["sftp", *(pytest.param(name, marks=FULL) for name in ALL_TRANSPORTS[1:])]
+HOWS = ["truncated", "grown", "replaced", "rewritten"]
 
 
 class Link:
@@ -148,7 +146,7 @@ def test_a_tree_goes_on_after_the_connection_broke_again_and_again(link, tmp_pat
     assert there.relay.status()["faults"] == 6
 
 
-@pytest.mark.parametrize("transport", ALL_TRANSPORTS)
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_server_that_is_killed_and_restarted_is_waited_for(link, tmp_path, transport):
     there = link(transport)
     data = there.make("a", LARGE)
@@ -198,7 +196,7 @@ def test_a_connection_that_breaks_before_it_gets_any_further_is_given_up(link):
 # --- silent ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("transport", ALL_TRANSPORTS)
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_black_hole_ends_a_download_in_time(link, tmp_path, transport):
     there = link(transport, timeout_s=2.0)
     data = there.make("a", LARGE)
@@ -216,7 +214,7 @@ def test_a_black_hole_ends_a_download_in_time(link, tmp_path, transport):
     assert tree(tmp_path) == {"a": data}
 
 
-@pytest.mark.parametrize("transport", ALL_TRANSPORTS)
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_black_hole_ends_an_upload_in_time(link, transport):
     there = link(transport, timeout_s=3.0)
     data = there.make_local("a", LARGE)

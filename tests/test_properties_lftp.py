@@ -65,6 +65,9 @@ def test_files_of_any_name_are_stored_listed_and_fetched_as_they_are(session, ss
                 stat = fetch(session, there / name, here / "fetched")
                 assert (here / "fetched").read_bytes() == content
                 assert stat == Stat("file", len(content), 1_500_000_000 + number)
+                assert session.stat(str(there / name), False) == found[name]
+                session.touch(str(there / name), 5)
+                assert (there / name).stat().st_mtime == 5
         assert not Path("x").exists()
         for name in set(files) - set(carried):
             (there / name).touch()
