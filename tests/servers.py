@@ -10,7 +10,6 @@ import secrets
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 from abc import ABC, abstractmethod
@@ -19,7 +18,7 @@ from typing import Any, Self
 
 from pyremotedata_core import ConnectionSettings
 from pyremotedata_core.nodestate import state_directory
-from workflows.embedded_sshd import ADDRESS, EmbeddedSshd, free_port, program, run
+from workflows.embedded_sshd import ADDRESS, EmbeddedSshd, free_port, run
 from workflows.embedded_sshd import _sftp_server as sftp_server
 
 from .child import Child
@@ -300,18 +299,6 @@ class ChrootSshd(Sshd):
 
     def _give(self, path: Path) -> None:
         os.chown(path, self._uid, self._gid)
-
-
-def sftp_client(server: EmbeddedSshd, batch: str) -> subprocess.CompletedProcess[str]:
-    """Run OpenSSH's own sftp client on a server, with the commands of ``batch``."""
-    return subprocess.run(
-        [program("sftp"), "-q", "-F", str(server.ssh_config), "-b", "-", server.alias],
-        input=batch,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 def _signal(pids: list[int], number: signal.Signals) -> None:
