@@ -8,14 +8,11 @@ import subprocess
 import pytest
 
 from pyremotedata_core import (
-    ConnectionLost,
     LocalStorageFull,
-    RemoteChanged,
     RemotePermissionDenied,
     ServerRefused,
     TransferEngine,
     TransferError,
-    TransferTimeout,
     UnsafeName,
 )
 
@@ -25,105 +22,6 @@ from .page import told
 from .servers import ScriptedSshd
 from .sites import WAIT_S, temporaries, tree
 from .waiting import wait_until
-
-
-def ask_all(engine: TransferEngine, base: str, tmp_path) -> list[BaseException | None]:
-    """Ask for one thing after the other; return their errors."""
-    asks = [
-        lambda: engine.stat(f"{base}/file.bin"),
-        lambda: engine.scandir(base),
-        lambda: engine.fetch(f"{base}/file.bin", tmp_path / "file.bin"),
-        lambda: engine.fetch_tree(base, tmp_path / "tree"),
-        lambda: engine.store(__file__, f"{base}/up.bin"),
-        lambda: engine.remove(f"{base}/file.bin"),
-        lambda: engine.realpath(base),
-    ]
-    return [ask().exception(WAIT_S) for ask in asks]
-
-
-def nothing_but_whole_files(tmp_path) -> None:
-    found = tree(tmp_path)
-    assert {name: data for name, data in found.items() if data not in (None, FILE)} == {}
-
-
-def test_the_liar_tells_the_truth_when_nothing_is_asked_of_it(tmp_path):
-    """So that the other tests fail for the right reason."""
-    with liar("") as (engine, base, _):
-        errors = ask_all(engine, base, tmp_path)
-        assert errors[:4] == [None] * 4
-        assert (tmp_path / "file.bin").read_bytes() == FILE
-        assert tree(tmp_path / "tree") == {"file.bin": FILE}
-        assert isinstance(errors[4], TransferError)
-
-
-@pytest.mark.parametrize(
-    ("what", "expected"),
-    [
-        ("garbage", ServerRefused),
-        ("huge", ServerRefused),
-        ("wrong id", ServerRefused),
-        ("wrong type", ServerRefused),
-        pytest.param("tiny", ServerRefused, marks=pytest.mark.full),
-        pytest.param("unknown type", ServerRefused, marks=pytest.mark.full),
-        ("cut", ServerRefused),
-        ("banner", ServerRefused),
-        ("old", ServerRefused),
-        ("mute", TransferTimeout),
-        ("silent", TransferTimeout),
-        pytest.param("deaf", TransferTimeout, marks=pytest.mark.full),
-        pytest.param("half", (ConnectionLost, TransferTimeout), marks=pytest.mark.full),
-        pytest.param("quit", (ConnectionLost, TransferTimeout), marks=pytest.mark.full),
-    ],
-)
-def test_what_is_not_sftp_is_an_error_in_time(tmp_path, what, expected):
-    with liar(what) as (engine, base, server):
-        error = engine.stat(f"{base}/file.bin").exception(WAIT_S)
-        assert isinstance(error, expected)
-        error = engine.fetch(f"{base}/file.bin", tmp_path / "file.bin").exception(WAIT_S)
-        assert isinstance(error, expected)
-        assert str(server.port) in str(error)
-        if what == "banner":
-            assert "Welcome" in str(error)
-            told(error, "the server does not speak SFTP")
-        assert tree(tmp_path) == {}
-
-
-@pytest.mark.parametrize(
-    "what",
-    [
-        "cut",
-        "twice",
-        *(pytest.param(w, marks=pytest.mark.full) for w in ("garbage", "wrong type", "half")),
-    ],
-)
-def test_whatever_is_asked_of_a_liar_ends(tmp_path, what):
-    with liar(what) as (engine, base, _):
-        for error in ask_all(engine, base, tmp_path):
-            assert error is None or isinstance(error, TransferError)
-            assert "internal error" not in str(error)
-    nothing_but_whole_files(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("what", "expected"),
-    [
-        ("nothing", RemoteChanged),
-        ("early end", RemoteChanged),
-        ("too many names", None),
-        ("chatter", None),
-        ("short", None),
-    ],
-)
-def test_wrong_data_make_no_file(tmp_path, what, expected):
-    with liar(what) as (engine, base, _):
-        error = engine.fetch(f"{base}/file.bin", tmp_path / "file.bin").exception(WAIT_S)
-    if expected is None:
-        assert error is None
-        assert tree(tmp_path) == {"file.bin": FILE}
-    else:
-        assert isinstance(error, expected)
-        assert "internal error" not in str(error)
-        assert tree(tmp_path) == {}
 
 
 def test_a_listing_that_promises_too_many_names_is_refused():
