@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import pickle
 
@@ -15,7 +14,6 @@ from pyremotedata_core import (
     Remote,
     RemoteURL,
     Secret,
-    TransferEngine,
     remove_config,
     shared_engine,
     ssh,
@@ -42,20 +40,6 @@ def write_config():
 
 
 # --- precedence -----------------------------------------------------------------------------
-
-
-def test_a_url_wins_over_the_settings():
-    settings = ConnectionSettings(username="me", host="host", port=2222)
-    assert settings.for_url(RemoteURL.parse("sftp://you@host:1/")).username == "you"
-    assert settings.for_url(RemoteURL.parse("sftp://you@host:1/")).port == 1
-    assert settings.for_url(RemoteURL.parse("sftp://host/")).username == "me"
-    assert settings.for_url(RemoteURL.parse("sftp://host/")).port == 2222
-
-
-def test_user_and_port_of_one_host_are_not_used_for_another():
-    settings = ConnectionSettings(username="me", host="host", port=2222)
-    other = settings.for_url(RemoteURL.parse("sftp://other/"))
-    assert (other.username, other.host, other.port) == (None, "other", None)
 
 
 def test_an_argument_that_is_none_is_not_given(monkeypatch):
@@ -172,20 +156,9 @@ def test_a_wrong_argument_is_named():
         ConnectionSettings.load(colour="red")
 
 
-@pytest.mark.parametrize(
-    "text", ["password: [canary-7f3a\n", "a: b: canary-7f3a\n", "- canary-7f3a\n"]
-)
-def test_a_file_that_is_no_settings_is_told_without_its_content(write_config, text):
-    path = write_config(text)
-    with pytest.raises(ConfigurationError) as caught:
-        ConnectionSettings.load()
-    assert str(path) in str(caught.value)
-    assert CANARY not in str(caught.value)
-
-
-def test_a_wrong_secret_is_told_without_the_secret(write_config):
-    write_config(f'password: ["{CANARY}"]\n')
-    with pytest.raises(ConfigurationError, match="password") as caught:
+def test_a_file_that_is_no_settings_is_told_without_its_content(write_config):
+    path = write_config(f"- {CANARY}\n")
+    with pytest.raises(ConfigurationError, match=str(path)) as caught:
         ConnectionSettings.load()
     assert CANARY not in str(caught.value)
 
@@ -291,33 +264,12 @@ def test_a_pickle_holds_no_secret():
     assert copy.copy(settings) == settings
 
 
-def test_errors_about_settings_hold_no_secret(monkeypatch):
-    monkeypatch.setenv("PYREMOTEDATA_PASSWORD", f"{CANARY}\nx")
-    with pytest.raises(ConfigurationError, match="PYREMOTEDATA_PASSWORD") as caught:
-        ConnectionSettings.load()
-    assert CANARY not in str(caught.value)
-    assert CANARY not in json.dumps(caught.value.to_plain())
-
-
-def test_a_password_for_one_host_is_not_given_to_another():
-    settings = ConnectionSettings(host="mine", password=Secret(CANARY))
-    assert settings.for_url(RemoteURL.parse("sftp://mine/a")).password == CANARY
-    assert settings.for_url(RemoteURL.parse("sftp://other/a")).password is None
-    anywhere = ConnectionSettings(password=Secret(CANARY))
-    assert anywhere.for_url(RemoteURL.parse("sftp://other/a")).password == CANARY
-
-
 def test_another_password_is_another_shared_engine():
     first = shared_engine(ConnectionSettings(password=Secret("one")))
     second = shared_engine(ConnectionSettings(password=Secret("two")))
     assert first is not second
     assert shared_engine(ConnectionSettings(password=Secret("one"))) is first
     assert os.environ.get("PYREMOTEDATA_PASSWORD") is None
-
-
-def test_an_engine_shows_no_secret():
-    with TransferEngine(ConnectionSettings(password=Secret(CANARY))) as engine:
-        assert CANARY not in repr(engine)
 
 
 @pytest.mark.parametrize("secret", ["password", "one_time_code"])

@@ -11,10 +11,7 @@ from pyremotedata_core import RemoteURL, TransferError
 from pyremotedata_core.filters import Filter
 from pyremotedata_core.helper import pack, unpack
 from pyremotedata_core.names import TemporaryNames, aside_name, is_temporary
-from pyremotedata_core.transports import wire
 from pyremotedata_core.transports.lftp_text import Log, parse_listing, parse_one
-
-from .fuzz.wire import READERS
 
 settings.register_profile("suite", max_examples=150, derandomize=True, deadline=None)
 settings.load_profile("suite")
@@ -74,16 +71,6 @@ def test_a_pattern_of_plain_characters_matches_its_name_alone(names):
     assert Filter(include=["/" + path]).wants_file(path)
     assert not Filter(exclude=["/" + path]).wants_file(path)
     assert not Filter(include=["/" + path]).wants_file(path + "y")
-
-
-@given(st.binary(max_size=200))
-@example(b"\xff" * 40)
-@example(b"\x00\x00\x00\x01" + b"\x00\x00\x00\x01a" * 2 + b"\x80\x00\x00\x00\xff\xff\xff\xff")
-def test_any_bytes_of_a_server_are_an_answer_or_garbage(data):
-    body = memoryview(data)
-    for read in READERS:
-        with contextlib.suppress(wire.Garbage):
-            read(body)
 
 
 @given(

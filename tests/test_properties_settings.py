@@ -96,6 +96,9 @@ def test_arguments_win_over_the_environment_and_that_over_the_file(from_file, fr
 
 
 @given(SOME, WORDS, st.none() | WORDS, st.none() | st.integers(1, 65535))
+@example({"host": "h", "username": "me", "port": 2222, "password": CANARY}, "h", None, None)
+@example({"host": "h", "username": "me", "port": 2222, "password": CANARY}, "h", "you", 1)
+@example({"host": "h", "username": "me", "port": 2222, "password": CANARY}, "other", None, None)
 def test_a_url_wins_over_all_and_takes_no_secret_of_another_host(given_, host, user, port):
     settings = ConnectionSettings.load(**given_)
     url = RemoteURL("sftp", host, "/x", user, port)
