@@ -17,30 +17,13 @@ from .url import RemoteURL, normalise, redact
 
 ENV = "PYREMOTEDATA_"
 
-# The field of ConnectionSettings that each environment variable sets.
-VARIABLES: dict[str, str] = {
-    "REMOTE_USERNAME": "username",
-    "REMOTE_URI": "host",
-    "REMOTE_PORT": "port",
-    "REMOTE_DIRECTORY": "directory",
-    "LOCAL_DIRECTORY": "local_directory",
-    "PASSWORD": "password",
-    "KEY_PASSPHRASE": "key_passphrase",
-    "ONE_TIME_CODE": "one_time_code",
-    "SSH_CONFIG": "ssh_config",
-    "SSH_KEY": "ssh_key",
-    "ACCEPT_NEW": "accept_new",
-    "FTPS_MODE": "ftps_mode",
-    "CA_FILE": "ca_file",
-    "TRANSPORT": "transport",
-    "CARRIER": "carrier",
-    "CONNECTIONS": "connections",
-    "TIMEOUT": "timeout_s",
-    "BANDWIDTH": "bandwidth",
-    "FSYNC": "fsync",
-    "PUBLISH": "publish",
-    "CACHE_DIR": "cache_dir",
-    "CACHE_BYTES": "cache_bytes",
+# The environment variables that are not called as the field of ConnectionSettings that they set.
+_NAMES = {
+    "username": "REMOTE_USERNAME",
+    "host": "REMOTE_URI",
+    "port": "REMOTE_PORT",
+    "directory": "REMOTE_DIRECTORY",
+    "timeout_s": "TIMEOUT",
 }
 TRANSPORTS = ("auto", "sftp", "lftp")
 FTPS_MODES = ("auto", "explicit", "implicit")
@@ -239,6 +222,10 @@ class ConnectionSettings:
         """Rebuild the settings from `to_plain`."""
         secrets = {key: Secret(plain[key]) for key in SECRETS if plain[key]}
         return cls(**{**plain, **secrets})
+
+
+# The field that each environment variable sets.
+VARIABLES = {_NAMES.get(f.name, f.name.upper()): f.name for f in fields(ConnectionSettings)}
 
 
 def config_path() -> Path:

@@ -21,21 +21,6 @@ class Listing:
     that a small directory is at its end.
     """
 
-    __slots__ = (
-        "_answered",
-        "_began",
-        "_bytes",
-        "_count",
-        "_ended",
-        "_error",
-        "_flight",
-        "_handle",
-        "_operation",
-        "_path",
-        "_session",
-        "_take",
-    )
-
     def __init__(self, session: SftpSession, operation: Operation) -> None:
         self._session, self._operation = session, operation
         self._path, self._take = operation.args

@@ -24,20 +24,6 @@ class Download:
     earlier stat means that size and mtime stood still from then until now.
     """
 
-    __slots__ = (
-        "_closing",
-        "_error",
-        "_expect",
-        "_flight",
-        "_gaps",
-        "_handle",
-        "_operation",
-        "_path",
-        "_ranges",
-        "_session",
-        "_sink",
-    )
-
     def __init__(self, session: SftpSession, operation: Operation) -> None:
         path, sink, offset, length, expect = operation.args
         self._session, self._operation = session, operation
@@ -182,21 +168,6 @@ class Upload:
     OPEN; then all writes and CLOSE in flight together. With a target it makes the file under its
     temporary name, and publishes it in the end; what that asks first is in flight with the rest.
     """
-
-    __slots__ = (
-        "_closing",
-        "_dated",
-        "_end",
-        "_error",
-        "_flight",
-        "_handle",
-        "_next",
-        "_operation",
-        "_session",
-        "_source",
-        "_target",
-        "_temporary",
-    )
 
     def __init__(
         self,
