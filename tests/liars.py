@@ -12,11 +12,13 @@ TIMEOUT_S = 2.0
 
 
 @contextlib.contextmanager
-def liar(what: str, *names: str, **settings):
+def liar(what: str, *names: str, in_process: bool = False, **settings):
     """A server that lies as ``what`` says, and an engine that talks to it."""
     with (
         ScriptedSshd("lie", what, names) as server,
-        TransferEngine(server.settings(**{"timeout_s": TIMEOUT_S, **settings})) as engine,
+        TransferEngine(
+            server.settings(**{"timeout_s": TIMEOUT_S, **settings}), in_process=in_process
+        ) as engine,
     ):
         base = f"sftp://{server.user}@127.0.0.1:{server.port}/lies"
         yield engine, base, server

@@ -11,7 +11,6 @@ import pytest
 from pyremotedata_core import (
     Remote,
     RemoteFileNotFound,
-    RemoteURL,
     ServerRefused,
     TransferEngine,
 )
@@ -21,7 +20,6 @@ from pyremotedata_core.spool import CHUNK_ITEMS, KEPT_ITEMS, NameSet, Spool
 from .hostile_server import FILE
 from .liars import helper_pid, liar
 from .processes import most_memory_of
-from .servers import ScriptedSshd
 from .sites import WAIT_S, needs_lftp, tree
 
 # --- iterating ----------------------------------------------------------------------------------
@@ -55,15 +53,13 @@ def test_a_remote_lists_a_file_as_itself(sshd, remote_directory):
 
 
 def test_what_is_closed_early_ends_and_the_engine_goes_on():
-    with ScriptedSshd("lie", "many 1000000000") as server:
-        base = f"sftp://{server.user}@127.0.0.1:{server.port}/lies"
-        with TransferEngine(server.settings()) as engine:
-            with engine.iterdir(base) as entries:
-                assert next(entries).name == f"{0:016d}"
-            assert list(entries) == []
-            assert next(engine.iterdir(base)).name == f"{0:016d}"  # dropped, which closes it, too
-            assert engine.wait_cancelled(WAIT_S)
-            assert engine.stat(f"{base}/file.bin").result(WAIT_S).size == len(FILE)
+    with liar("many 1000000000", timeout_s=60.0) as (engine, base, _):
+        with engine.iterdir(base) as entries:
+            assert next(entries).name == f"{0:016d}"
+        assert list(entries) == []
+        assert next(engine.iterdir(base)).name == f"{0:016d}"  # dropped, which closes it, too
+        assert engine.wait_cancelled(WAIT_S)
+        assert engine.stat(f"{base}/file.bin").result(WAIT_S).size == len(FILE)
 
 
 def test_threads_share_the_entries_among_them():
@@ -130,29 +126,25 @@ def test_a_listing_that_repeats_itself_ends_and_names_the_directory(monkeypatch,
     from pyremotedata_core.transports import base as limits
 
     monkeypatch.setattr(limits.check_listing, "__defaults__", (5000,))
-    with ScriptedSshd("lie", "the same") as server:
-        base = f"sftp://{server.user}@127.0.0.1:{server.port}/lies"
-        with TransferEngine(server.settings(), in_process=True) as engine:
-            entries = engine.iterdir(base)
-            assert [next(entries).name, next(entries).name] == ["a.bin", "b.bin"]
-            with pytest.raises(ServerRefused, match=r"/lies: the listing has no end"):
-                next(entries)
-            error = engine.fetch_tree(base, tmp_path / "t").exception(WAIT_S)
-            assert type(error) is ServerRefused
-            for data in tree(tmp_path / "t").values():
-                assert data == FILE
-            error = engine.remove(base, recursive=True).exception(WAIT_S)
-            assert error is not None
+    with liar("the same", in_process=True, timeout_s=60.0) as (engine, base, _):
+        entries = engine.iterdir(base)
+        assert [next(entries).name, next(entries).name] == ["a.bin", "b.bin"]
+        with pytest.raises(ServerRefused, match=r"/lies: the listing has no end"):
+            next(entries)
+        error = engine.fetch_tree(base, tmp_path / "t").exception(WAIT_S)
+        assert type(error) is ServerRefused
+        for data in tree(tmp_path / "t").values():
+            assert data == FILE
+        error = engine.remove(base, recursive=True).exception(WAIT_S)
+        assert error is not None
 
 
 def test_a_listing_that_trickles_ends(monkeypatch):
     monkeypatch.setattr("pyremotedata_core.transports.base.LISTING_TIMEOUTS", 0.5)
-    with ScriptedSshd("lie", "slow") as server:
-        base = f"sftp://{server.user}@127.0.0.1:{server.port}/lies"
-        with TransferEngine(server.settings(timeout_s=4.0), in_process=True) as engine:
-            error = engine.scandir(base).exception(WAIT_S)
-            assert type(error) is ServerRefused
-            assert "/lies: the listing did not end within 2 s" in str(error)
+    with liar("slow", in_process=True, timeout_s=4.0) as (engine, base, _):
+        error = engine.scandir(base).exception(WAIT_S)
+        assert type(error) is ServerRefused
+        assert "/lies: the listing did not end within 2 s" in str(error)
 
 
 def test_a_list_has_a_limit_and_names_the_way_without(monkeypatch):
@@ -187,13 +179,11 @@ def test_a_name_listed_twice_is_one_file(tmp_path):
 @needs_lftp
 def test_lftp_ends_a_listing_without_end(monkeypatch):
     monkeypatch.setattr("pyremotedata_core.transports.lftp_site.LFTP_ENTRIES", 5000)
-    with ScriptedSshd("lie", "many 1000000000") as server:
-        url = RemoteURL.parse(f"sftp://{server.user}@127.0.0.1:{server.port}/lies")
-        settings = server.settings(transport="lftp")
-        with TransferEngine(settings, in_process=True) as engine:
-            error = engine.scandir(url).exception(WAIT_S)
-            assert type(error) is ServerRefused
-            assert "more than 5000 entries" in str(error)
+    settings = {"transport": "lftp", "timeout_s": 60.0}
+    with liar("many 1000000000", in_process=True, **settings) as (engine, base, _):
+        error = engine.scandir(base).exception(WAIT_S)
+        assert type(error) is ServerRefused
+        assert "more than 5000 entries" in str(error)
 
 
 # --- a connection lost on the way ------------------------------------------------------------

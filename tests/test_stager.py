@@ -7,7 +7,6 @@ import os
 import pickle
 import shutil
 import stat
-import subprocess
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -146,14 +145,6 @@ def test_a_cached_file_that_lost_bytes_is_fetched_anew(stager, sshd, remote_dire
     lease.path.write_bytes(b"123")
     lease.release()
     assert stager.lease(url).path.read_bytes() == b"12345"
-
-
-def test_a_cache_that_somebody_deletes_is_made_anew(stager, sshd, remote_directory, cache_dir):
-    sshd.make(f"{remote_directory}/a", b"12345")
-    url = sshd.url(f"{remote_directory}/a")
-    for _ in range(2):
-        assert stager.lease(url).path.read_bytes() == b"12345"
-        subprocess.run(["rm", "-rf", root_of(cache_dir)], check=True)
 
 
 def test_files_of_two_accounts_are_two_entries(sshd, remote_directory, cache_dir):
