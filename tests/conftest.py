@@ -23,7 +23,7 @@ from pyremotedata_core.config import ENV, VARIABLES
 from workflows.embedded_sshd import descendants
 
 from .command import here, make, run, there, url  # noqa: F401 - fixtures
-from .filesystems import fs, place  # noqa: F401 - fixtures
+from .filesystems import fs, options, place  # noqa: F401 - fixtures
 from .ftp import FtpServer
 from .lftp_sessions import ending, session  # noqa: F401 - fixtures
 from .logins import carrier  # noqa: F401 - a fixture

@@ -17,6 +17,12 @@ def reach(server, **options) -> RemoteFileSystem:
 
 
 @pytest.fixture
+def options(sshd) -> dict[str, str]:
+    """What leads to the server beside its URL."""
+    return {"ssh_config": str(sshd.ssh_config)}
+
+
+@pytest.fixture
 def fs(sshd) -> RemoteFileSystem:
     return reach(sshd)
 

@@ -86,6 +86,7 @@ def test_a_bar_on_a_terminal_shows_how_much_is_to_come(run, url, make, here, ver
         ),
         (["put", "-n", "f", "U/name"], ["store U/name"]),
         (["sync", "-n", "U/t", "new"], ["fetch a", "fetch s/b"]),
+        (["sync", "-n", "--include", "b", "t", "U/new"], ["store s/b"]),
         (["mkdir", "-n", "U/x/y", "U/t"], ["mkdir U/x/y"]),
         (["rm", "-n", "U/f"], ["delete U/f"]),
         (["rm", "-rn", "U/t"], ["delete U/t/a", "delete U/t/s", "delete U/t/s/b", "delete U/t"]),

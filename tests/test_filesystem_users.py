@@ -26,16 +26,6 @@ WAIT_S = 60
 
 
 @pytest.fixture
-def options(sshd) -> dict[str, str]:
-    return {"ssh_config": str(sshd.ssh_config)}
-
-
-@pytest.fixture
-def fs(sshd, options) -> RemoteFileSystem:
-    return fsspec.filesystem("pyremotedata", host=sshd.alias, **options)
-
-
-@pytest.fixture
 def url(sshd, remote_directory) -> str:
     return "pyremotedata+" + sshd.url(remote_directory)
 

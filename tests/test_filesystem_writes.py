@@ -19,7 +19,6 @@ from pyremotedata_core import (
     ServerRefused,
     TransferError,
 )
-from pyremotedata_core.filesystem import RemoteFileSystem
 
 from .filesystems import Heard, reach
 from .page import told
@@ -27,16 +26,6 @@ from .sites import temporaries, tree
 
 MTIME = 1_234_567_890
 LARGE = 8 * 2**20 + 5
-
-
-@pytest.fixture
-def options(sshd) -> dict[str, str]:
-    return {"host": sshd.alias, "ssh_config": str(sshd.ssh_config)}
-
-
-@pytest.fixture
-def fs(options) -> RemoteFileSystem:
-    return fsspec.filesystem("pyremotedata", **options)
 
 
 @pytest.fixture
@@ -246,13 +235,6 @@ def test_a_tree_is_stored_with_its_times_and_progress(fs, place, tmp_path):
     assert child.value == child.size == 9900
 
 
-def test_many_values_are_stored_at_once(fs, place):
-    data = {f"{place}/{n % 5}/{n}": os.urandom(n) for n in range(200)}
-    fs.pipe(data)
-    assert {f"{place}/{name}": content for name, content in tree(place).items() if content
-            is not None} == data  # fmt: skip
-
-
 def test_a_tree_is_copied_and_keeps_the_times(fs, place):
     for number in range(40):
         path = place / "s" / str(number % 3) / str(number)
@@ -288,13 +270,6 @@ def test_files_and_directories_are_renamed_and_not_copied(fs, place):
     fs.mv(f"{place}/e/*", f"{place}/new/")
     fs.mv(f"{place}/new/x", f"{place}/new/x")
     assert tree(place) == {"e": None, "new": None, "new/x": b"1", "new/b": b"2"}
-
-
-def test_a_rename_replaces_a_file(fs, place):
-    (place / "a").write_bytes(b"new")
-    (place / "b").write_bytes(b"old")
-    fs.mv(f"{place}/a", f"{place}/b")
-    assert tree(place) == {"b": b"new"}
 
 
 def test_removing_takes_what_was_named_and_nothing_else(fs, place):

@@ -125,21 +125,6 @@ def test_pieces_of_a_file_are_read_without_an_abort(ftp_factory):
     assert "aborts" not in server.faults()
 
 
-def test_a_tree_is_synced_both_ways_and_only_what_changed_moves(ftp, remote, tmp_path):
-    for name in ("a.bin", "sub/b.bin", "sub/empty"):
-        path = tmp_path / "up" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(os.urandom(1000 * (name != "sub/empty")))
-        os.utime(path, (MTIME, MTIME))
-    assert remote.sync("synced", tmp_path / "up", direction="up").files == 3
-    assert remote.sync("synced", tmp_path / "up", direction="up").files == 0
-    assert tree(ftp.root / "synced") == tree(tmp_path / "up")
-    (ftp.root / "synced/a.bin").write_bytes(b"changed")
-    remote.sync("synced", tmp_path / "down")
-    assert remote.sync("synced", tmp_path / "up").files == 1
-    assert tree(tmp_path / "up") == tree(tmp_path / "down") == tree(ftp.root / "synced")
-
-
 def test_a_directory_that_is_filled_while_it_is_listed_is_listed(ftplist):
     ftplist.make_directory("filled")
     ftplist.faults(late="a.bin")
@@ -331,15 +316,6 @@ def test_a_reader_may_not_write_and_what_is_missing_is_not_found(ftp, tmp_path):
         with pytest.raises(RemoteFileNotFound):
             remote.get("reader/none", tmp_path / "x")
     assert tree(ftp.root / "reader") == {"a": b"1"}
-
-
-def test_a_tree_is_removed_without_what_its_links_lead_to(ftp, remote):
-    ftp.make("kept/a", b"1")
-    ftp.make("gone/b", b"2")
-    (ftp.root / "gone/link").symlink_to("../kept")
-    remote.rm("gone", recursive=True)
-    assert tree(ftp.root / "kept") == {"a": b"1"}
-    assert not (ftp.root / "gone").exists()
 
 
 def test_with_fewer_connections_than_asked_for_the_work_is_done(ftp_factory, tmp_path):

@@ -31,15 +31,6 @@ def test_a_cancelled_transfer_ends_soon_and_leaves_nothing(slow, make, tmp_path)
     engine.fetch(slow.url("b"), tmp_path / "b").result(WAIT_S)
 
 
-def test_a_cancelled_upload_leaves_nothing(slow, there, tmp_path):
-    engine = slow.engine
-    (tmp_path / "a").write_bytes(bytes(4 * LARGE))
-    future = engine.store(tmp_path / "a", slow.url("a"))
-    wait_until(lambda: temporaries(there), within_s=20)
-    assert future.cancel()
-    wait_until(lambda: tree(there) == {}, within_s=20)
-
-
 def test_a_listing_may_be_dropped_in_the_midst_of_another_request(
     engine, sshd, relay_factory, monkeypatch
 ):

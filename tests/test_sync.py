@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from pathlib import Path
@@ -12,8 +11,6 @@ import pytest
 from pyremotedata_core import ConfigurationError, Remote, TransferEngine, TransferError, spool
 from pyremotedata_core.filters import Filter, tree_options
 from pyremotedata_core.trees.many import FILES_UNDER_WAY
-
-from .command import CLI
 
 TREE = ["a.csv", "b.txt", "raw/c.csv", "raw/d.txt", "raw/old/e.csv", "tmp/f.csv", "[x].csv"]
 
@@ -157,29 +154,6 @@ def test_a_dry_run_into_nowhere_makes_no_directory(sides, tmp_path):
         assert not (tmp_path / "none").exists()
         assert r.sync("none", tmp_path / "tree", direction="up", dry_run=True).files > 0
         assert not r.exists("none")
-
-
-def test_the_command_says_what_it_would_do(sides):
-    server, remote, local = sides
-    argv = [*CLI, "sync", "-n", "--include", "b.*"]
-    environment = {**os.environ, **server.environment()}
-    done = subprocess.run(
-        [*argv, server.url("tree"), str(local)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "fetch b.txt\n", "")
-    done = subprocess.run(
-        [*argv, "--json", str(local), server.url("tree")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert json.loads(done.stdout)["planned"] == [["store", "b.txt"]]
-    assert (remote / "b.txt").read_bytes() != (local / "b.txt").read_bytes()
 
 
 @pytest.mark.parametrize("direction", ["down", "up"])
