@@ -138,7 +138,7 @@ class Compared(_NoFile):
 class LocalSource:
     """A local file to upload, opened on first use of `fd`; the attributes of `Source`."""
 
-    __slots__ = ("_fd", "mode", "mtime", "path", "size")
+    __slots__ = ("_fd", "mode", "mtime", "mtime_ns", "path", "size")
 
     def __init__(self, path: str, modes: bool = False) -> None:
         self.path = path
@@ -152,6 +152,7 @@ class LocalSource:
             raise TransferError(f"{path}: is {kind}; a file was meant")
         self.size = info.st_size
         self.mtime = int(info.st_mtime)
+        self.mtime_ns = info.st_mtime_ns
         self.mode = info.st_mode & 0o777 if modes else None
 
     @property

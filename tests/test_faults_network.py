@@ -430,6 +430,21 @@ def test_a_source_that_changes_during_an_upload_is_never_spliced(link, tmp_path,
     assert tree(there.server.root) in [{"a": new}] + [{"a": old}] * (how == "replaced")
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_source_that_changes_twice_within_a_second_is_never_spliced(link, tmp_path, transport):
+    there = link(transport)
+    there.make_local("a", LARGE)
+    os.utime(tmp_path / "a", ns=(10**18, 10**18))
+    there.relay.stall(after_bytes=LARGE // 2, direction="up")
+    future = there.store("a")
+    wait_until(lambda: there.relay.status()["faults"])
+    (tmp_path / "a").write_bytes(new := os.urandom(LARGE))
+    os.utime(tmp_path / "a", ns=(10**18, 10**18 + 10**8))
+    there.relay.resume()
+    future.result(WAIT_S)
+    assert tree(there.server.root) == {"a": new}
+
+
 def test_small_files_of_a_tree_that_is_given_up_are_whole_or_absent(
     sshd_factory, relay_factory, tmp_path
 ):

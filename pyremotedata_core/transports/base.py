@@ -60,6 +60,8 @@ class Source:
         Bytes; seconds since the epoch.
     mode : int or None
         The permission bits that the remote file is to have, None for the server's choice.
+    mtime_ns : int
+        That of the local file, which shows a change.
     """
 
     path: str
@@ -67,6 +69,7 @@ class Source:
     size: int
     mtime: int
     mode: int | None = None
+    mtime_ns: int = 0
 
 
 class SmallSource(Protocol):

@@ -419,4 +419,5 @@ def _changed_since(before: os.stat_result, local: str, source: Source) -> bool:
     except OSError:
         return True
     same_file = (now.st_dev, now.st_ino) == (before.st_dev, before.st_ino)
-    return not same_file or now.st_size != source.size or int(now.st_mtime) != source.mtime
+    same = (now.st_size, now.st_mtime_ns) == (source.size, source.mtime_ns)
+    return not (same_file and same)

@@ -176,7 +176,7 @@ def _expect_unchanged(source: Source) -> None:
         now = os.fstat(source.fd)  # an empty file is opened only now
     except OSError as error:
         raise from_oserror(error, source.path) from None
-    if now.st_size != source.size or int(now.st_mtime) != source.mtime:
+    if (now.st_size, now.st_mtime_ns) != (source.size, source.mtime_ns):
         raise local_changed(source)
 
 

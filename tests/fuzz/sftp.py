@@ -234,7 +234,7 @@ def _source() -> Source:
         file.flush()
         info = os.fstat(file.fileno())
         fd = os.dup(file.fileno())
-    return Source("local", fd, info.st_size, int(info.st_mtime), 0o644)
+    return Source("local", fd, info.st_size, int(info.st_mtime), 0o644, info.st_mtime_ns)
 
 
 def _nothing(*_: object) -> None:
