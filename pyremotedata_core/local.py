@@ -9,6 +9,7 @@ import shutil
 import stat
 
 from .errors import LocalStorageFull, TransferError, from_oserror
+from .model import sftp_time
 from .names import check_local, local_parent
 
 CHECK_SPACE_BYTES = 1 << 20
@@ -151,7 +152,7 @@ class LocalSource:
             kind = "a directory" if os.path.isdir(path) else "not a regular file"
             raise TransferError(f"{path}: is {kind}; a file was meant")
         self.size = info.st_size
-        self.mtime = int(info.st_mtime)
+        self.mtime = sftp_time(info.st_mtime)
         self.mtime_ns = info.st_mtime_ns
         self.mode = info.st_mode & 0o777 if modes else None
 
@@ -211,6 +212,6 @@ class SmallFileSource:
         same = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
         if not fits or not same or len(data) != before.st_size:
             raise TransferError(f"{self._path}: changed while it was read", retryable=True)
-        self.size, self.mtime = before.st_size, int(before.st_mtime)
+        self.size, self.mtime = before.st_size, sftp_time(before.st_mtime)
         self.mode = before.st_mode & 0o777 if self._modes else None
         return data

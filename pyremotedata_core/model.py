@@ -43,6 +43,11 @@ def kind_of(mode: int | None) -> Kind:
     return "other"
 
 
+def sftp_time(seconds: float) -> int:
+    """Return a time as SFTP version 3 can tell it: whole seconds, from 1970 to 2106."""
+    return min(max(int(seconds), 0), 0xFFFFFFFF)
+
+
 class Stat(NamedTuple):
     """What a server says of a file.
 

@@ -220,6 +220,17 @@ def test_what_the_server_does_not_let_go_is_not_counted_as_deleted(sshd_factory,
     assert (result.deleted, len(result.failed)) == (0, 1)
 
 
+@pytest.mark.parametrize("mtime", [-1_000_000_000, 5_000_000_000])
+def test_what_has_a_time_that_sftp_cannot_tell_goes_once(sshd, remote_directory, tmp_path, mtime):
+    for name, size in (("small", 3), ("large", 300_000)):
+        (tmp_path / name).write_bytes(bytes(size))
+        os.utime(tmp_path / name, (mtime, mtime))
+    with Remote(sshd.url(remote_directory), ssh_config=str(sshd.ssh_config)) as remote:
+        assert remote.sync("t", tmp_path, direction="up").files == 2
+        result = remote.sync("t", tmp_path, direction="up")
+    assert (result.files, result.unchanged) == (0, 2)
+
+
 def test_where_a_server_keeps_its_own_times_equal_sizes_can_do(sshd_factory, tmp_path):
     server = sshd_factory(sftp_arguments="-P setstat,fsetstat")
     there, here = server.make_directory("t"), tmp_path / "t"

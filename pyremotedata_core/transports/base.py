@@ -57,7 +57,7 @@ class Source:
     fd : int
         An open descriptor; -1 for a file that lies at the server itself.
     size, mtime : int
-        Bytes; seconds since the epoch.
+        Bytes; seconds since the epoch, as the remote file is to have them.
     mode : int or None
         The permission bits that the remote file is to have, None for the server's choice.
     mtime_ns : int

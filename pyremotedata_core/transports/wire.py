@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 
-from ..model import Entry, Stat, kind_of
+from ..model import Entry, Stat, kind_of, sftp_time
 
 INIT, VERSION, OPEN, CLOSE, READ, WRITE, LSTAT, FSTAT, SETSTAT = 1, 2, 3, 4, 5, 6, 7, 8, 9
 OPENDIR, READDIR, REMOVE, MKDIR, RMDIR, REALPATH, STAT, RENAME = 11, 12, 13, 14, 15, 16, 17, 18
@@ -57,8 +57,8 @@ def permissions(mode: int) -> bytes:
 
 def times(mtime: int) -> bytes:
     """Pack attributes that set access and modification time, in seconds, and nothing else."""
-    clipped = min(max(mtime, 0), 0xFFFFFFFF)
-    return _u32.pack(_TIMES) + _times.pack(clipped, clipped)
+    seconds = sftp_time(mtime)
+    return _u32.pack(_TIMES) + _times.pack(seconds, seconds)
 
 
 def read_string(body: memoryview, at: int) -> tuple[bytes, int]:

@@ -24,7 +24,7 @@ from ..fetch import Check, Fetch
 from ..filters import Filter, TreeOptions
 from ..growth import Growth
 from ..jobs import Job
-from ..model import Stat, TreeResult
+from ..model import Stat, TreeResult, sftp_time
 from ..mover import Mover
 from ..spool import Spool
 from ..transports.base import Done
@@ -298,7 +298,8 @@ class Tree(Many):
             info = os.stat(self._local(path))
         except OSError:
             return False
-        dated_alike = self._size_only or int(info.st_mtime) == stat.mtime
+        mtime = int(info.st_mtime)
+        dated_alike = self._size_only or stat.mtime in (mtime, sftp_time(mtime))
         return info.st_size == stat.size and dated_alike
 
     def _unless_same(self, path: str, stat: Stat, begin: Callable[[], Job]) -> Job:
