@@ -128,13 +128,13 @@ class Journal:
         self._lines += len(gone)
         # What it still tells of where this cannot be written is looked for in vain.
         with contextlib.suppress(OSError):
-            if self._live and self._lines <= COMPACT_LINES + 2 * len(self._live):
+            if not self._live:
+                os.ftruncate(self._fd, 0)
+                self._lines = 0
+            elif self._lines <= COMPACT_LINES + 2 * len(self._live):
                 self._write(b"".join(_line([name]) for name in gone))
             else:
-                os.ftruncate(self._fd, 0)
-                for name, upload in self._live.items():
-                    os.write(self._fd, upload.lines(name))
-            self._lines = sum(1 + len(upload.done) for upload in self._live.values())
+                self._compact()
 
     def keep(self, temporary: str) -> bool:
         """Leave a temporary file to a later `resume`; return whether it holds anything."""
@@ -204,6 +204,22 @@ class Journal:
         except OSError as error:
             raise from_oserror(error, "the journal of uploads") from None
 
+    def _compact(self) -> None:
+        """Write what still holds into a new file, and remove the old one: no kill loses any."""
+        unwanted = self._path, self._fd
+        self._open()
+        try:
+            self._write(b"".join(upload.lines(name) for name, upload in self._live.items()))
+            self._lines = sum(1 + len(upload.done) for upload in self._live.values())
+        except OSError:
+            (self._path, self._fd), unwanted = unwanted, (self._path, self._fd)
+            raise
+        finally:
+            path, fd = unwanted
+            if path is not None:
+                path.unlink(missing_ok=True)
+            os.close(fd)
+
     def _paths(self) -> list[Path]:
         try:
             return list(self._directory.iterdir())
@@ -229,13 +245,13 @@ class Journal:
         while True:
             try:
                 private_directory(self._directory.parent)
-                self._path = private_directory(self._directory) / os.urandom(8).hex()
-                fd = os.open(self._path, flags, 0o600)
+                path = private_directory(self._directory) / os.urandom(8).hex()
+                fd = os.open(path, flags, 0o600)
             except FileNotFoundError:
                 continue  # somebody removed the directory, empty, between two calls
             fcntl.flock(fd, fcntl.LOCK_EX)
             if os.fstat(fd).st_nlink:
-                self._fd = fd
+                self._path, self._fd = path, fd
                 return
             os.close(fd)  # somebody adopted it, empty, between our two calls
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from pyremotedata_core import LocalStorageFull, TransferEngine
-from pyremotedata_core.journal import Journal, Orphan
+from pyremotedata_core.journal import COMPACT_LINES, Journal, Orphan
 from pyremotedata_core.nodestate import state_directory
 
 WAIT_S = 60.0
@@ -89,6 +91,33 @@ def test_a_journal_of_the_dead_tells_only_of_what_may_be_there():
     heir.end("/98.part", "/99.part")
     heir.close()
     assert not heir._directory.exists()
+
+
+def test_a_journal_stays_small_and_tells_at_any_moment_of_what_is_there():
+    journal = Journal(f"sftp://nowhere-{os.urandom(8).hex()}")
+    slow = [Orphan(f"/{number}.part", f"/{number}") for number in range(1000)]
+    journal.begin_all(slow)
+    told, most, done = [], 0, threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            with contextlib.suppress(FileNotFoundError):  # another file has just taken its place
+                text = b"".join(map(Path.read_bytes, journal._directory.iterdir()))
+                told.append(all(f'"{temporary}"'.encode() in text for temporary, _ in slow))
+
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(look)
+        for _ in range(3 * COMPACT_LINES):
+            journal.begin("/quick.part", "/quick")
+            journal.end("/quick.part")
+            most = max(most, journal._path.stat().st_size)
+        done.set()
+        looking.result()
+    assert most < 50 * (COMPACT_LINES + 2 * len(slow))
+    assert told
+    assert all(told)
+    journal.end(*(orphan.temporary for orphan in slow))
+    journal.close()
 
 
 def test_a_journal_on_a_full_disk_takes_no_further_upload_and_lets_the_others_end():
