@@ -297,7 +297,9 @@ class Middleman:
         if kind == OPEN:
             (flags,) = struct.unpack_from(">I", body, 8 + len(take_string(body, 4)))
             return "create" if flags & 0x08 else "open"
-        return {RENAME: "rename", REMOVE: "remove", MKDIR: "mkdir"}.get(kind, "other")
+        return {RENAME: "rename", REMOVE: "remove", MKDIR: "mkdir", CLOSE: "close"}.get(
+            kind, "other"
+        )
 
 
 if __name__ == "__main__":

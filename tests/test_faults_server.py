@@ -168,6 +168,18 @@ def test_what_a_server_let_nobody_remove_goes_with_the_next_run(tmp_path, size):
         assert tree(place) == {"a": bytes(size)}
 
 
+@pytest.mark.parametrize("size", [1, 17 * 2**20])
+def test_a_file_that_a_server_does_not_close_is_told_and_leaves_nothing(tmp_path, size):
+    """As one whose disk or quota is full may do."""
+    (tmp_path / "a").write_bytes(bytes(size))
+    with ScriptedSshd("relay", {"refuse": ["close"]}) as server:
+        place = server.make_directory("t")
+        with TransferEngine(server.settings()) as engine:
+            error = engine.store(tmp_path / "a", server.url("t/a")).exception(WAIT_S)
+        assert isinstance(error, RemotePermissionDenied)
+        assert tree(place) == {}
+
+
 def test_an_empty_file_for_a_disk_that_takes_none_is_told(sshd, remote_directory, small_disk):
     """With ``verify`` it is made only to be compared."""
     sshd.make(f"{remote_directory}/empty", b"")

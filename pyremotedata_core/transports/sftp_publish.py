@@ -23,7 +23,7 @@ from .sftp_sequences import (
     Sequence,
     attrs_of,
     error_of,
-    expect_ok,
+    is_ok,
     path_of,
     rename,
     room,
@@ -78,7 +78,8 @@ def create(
     if answer[0] != wire.HANDLE:
         raise cannot_create(error_of(session, path, answer))
     closed = yield wire.CLOSE, wire.read_handle(answer[1])
-    expect_ok(session, path, closed)
+    if not is_ok(closed):
+        yield from discard(temporary, cannot_create(error_of(session, path, closed)))
     free = room(answers)
     if free is not None and free < size and temporary != path:
         full = (
