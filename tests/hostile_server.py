@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import struct
 import subprocess
 import sys
@@ -24,6 +25,7 @@ OK, EOF, NO_SUCH_FILE, DENIED, FAILURE = 0, 1, 2, 3, 4
 
 FILE = bytes(range(256)) * 400  # what every file of a liar holds
 DIRECTORY_MODE, FILE_MODE = 0o040755, 0o100644
+HOLD_S = 60.0  # at the most
 # What "limits WHAT" answers to limits@openssh.com.
 LIMITS = {
     "limits cut": b"\xff" * 5,
@@ -227,6 +229,10 @@ class Middleman:
         Ends the connection instead of sending the answer to the first request of this kind
         (``rename``, ``create``, ``remove``, ``mkdir``); the file ``mark`` is then made, and
         keeps it from doing so again.
+    hold : str, mark : str, times : int
+        Keeps the first requests of this kind, one if not told otherwise, until somebody opens the
+        pipe that is then made, ``mark`` and a number, for writing. When it is answered, there is a
+        file of the pipe's name and ``.done``.
     refuse : list of str
         Kinds of requests that are answered with "permission denied".
     spoil : str, mark : str
@@ -238,16 +244,20 @@ class Middleman:
         self.options = options
         self.child = subprocess.Popen([server], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.asked: dict[bytes, str] = {}
+        self.held: dict[bytes, str] = {}
         self.sending = threading.Lock()
 
     def serve(self) -> None:
-        threading.Thread(target=self.answers, daemon=True).start()
+        answers = threading.Thread(target=self.answers, daemon=True)
+        answers.start()
         assert self.child.stdin is not None
         for kind, body in packets(sys.stdin.buffer):
             if kind != INIT:
                 self.asked[body[:4]] = self.name(kind, body)
             if kind == WRITE and self.options.get("spoil") == "write" and self.first():
                 body = body[:-1] + bytes([body[-1] ^ 1])
+            if kind != INIT and self.asked[body[:4]] == self.options.get("hold"):
+                self.hold(body[:4])
             if self.asked.get(body[:4]) in self.options.get("refuse", ()):
                 del self.asked[body[:4]]
                 self.send(STATUS, body[:4] + struct.pack(">I", DENIED) + string(b"no") * 2)
@@ -262,8 +272,10 @@ class Middleman:
                 body = body[:-4] + struct.pack(">I", min(length, limit))
             self.child.stdin.write(packet(kind, body))
             self.child.stdin.flush()
+        while self.held:  # at the end of its input the server gives no answer any more
+            time.sleep(0.01)
         self.child.stdin.close()
-        self.child.wait()
+        answers.join()
         os._exit(0)
 
     def answers(self) -> None:
@@ -274,6 +286,8 @@ class Middleman:
             if self.asked.pop(body[:4], "") == self.options.get("end_after") and self.first():
                 self.child.kill()
                 os._exit(1)
+            if pipe := self.held.pop(body[:4], ""):
+                open(f"{pipe}.done", "x").close()
             if kind == DATA and self.options.get("spoil") == "read" and self.first():
                 body = body[:-1] + bytes([body[-1] ^ 1])
             self.send(kind, body)
@@ -283,6 +297,17 @@ class Middleman:
         with self.sending:
             sys.stdout.buffer.write(packet(kind, body))
             sys.stdout.buffer.flush()
+
+    def hold(self, request_id: bytes) -> None:
+        for number in range(self.options.get("times", 1)):
+            pipe = f"{self.options['mark']}{number}"
+            try:
+                os.mkfifo(pipe)
+            except FileExistsError:
+                continue
+            select.select([os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)], [], [], HOLD_S)
+            self.held[request_id] = pipe
+            return
 
     def first(self) -> bool:
         try:

@@ -154,6 +154,12 @@ def publish(
             return stat
         if not overwrite:
             answer = yield wire.LSTAT, path_of(path)
+            if answer[0] != wire.ATTRS:
+                # It replaces nothing that has come meanwhile, on most servers.
+                renamed = yield wire.RENAME, path_of(temporary) + path_of(path)
+                if is_ok(renamed):
+                    return stat
+                answer = yield wire.LSTAT, path_of(path)
             if answer[0] == wire.ATTRS:
                 there = wire.read_attrs(answer[1])[0]
                 if again and there.same_content(wanted):
