@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import ConnectionLost, TransferError, TransferTimeout
 from .jobs import Job
@@ -24,7 +24,15 @@ class Copy(Job):
         if self._temporary != new.path:
             mover.journal(new).begin(self._temporary, new.path)
         super().__init__(mover, new, done)
-        self._submit("copy", (old.path, self._temporary, new.path, overwrite), self._copied)
+
+        def args() -> tuple[Any, ...]:
+            return old.path, self._temporary, new.path, overwrite
+
+        def renew() -> tuple[Any, ...]:
+            self._temporary = mover.other_temporary(new, self._temporary)
+            return args()
+
+        self._submit("copy", args(), self._copied, renew=renew)
 
     def _copied(self, stat: Stat | None, error: TransferError | None) -> None:
         lost = isinstance(error, ConnectionLost | TransferTimeout)

@@ -61,12 +61,13 @@ class Job:
         on_bytes: OnBytes | None = None,
         background: bool = False,
         weight: int = 1,
+        renew: Callable[[], tuple[Any, ...]] | None = None,
     ) -> None:
         def ended(result: Any, error: TransferError | None) -> None:
             self._operations.discard(operation)
             then(result, error)
 
-        operation = Operation(name, args, ended, load_bytes, on_bytes, weight)
+        operation = Operation(name, args, ended, load_bytes, on_bytes, weight, renew)
         try:
             self._mover.pool(self._url).submit(operation, background=background)
         except TransferError as error:

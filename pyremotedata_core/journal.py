@@ -111,6 +111,18 @@ class Journal:
         """Note uploads of small files, all or none; see `begin`."""
         self._begin({temporary: _Upload(final) for temporary, final in uploads})
 
+    def replace(self, old: str, new: str) -> None:
+        """Note that an upload begins anew under another temporary name; the old one is an orphan.
+
+        Raises
+        ------
+        TransferError
+            As `begin`.
+        """
+        upload = self._live[old]
+        self._begin({new: _Upload(upload.final, upload.origin, upload.since)})
+        self._orphans.append(Orphan(old, upload.final))
+
     def note(self, temporary: str, segment: int) -> None:
         """Note that the server has a segment."""
         upload = self._live.get(temporary)

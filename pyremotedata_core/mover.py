@@ -143,6 +143,22 @@ class Mover:
             return path
         return posixpath.join(posixpath.dirname(path), self._names.next())
 
+    def other_temporary(self, url: RemoteURL, temporary: str) -> str:
+        """Return another temporary path for an upload whose connection was lost.
+
+        The session before may still be about to rename the one that it had, which is removed.
+        """
+        other = self.temporary_beside(url.path)
+        if other == url.path:
+            return temporary
+        journal = self.journal(url)
+        try:
+            journal.replace(temporary, other)
+        except TransferError:
+            return temporary
+        self.clear_orphans(url)
+        return other
+
     def journal(self, url: RemoteURL) -> Journal:
         """Return the journal of uploads to a URL's server."""
         journal = self._journals.get(url.server)

@@ -153,6 +153,8 @@ class Pool:
             self._note_attempt(operation)
             if operation.moved:
                 operation.count(-operation.moved)
+            if operation.renew:
+                operation.args = operation.renew()
             self._waiting.add(operation)
             again = partial(self._again, operation)
             self._loop.call_later(pause_s(operation.attempts), again)

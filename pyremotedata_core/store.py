@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .errors import (
@@ -94,16 +95,33 @@ class Store(FileJob):
             self._move_all(had)
         elif in_parts:
             self._expect(self._size)
-            args = (self._temporary, self._url.path, self._overwrite, self._size)
-            self._submit("create", args, self._created)
+            self._submit(
+                "create", self._creation(), self._created, renew=self._anew(self._creation)
+            )
         else:
             self._submit(
                 "write",
-                (self._url.path, self._source, self._overwrite, self._temporary),
+                self._writing(),
                 self._stored if segments or not self._verify else self._stored_unseen,
                 load_bytes=self._size or 1,
                 on_bytes=self._count,
+                renew=self._anew(self._writing),
             )
+
+    def _creation(self) -> tuple[Any, ...]:
+        return self._temporary, self._url.path, self._overwrite, self._size
+
+    def _writing(self) -> tuple[Any, ...]:
+        return self._url.path, self._source, self._overwrite, self._temporary
+
+    def _anew(self, args: Callable[[], tuple[Any, ...]]) -> Callable[[], tuple[Any, ...]]:
+        """Return what makes arguments for another attempt."""
+
+        def renew() -> tuple[Any, ...]:
+            self._temporary = self._mover.other_temporary(self._url, self._temporary)
+            return args()
+
+        return renew
 
     def _begin(self, *, large: bool) -> set[int] | None:
         """Choose the temporary name; return the segments that one left before has."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,10 @@ import pytest
 from pyremotedata_core import ServerRefused, TransferEngine
 
 from .servers import ScriptedSshd
-from .sites import WAIT_S, tree
+from .sites import WAIT_S, temporaries, tree
 from .waiting import wait_until
 
+SIZE = 3 * 2**20
 LARGE = 9 * 2**20
 
 
@@ -32,6 +35,46 @@ class Held:
         with open(f"{self._mark}{number}", "w"):
             pass
         wait_until(lambda: os.path.exists(f"{self._mark}{number}.done"))
+
+
+def sizes(place: Path) -> Iterator[int]:
+    for path in temporaries(place):
+        with contextlib.suppress(FileNotFoundError):
+            yield os.path.getsize(path)
+
+
+def test_a_late_rename_gives_no_half_file_its_name(tmp_path, relay_factory):
+    held = Held(tmp_path)
+    (tmp_path / "a").write_bytes(data := os.urandom(SIZE))
+    with held.server as server:
+        place = server.make("t/a", b"old").parent
+        relay = relay_factory(server.port)
+        with TransferEngine(server.settings(bandwidth=2**20)) as engine:
+            future = engine.store(tmp_path / "a", relay.url(server.url("t/a")))
+            held.wait()
+            relay.reset()  # another session begins anew
+            wait_until(lambda: any(0 < size < SIZE for size in sizes(place)))
+            held.let_go()
+            assert (place / "a").read_bytes() in (b"old", data)
+            future.result(WAIT_S)
+        assert tree(place) == {"a": data}
+
+
+def test_a_late_rename_is_no_failure_of_the_next_attempt(tmp_path, relay_factory):
+    held = Held(tmp_path, times=2)
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t/a").write_bytes(data := os.urandom(LARGE))
+    with held.server as server:
+        relay = relay_factory(server.port)
+        with TransferEngine(server.settings()) as engine:
+            future = engine.store_tree(tmp_path / "t", relay.url(server.url("t")))
+            held.wait()
+            relay.reset()
+            held.wait(1)
+            for number in range(2):
+                held.let_go(number)
+            assert future.result(WAIT_S).failed == []
+        assert tree(server.root / "t") == {"a": data}
 
 
 @pytest.mark.parametrize("size", [3, LARGE])

@@ -124,6 +124,8 @@ class Operation:
         Called with the number of bytes as they have moved.
     weight : int
         Files that it has open at a time.
+    renew : callable or None
+        Returns the arguments of another attempt, where those of the last one are not to serve.
     """
 
     name: str
@@ -132,6 +134,7 @@ class Operation:
     load_bytes: int = 0
     on_bytes: Callable[[int], None] | None = None
     weight: int = 1
+    renew: Callable[[], tuple[Any, ...]] | None = None
     cancelled: bool = False
     attempts: int = 0
     born: float = 0.0

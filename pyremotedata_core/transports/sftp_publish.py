@@ -133,11 +133,7 @@ def publish(
     direct = temporary == path
     try:
         if again and not direct:
-            there = yield from _put_back(temporary, path)
-            left = yield wire.LSTAT, path_of(temporary)
-            # Nobody else knows the temporary name.
-            if left[0] != wire.ATTRS and there and there.same_content(wanted):
-                return there
+            yield from _put_back(temporary, path)
         *_, times_set, checked = dated or (yield dating(temporary, source))
         if dated and (checked[0] != wire.ATTRS or _size_of(checked) != source.size):
             # Answered out of turn, perhaps: ask once more, now that the file is closed.
@@ -172,6 +168,13 @@ def publish(
             hint = "if it lets nobody rename, set PYREMOTEDATA_PUBLISH=direct"
             raise RemotePermissionDenied(f"{error.message}; {hint}", error.url) from None
     except TransferError as error:
+        if again and not direct:
+            left, answer = yield [(wire.LSTAT, path_of(temporary)), (wire.LSTAT, path_of(path))]
+            # Nobody else knows the temporary name.
+            if left[0] != wire.ATTRS and answer[0] == wire.ATTRS:
+                there = wire.read_attrs(answer[1])[0]
+                if there.same_content(wanted):
+                    return there
         yield from discard(temporary, error)
     return stat
 
@@ -198,7 +201,7 @@ def clear_orphan(_session: SftpSession, temporary: str, final: str) -> Sequence:
 
 
 def _put_back(temporary: str, final: str) -> Sequence:
-    """Put a file back that stood aside without successor; return what then stands there."""
+    """Put a file back that stood aside without successor."""
     aside = aside_name(temporary)
     old, new = yield [(wire.LSTAT, path_of(aside)), (wire.LSTAT, path_of(final))]
     if old[0] == wire.ATTRS:
@@ -206,5 +209,3 @@ def _put_back(temporary: str, final: str) -> Sequence:
             yield wire.REMOVE, path_of(aside)
         else:
             yield wire.RENAME, path_of(aside) + path_of(final)
-            new = old
-    return wire.read_attrs(new[1])[0] if new[0] == wire.ATTRS else None
