@@ -14,16 +14,23 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import paramiko
 import pytest
 from paramiko.common import cMSG_SERVICE_ACCEPT
 
-from pyremotedata_core import ConfigurationError, ConnectionSettings, TransferEngine
+from pyremotedata_core import (
+    ConfigurationError,
+    ConnectionLost,
+    ConnectionSettings,
+    TransferEngine,
+)
 from pyremotedata_core.carriers import open_carrier, takes_paramiko
+from pyremotedata_core.pyssh.child import serve
 from pyremotedata_core.pyssh.hostkeys import find_entries, judge, matches, name_of, remember
-from pyremotedata_core.pyssh.login import OnceAsking
+from pyremotedata_core.pyssh.login import Login, OnceAsking, log_in
 from pyremotedata_core.pyssh.site import find_site
 from workflows.embedded_sshd import descendants, program
 
@@ -31,6 +38,7 @@ from .logins import attempt, changed, new_key
 from .page import told
 from .processes import below
 from .sites import WAIT_S
+from .waiting import wait_until
 
 # --- the ways in ----------------------------------------------------------------------------
 
@@ -237,6 +245,19 @@ def test_a_killed_child_is_replaced_and_the_transfer_completes(sshd_factory, tmp
 
 
 # --- host keys ------------------------------------------------------------------------------
+
+
+def test_a_connection_that_breaks_while_a_session_is_asked_for_is_lost(sshd, relay_factory):
+    """A lost connection is tried again."""
+    relay = relay_factory(sshd.port)
+    place = {"host": "127.0.0.1", "port": relay.port, "username": sshd.user}
+    transport = log_in(Login(sshd.settings(**place), {}))
+    relay.stall()
+    with socket.socketpair()[0] as inside, ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(serve, transport, inside)
+        wait_until(lambda: len(transport._channels))
+        relay.reset()
+        assert isinstance(asked.exception(WAIT_S), ConnectionLost)
 
 
 def test_an_accepted_key_is_written_as_ssh_would_read_it(sshd_factory, tmp_path):

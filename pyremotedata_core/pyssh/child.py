@@ -77,16 +77,17 @@ def serve(transport: paramiko.Transport, inside: socket.socket) -> None:
     """
     try:
         channel = transport.open_session()
-    except paramiko.SSHException as error:
+    except (paramiko.SSHException, EOFError, OSError) as error:
         if isinstance(error, paramiko.ChannelException) or "Timeout" in str(error):
             raise ServerRefused(
                 f"the server takes no further session now: {error}", retryable=True
             ) from None
-        raise ConnectionLost(f"the connection broke: {error}") from None
+        why = str(error) or "the server closed it"
+        raise ConnectionLost(f"the connection broke: {why}") from None
     channel.in_buffer = outlet = Outlet(inside)  # type: ignore[assignment]
     try:
         channel.invoke_subsystem("sftp")
-    except (paramiko.SSHException, EOFError):
+    except (paramiko.SSHException, EOFError, OSError):
         if not transport.is_active():
             raise ConnectionLost("the server closed the connection") from None
         raise ServerRefused(
