@@ -264,7 +264,7 @@ class Store(FileJob):
                 return
             # The local file has changed, or somebody has cleared the temporary one away.
             changed = type(error) is TransferError and error.retryable
-            if changed or (isinstance(error, RemoteFileNotFound) and self._resumed):
+            if changed or isinstance(error, RemoteFileNotFound):
                 self._start()
                 return
         if error is not None and os.path.basename(self._temporary) in error.url:

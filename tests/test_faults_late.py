@@ -77,6 +77,26 @@ def test_a_late_rename_is_no_failure_of_the_next_attempt(tmp_path, relay_factory
         assert tree(server.root / "t") == {"a": data}
 
 
+def test_an_upload_whose_temporary_file_another_sync_takes_for_an_old_one_begins_anew(tmp_path):
+    """It has the time of its source before it has its name."""
+    held = Held(tmp_path)
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t/a").write_bytes(data := os.urandom(LARGE))
+    os.utime(tmp_path / "t/a", (1_000_000_000, 1_000_000_000))
+    with (
+        held.server as server,
+        TransferEngine(server.settings()) as engine,
+        TransferEngine(server.settings()) as other,
+    ):
+        arguments = tmp_path / "t", server.url("t")
+        future = engine.store_tree(*arguments)
+        held.wait()
+        assert other.store_tree(*arguments, compare=True, delete=True).result(WAIT_S).failed == []
+        held.let_go()
+        assert future.result(WAIT_S).failed == []
+        assert tree(server.root / "t") == {"a": data}
+
+
 @pytest.mark.parametrize("size", [3, LARGE])
 def test_a_file_that_may_not_be_replaced_is_not_although_it_comes_late(tmp_path, size):
     held = Held(tmp_path)
