@@ -245,8 +245,8 @@ class Store(FileJob):
                 error = ServerRefused("what the server holds is not what was sent", str(self._url))
             self._stored(None if error else stat, error)
 
-        if stat is None:
-            self._stored(None, error)
+        if stat is None or self.cancelled:
+            self._stored(None, error or cancelled())
         else:
             self._check = Check(self._mover, self._url, self._path, checked, expect=stat)
 
