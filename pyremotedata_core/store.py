@@ -187,7 +187,7 @@ class Store(FileJob):
                 error = ServerRefused("what the server holds is not what was sent", str(self._url))
         if error is None:
             args = (self._temporary, self._url.path, self._source, self._overwrite)
-            self._submit("publish", args, self._stored)
+            self._submit("publish", args, self._published)
         elif isinstance(error, RemoteFileNotFound) and self._resumed and not self.cancelled:
             # Somebody has cleared it away.
             self._mover.journal(self._url).end(self._temporary)
@@ -202,6 +202,12 @@ class Store(FileJob):
         else:
             # The temporary file is ours: it goes before the failure is told.
             self._discard(error)
+
+    def _published(self, stat: Stat | None, error: TransferError | None) -> None:
+        if error is not None and self.cancelled and not self.keep:
+            self._discard(error)  # it may have been given up between two attempts
+        else:
+            self._stored(stat, error)
 
     def _may_be_continued(self, error: TransferError) -> bool:
         if self.cancelled:

@@ -77,6 +77,26 @@ def test_a_late_rename_is_no_failure_of_the_next_attempt(tmp_path, relay_factory
         assert tree(server.root / "t") == {"a": data}
 
 
+def test_an_upload_that_is_given_up_while_its_server_is_away_leaves_nothing(
+    tmp_path, relay_factory
+):
+    held = Held(tmp_path)
+    (tmp_path / "a").write_bytes(bytes(LARGE))
+    with held.server as server:
+        place = server.make_directory("t")
+        relay = relay_factory(server.port)
+        with TransferEngine(server.settings()) as engine:
+            future = engine.store(tmp_path / "a", relay.url(server.url("t/a")))
+            held.wait()
+            relay.refuse()
+            relay.reset()
+            future.cancel()
+            relay.accept()
+            assert engine.wait_cancelled(WAIT_S)
+            held.let_go()
+            assert tree(place) == {}
+
+
 def test_an_upload_whose_temporary_file_another_sync_takes_for_an_old_one_begins_anew(tmp_path):
     """It has the time of its source before it has its name."""
     held = Held(tmp_path)
