@@ -268,3 +268,37 @@ def test_the_cache_serves_a_second_run_where_the_user_wants_it(counted):
     counted.make_remote("in", newer)
     counted.run(*cache, "--forceall").succeeded()
     assert counted.path("out").read_bytes() == newer
+
+
+REMADE = """
+    def last(wildcards):
+        checkpoints.remake.get()
+        return storage("@URL@/last")
+    rule all:
+        input: last
+    checkpoint remake:
+        input: storage("@URL@/in")
+        output: storage("@URL@/middle")
+        shell: "mkdir -p {output}; cp {input} {output}/x"
+    rule read:
+        input: storage("@URL@/middle")
+        output: storage("@URL@/last")
+        shell: "cat {input}/x > {output}"
+"""
+
+
+@pytest.mark.parametrize(("kind", "place"), [("file", "apart"), ("directory", "shared")])
+def test_what_depends_on_a_remade_output_is_remade_after_a_checkpoint(counted, kind, place):
+    text = REMADE
+    if kind == "file":
+        text = REMADE.replace("mkdir -p {output}; ", "").replace("}/x", "}")
+        counted.make_remote("middle", b"old", mtime=1_600_000_000)
+    else:
+        counted.make_remote("middle/x", b"old", mtime=1_600_000_000)
+        counted.make_remote("middle/.snakemake_timestamp", mtime=1_600_000_000)
+    counted.make_remote("last", b"old", mtime=1_600_000_001)
+    counted.make_remote("in", b"new", mtime=1_600_000_002)
+    counted.write(text)
+    outcome = counted.submit() if place == "shared" else submit_apart(counted, jobs=1)
+    outcome.succeeded()
+    assert counted.remote_path("last").read_bytes() == b"new"

@@ -32,6 +32,7 @@ class Host:
         self._jobs: dict[int, Any] = {}
         self._objects: list[Any] = []  # keeps the ids of `_jobs` from being used again
         self._jobs_of: tuple[int, int] | None = None
+        self._finished: set[Any] = set()
         self._looked_at: tuple[int, int, int] | None = None
 
     @classmethod
@@ -113,6 +114,23 @@ class Host:
             return self._job(storage_object) is not None
         except Exception:
             return False
+
+    def stored_elsewhere(self) -> list[Any]:
+        """Return the outputs of jobs that are done since this was last asked.
+
+        Nothing where the main process stores what its cluster jobs have made: it knows it then.
+        """
+        try:
+            if not self.is_main_process or self._shares("INPUT_OUTPUT"):
+                return []
+            finished = self._workflow.dag._finished
+            if len(finished) == len(self._finished):
+                return []
+            new = finished - self._finished
+            self._finished |= new
+            return [f.storage_object for job in new for f in job.output if f.is_storage]
+        except Exception:
+            return []
 
     def unwritable(self, provider: Any) -> tuple[str, str] | None:
         """Return rule and query of an output of a job to come that a provider would store."""

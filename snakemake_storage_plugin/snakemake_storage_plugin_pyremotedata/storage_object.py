@@ -249,6 +249,9 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
 
     async def _stat(self, wait: Wait) -> Stat | None:
         self.provider.refuse_outputs()
+        for output in self.provider.host.stored_elsewhere():
+            if output.provider is self.provider:
+                self.provider.lookup.memory.forget(output.url)
         stat = self._shared_copy() or await self.provider.lookup.stat(self.url, wait)
         if stat is not None:
             # Before any job's input is brought, which may take the room of this one.

@@ -85,6 +85,8 @@ class Storing:
             self._notes.remove(url)
         if noted is not None and signature_of(path) == before:
             self._remember(url, before)
+            if path.is_dir():
+                self._lookup.memory.forget(url)  # what was known of its files is older
             return Stored(noted.files, noted.bytes, was_there=True)
         digesting = in_thread(digest, path) if again else None
         upload = self._store_directory if path.is_dir() else self._store_file
