@@ -107,6 +107,25 @@ def test_files_that_stay_and_files_that_never_come(workflow):
     )
 
 
+def test_a_new_remote_file_is_noticed_where_the_copy_of_the_old_one_stays(workflow):
+    workflow.make_remote("in", b"old\n", mtime=1_700_000_000)
+    workflow.write(
+        """
+        rule copy:
+            input: storage("@URL@/in", keep_local=True)
+            output: "out"
+            shell: "cp {input} {output}"
+        """
+    )
+    workflow.run().succeeded()
+    os.utime(workflow.path("out"), (1_700_000_001, 1_700_000_001))
+    assert "Nothing to be done" in workflow.run().succeeded().text
+    workflow.make_remote("in", b"new\n", mtime=1_700_000_002)
+    workflow.run().succeeded()
+    assert workflow.path("out").read_bytes() == b"new\n"
+    assert workflow.local_copy("in").read_bytes() == b"new\n"
+
+
 def test_a_report_holds_remote_files(workflow):
     workflow.make_remote("in", b"figure of merit\n")
     workflow.write(
