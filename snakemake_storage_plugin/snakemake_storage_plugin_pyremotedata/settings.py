@@ -73,7 +73,9 @@ class StorageProviderSettings(StorageProviderSettingsBase):
     ssh_config: Optional[str] = _setting(
         "OpenSSH configuration file to use instead of ~/.ssh/config.", "FILE"
     )
-    ssh_key: Optional[str] = _setting("Private key file; only this key is then offered.", "FILE")
+    ssh_key: Optional[str] = _setting(
+        "Private key file: the only key to offer, beside those that ssh_config names.", "FILE"
+    )
     accept_new: Optional[str] = _setting(
         "Accept the host key of a server that is seen for the first time: yes or no (default).",
         "YES_NO",
