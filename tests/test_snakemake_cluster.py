@@ -270,6 +270,29 @@ def test_the_cache_serves_a_second_run_where_the_user_wants_it(counted):
     assert counted.path("out").read_bytes() == newer
 
 
+def test_the_main_process_fetches_nothing_ahead_for_jobs_that_fetch_for_themselves(counted):
+    for n in range(3):
+        counted.make_remote(f"in/{n}", os.urandom(1000))
+    counted.make_remote("own", b"x")
+    counted.write(
+        """
+        localrules: here
+        rule all:
+            input: storage(expand("@URL@/out/{n}", n=range(3))), local("here")
+        rule here:
+            input: storage("@URL@/own")
+            output: local("here")
+            shell: "cp {input} {output}"
+        rule there:
+            input: storage("@URL@/in/{n}")
+            output: storage("@URL@/out/{n}")
+            shell: "cp {input} {output}"
+        """
+    )
+    submit_apart(counted, jobs=1).succeeded()
+    assert sorted(read_files(counted)) == ["0", "1", "2", "own"]
+
+
 REMADE = """
     def last(wildcards):
         checkpoints.remake.get()

@@ -68,6 +68,15 @@ class Host:
         return self.is_remote_job and self.shares_local_copies and self._shares("INPUT_OUTPUT")
 
     @property
+    def fetches_for_jobs(self) -> bool:
+        """Whether the inputs of all jobs that this process schedules come through it.
+
+        Cluster jobs with places of their own fetch for themselves, and this process only for jobs
+        that run in it.
+        """
+        return self.shares_local_copies or bool(getattr(self._workflow, "local_exec", True))
+
+    @property
     def own_job_id(self) -> str | None:
         """The id of the SLURM job that runs this process and no other of Snakemake's beside it.
 
