@@ -230,6 +230,27 @@ def test_nothing_is_fetched_ahead_when_that_is_switched_off(counted):
     assert "Storage pyremotedata: 24 files (2.29 MiB) retrieved; " in text
 
 
+def test_targets_that_no_job_reads_are_not_fetched_ahead(counted):
+    for n in range(4):
+        counted.make_remote(f"in/{n}", b"x", mtime=1_700_000_000)
+        if n:
+            counted.make_remote(f"out/{n}", b"x", mtime=1_700_000_001)
+    counted.write(
+        """
+        rule all:
+            input: storage(expand("@URL@/out/{n}", n=range(4)))
+        rule copy:
+            input: storage("@URL@/in/{n}")
+            output: storage("@URL@/out/{n}")
+            shell: "cp {input} {output}"
+        """
+    )
+    counted.run().succeeded()
+    assert counted.remote_path("out/0").read_bytes() == b"x"
+    # One that is read, and one that is written.
+    assert counted.server.requests("open") == 2
+
+
 def test_a_registered_provider_takes_its_settings_from_the_snakefile(workflow):
     workflow.make_remote("in.txt", b"hello\n")
     workflow.env.clear()

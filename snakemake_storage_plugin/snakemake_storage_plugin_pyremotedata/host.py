@@ -33,6 +33,8 @@ class Host:
         self._objects: list[Any] = []  # keeps the ids of `_jobs` from being used again
         self._jobs_of: tuple[int, int] | None = None
         self._finished: set[Any] = set()
+        self._targets: dict[int, Any] = {}  # with the objects, as in `_objects`
+        self._targets_of: tuple[int, int] | None = None
         self._looked_at: tuple[int, int, int] | None = None
 
     @classmethod
@@ -121,6 +123,20 @@ class Host:
         """Return whether an object is an output of a job."""
         try:
             return self._job(storage_object) is not None
+        except Exception:
+            return False
+
+    def is_mere_target(self, storage_object: Any) -> bool:
+        """Return whether an object is the input of a ready job that runs nothing, as `rule all`."""
+        try:
+            dag = self._workflow.dag
+            of = (len(dag.ready_jobs), len(dag._finished))
+            if of != self._targets_of:
+                self._targets_of = of
+                targets = (job for job in dag.ready_jobs if not job.is_group() and job.is_norun)
+                objects = [f.storage_object for job in targets for f in job.input if f.is_storage]
+                self._targets = {id(each): each for each in objects}
+            return id(storage_object) in self._targets
         except Exception:
             return False
 

@@ -129,7 +129,8 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
         Snakemake asks for the sizes of the inputs of the jobs that it may run next.
         """
         size = await self._managed("get size of", Operation.SIZE, self._size)
-        wanted = self.retrieve and self.provider.host.fetches_for_jobs
+        host = self.provider.host
+        wanted = self.retrieve and host.fetches_for_jobs and not host.is_mere_target(self)
         if wanted and (stat := self._remembered()) is not None:
             self.provider.prefetch.want(self.url, stat, self.local_path())
         return size
