@@ -63,6 +63,17 @@ def test_a_server_that_locks_us_out_is_left_alone(carrier):
         assert server.log_text().count("locked") <= 6  # by two rounds
 
 
+def test_lftp_leaves_a_server_alone_that_locks_us_out():
+    with MigLike() as server:
+        for number in range(WRONG_SECRETS):
+            settings = server.password_settings(f"wrong-{number}", transport="lftp")
+            assert type(attempt(server.url(), settings)) is AuthenticationFailed
+        error = attempt(server.url(), server.password_settings(transport="lftp"), times=10)
+        assert type(error) is ConnectionLost
+        told(error, "the server broke off the login")
+        assert server.log_text().count("locked") <= 6  # by two rounds
+
+
 @pytest.mark.parametrize("lines", [[], ["KbdInteractiveAuthentication yes", "UsePAM yes"]])
 def test_a_wrong_password_is_sent_once_to_openssh(carrier, chroot_factory, lines):
     """Even where the server takes passwords in two ways."""

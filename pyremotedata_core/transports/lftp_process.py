@@ -239,14 +239,15 @@ class LftpProcess:
                 raise from_oserror(error, "a temporary file") from None
             return b"".join(pieces)
 
-    def ssh_error(self) -> TransferError | None:
+    def ssh_error(self, *, in_login: bool = False) -> TransferError | None:
         """Return what ssh has said since the last command began, None if it said nothing."""
         if not self._killed:
             self._hear(None, self._make_log())
         said = self._said.decode("utf-8", "replace")
         if not said.strip():
             return None
-        return from_ssh_stderr(said, self._url, ssh_config=self._settings.ssh_config)
+        status = 255 if in_login else None  # with which ssh ends without a login
+        return from_ssh_stderr(said, self._url, status, ssh_config=self._settings.ssh_config)
 
     def kill(self) -> None:
         """End it and what it has started, at once. Safe from any thread, more than once."""

@@ -344,8 +344,9 @@ class LftpSite:
         lost = from_lost(reply.log, reply.paths, self._server)
         if lost is None:
             return None
-        silent = lost if self._home is not None else ended_at_once(self._server)
-        return self._process.ssh_error() or silent
+        in_login = self._home is None
+        silent = ended_at_once(self._server) if in_login else lost
+        return self._process.ssh_error(in_login=in_login) or silent
 
     def _listed(self, path: str) -> Stat | None:
         """Return what the listing of its directory says of a path, None where it cannot."""
