@@ -206,6 +206,7 @@ def from_oserror(error: OSError, path: str | os.PathLike[str] = "") -> TransferE
 
 HUNG_UP = "the server closed the connection"
 IN_LOGIN = "the server broke off the login"
+ENDED_LOGIN = "the server ended the login"  # so paramiko tells it
 _SSH: list[tuple[str, type[TransferError], bool, str]] = [
     # pattern, class, retryable, remedy; the first match wins
     (

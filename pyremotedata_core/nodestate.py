@@ -1,8 +1,9 @@
 """What the processes of one user on one node share: a private directory, and session slots.
 
 A session holds one of the ``connections`` slots of its server; a slot is a lock that the kernel
-frees when its holder dies. A process that waits for a slot holds a shared lock on a second file,
-so that holders can see that somebody waits.
+frees when its holder dies, and its file is empty until the session works. A process that waits for
+a slot holds a shared lock on a second file, so that holders can see that somebody waits. A third
+file says how many sessions the server takes, if it was seen to refuse one.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ import os
 import stat
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from .errors import ConfigurationError
 from .names import file_name_for
 
 SWEEP_S = 24 * 3600.0
+LIMIT_S = 120.0  # after which a server that takes few sessions is asked for one more, and so on
+PAUSE_S = 2.0  # after a refusal, as a server may see the end of a session late; doubles with each
 _reserved: dict[str, int] = {}  # slots, for the one who asks next
 
 
@@ -76,16 +80,71 @@ class SessionSlots:
         return fd is not None
 
     def acquire(self) -> int | None:
-        """Take a free slot: a descriptor to close when done, or None when all are taken."""
+        """Take a free slot: a descriptor to close when done.
+
+        None when all are taken, or when the server has just refused a session.
+        """
         reserved = _reserved.pop(self._base, None)
         if reserved is not None:
             return reserved
+        noted, limit = self._noted(), self.limit
+        if (noted and noted.pauses) or (limit < self._count and len(self._held()) >= limit):
+            return None
         for number in range(self._count):
             fd = _try_lock(f"{self._base}.{number}", fcntl.LOCK_EX)
-            if fd is not None:
-                self.stop_waiting()
-                return fd
+            if fd is None:
+                continue
+            try:
+                os.ftruncate(fd, 0)
+                too_late = limit < self._count and len(self._held()) > limit
+            except BaseException:
+                os.close(fd)
+                raise
+            if too_late:
+                os.close(fd)  # another process was as quick
+                return None
+            self.stop_waiting()
+            return fd
         return None
+
+    @property
+    def limit(self) -> int:
+        """How many sessions this node may have: ``count``, or as many as the server takes."""
+        noted = self._noted()
+        if noted is None:
+            return self._count
+        return min(self._count, max(1, noted.sessions) + int(max(0.0, noted.age_s) / LIMIT_S))
+
+    def opened(self, slot: int) -> None:
+        """Note that the session of a slot works."""
+        with contextlib.suppress(OSError):
+            os.pwrite(slot, b"+", 0)
+            noted, working = self._noted(), sum(self._held())
+            if noted and (noted.refusals or working > noted.sessions):
+                self._note(max(working, noted.sessions), 0)
+
+    def refused(self) -> bool:
+        """Note that the server took no session for a slot, besides those that work.
+
+        Returns
+        -------
+        bool
+            Whether that may be all that it takes: another slot is taken, or was until just now.
+            If not, the server has another reason.
+        """
+        with contextlib.suppress(OSError):
+            held, noted = self._held(), self._noted()
+            alone = len(held) <= 1
+            if noted is None and alone:
+                return False
+            noted = noted or _Noted(0, 0, 0.0)
+            refusals = noted.refusals + (not noted.pauses)  # those that began together are one
+            if alone:
+                refusals = min(refusals, 2)
+            # Where no session works, those that log in are to show how many the server takes.
+            self._note(sum(held) or noted.sessions, refusals)
+            return refusals == 1 or not alone
+        return False
 
     def wait(self) -> None:
         """Show the holders that this process waits."""
@@ -100,7 +159,10 @@ class SessionSlots:
             self._waiting = None
 
     def others_wait(self) -> bool:
-        """Whether another process waits for a slot."""
+        """Whether another process waits for a slot, and would get a session in it."""
+        noted = self._noted()
+        if noted and noted.pauses:
+            return False
         if self._waiting is not None:
             return True
         try:
@@ -111,6 +173,51 @@ class SessionSlots:
             return True
         os.close(fd)
         return False
+
+    def _held(self) -> list[bool]:
+        """Return, of each slot that is taken, whether its session works.
+
+        Also of those beyond ours, which processes with other settings have.
+        """
+        held: list[bool] = []
+        number = 0
+        while os.path.exists(path := f"{self._base}.{number}"):
+            number += 1
+            fd = _try_lock(path, fcntl.LOCK_SH)
+            if fd is None:
+                with contextlib.suppress(FileNotFoundError):  # it was swept away
+                    held.append(os.stat(path).st_size > 0)
+            else:
+                os.close(fd)
+        return held
+
+    def _noted(self) -> _Noted | None:
+        try:
+            with open(f"{self._base}.limit") as file:
+                sessions, refusals = map(int, file.read().split())
+                return _Noted(sessions, refusals, time.time() - os.fstat(file.fileno()).st_mtime)
+        except (OSError, ValueError):  # mostly there is none
+            return None
+
+    def _note(self, sessions: int, refusals: int) -> None:
+        fd = _try_lock(f"{self._base}.limit", fcntl.LOCK_SH)
+        if fd is not None:
+            os.pwrite(fd, b"%6d %6d" % (sessions, refusals), 0)  # whole for those that read it
+            os.close(fd)
+
+
+class _Noted(NamedTuple):
+    """What this node has seen of a server that takes few sessions."""
+
+    sessions: int  # that worked side by side, 0 if none did yet
+    refusals: int  # since a login has succeeded
+    age_s: float
+
+    @property
+    def pauses(self) -> bool:
+        """Whether it is too early for another login."""
+        pause_s = min(LIMIT_S, PAUSE_S * 2 ** min(self.refusals - 1, 10))
+        return self.sessions > 0 and self.refusals > 0 and 0 <= self.age_s < pause_s
 
 
 def _sweep(directory: Path) -> None:

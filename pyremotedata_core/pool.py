@@ -28,7 +28,7 @@ from .growth import SAMPLE_S, Growth, windows_worth_having
 from .loop import Loop, Timer
 from .nodestate import SessionSlots
 from .queues import Queues
-from .retry import pause_s, worth_reopening, worth_retrying
+from .retry import may_be_one_too_many, pause_s, worth_reopening, worth_retrying
 from .transports.base import Done, MakeSession, Operation, PoolSession
 
 IDLE_S = 60.0  # an idle session is closed after this
@@ -230,17 +230,21 @@ class Pool:
         if self._trouble_since is None:
             self._trouble_since = now
         if not self._open():
-            # Every slot of this node is taken: another process is at work. Show that we wait.
-            self._slots.wait()
-            if now - self._trouble_since > max(TAKEN_S, 10 * self._settings.timeout_s):
-                taken = TransferTimeout(
-                    f"all {self._settings.connections} sessions of this node stayed taken by"
-                    " other processes; raise PYREMOTEDATA_CONNECTIONS, or end them",
-                    self._url,
-                )
-                self._loop.call_soon(partial(self._fail_queued, taken))
-            else:
-                self._schedule_open(random.uniform(0.05, 0.25))  # noqa: S311
+            self._await_slot()
+
+    def _await_slot(self) -> None:
+        """Every slot of this node is taken: another process is at work. Show that we wait."""
+        self._slots.wait()
+        waited_s = time.monotonic() - (self._trouble_since or time.monotonic())
+        if waited_s > max(TAKEN_S, 10 * self._settings.timeout_s):
+            taken = TransferTimeout(
+                f"all {self._slots.limit} sessions of this node stayed taken by other processes;"
+                " end them, or raise PYREMOTEDATA_CONNECTIONS if the server takes more",
+                self._url,
+            )
+            self._loop.call_soon(partial(self._fail_queued, taken))
+        else:
+            self._schedule_open(random.uniform(0.05, 0.25))  # noqa: S311
 
     def _open_windows(self) -> None:
         """Open sessions on the connection that is there, if the work that is known is worth it."""
@@ -314,6 +318,7 @@ class Pool:
             self._one_login = session.took_code
         if not self._ever_opened:
             self._loop.call_soon(self._on_first_open)
+        self._slots.opened(held.slot)
         self._ever_opened = True
         self._failures = 0
         self._trouble_since = None
@@ -327,6 +332,7 @@ class Pool:
         had_opened = session.opened
         if had_opened:
             self._heard = max(self._heard, session.last_heard)
+        crowded = not had_opened and self._is_crowded(session, error)
         self._forget(session)
         if self._closed:
             return
@@ -340,17 +346,25 @@ class Pool:
             self._limit_until = time.monotonic() + 30.0
             self.growth.forget_last()
             return
-        self._failures += 1
-        if isinstance(error, AuthenticationFailed):
-            self._refused_login = (time.monotonic() + REMEMBER_LOGIN_S, error)
+        if not crowded:
+            self._failures += 1
+            if isinstance(error, AuthenticationFailed):
+                self._refused_login = (time.monotonic() + REMEMBER_LOGIN_S, error)
         if self._sessions:
             return  # another login is still under way
-        if self._worth_reopening(error):
+        if crowded:
+            self._await_slot()
+        elif self._worth_reopening(error):
             # A short time limit must not be spent on one pause.
             longest = min(5.0, self._settings.timeout_s / 4)
             self._schedule_open(pause_s(self._failures, longest))
         else:
             self._fail_queued(error)
+
+    def _is_crowded(self, session: PoolSession, error: TransferError) -> bool:
+        """Whether a login failed while others of this node hold all that the server takes."""
+        held = self._sessions[session]
+        return held.leader is None and may_be_one_too_many(error) and self._slots.refused()
 
     def _worth_reopening(self, error: TransferError) -> bool:
         now = time.monotonic()

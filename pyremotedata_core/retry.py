@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 from .errors import (
+    ENDED_LOGIN,
     IN_LOGIN,
     AuthenticationFailed,
     ConnectionLost,
@@ -76,6 +77,16 @@ def worth_reopening(
     broken_off = error.message.startswith(IN_LOGIN) and failures < LOGINS_BROKEN_OFF
     busy = broken or broken_off or isinstance(error, ServerRefused)
     return busy and troubled_s < min(timeout_s, FIRST_REFUSALS_S)
+
+
+def may_be_one_too_many(error: TransferError) -> bool:
+    """Whether a login may have failed because the server takes no more sessions of this user.
+
+    Many servers do not say so: they hang up.
+    """
+    if isinstance(error, ServerRefused):
+        return error.retryable and "MaxStartups" not in error.message  # which bounds logins
+    return error.message.startswith((IN_LOGIN, ENDED_LOGIN))
 
 
 def pause_s(attempts: int, longest_s: float = 5.0) -> float:

@@ -26,12 +26,15 @@ class MigLike(ChildServer):
     ----------
     lock_s : float
         How long five different wrong secrets lock a user out.
+    most_sessions : int
+        Connections that a user may have. The end of one is seen within a second; a login beyond
+        them is broken off, and counts as a wrong one.
     """
 
     user = "me@example.org"
     code_user = "careful@example.org"  # who is asked for a password and a one-time code
 
-    def __init__(self, *, lock_s: float = 300.0) -> None:
+    def __init__(self, *, lock_s: float = 300.0, most_sessions: int = 1000) -> None:
         self.directory = own_directory("miglike")
         self.root = self.directory / "root"  # what the user sees as ``/``
         self.password = secrets.token_urlsafe(12) + " $'\"\\"
@@ -39,6 +42,7 @@ class MigLike(ChildServer):
         self.codes = [f"{number:06}" for number in secrets.SystemRandom().sample(range(10**6), 50)]
         self.port = 0
         self._lock_s = lock_s
+        self._most_sessions = most_sessions
 
     def start(self) -> Self:
         """Start the child process; after `halt` on the same port, with the same keys."""
@@ -97,6 +101,7 @@ class MigLike(ChildServer):
             "host_key": str(self.directory / "host_key"),
             "log": str(self.directory / "log"),
             "lock_s": self._lock_s,
+            "most_sessions": self._most_sessions,
             "users": {self.user: me, self.share: share, self.code_user: careful},
         }
 

@@ -2,7 +2,8 @@
 
 What it does differently from OpenSSH: no extensions; a plain rename replaces a file and moves
 into a directory; what is missing is often "permission denied"; attributes are set by halves;
-links and many names are refused; wrong passwords lead to a lock-out.
+links and many names are refused; wrong passwords lead to a lock-out, as do logins beyond the
+sessions that a user may have.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import threading
 import time
 import unicodedata
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -51,9 +53,11 @@ class Site:
     def __init__(self, settings: dict[str, Any]) -> None:
         self.users: dict[str, dict[str, Any]] = settings["users"]
         self.lock_s: float = settings["lock_s"]
+        self.most_sessions: int = settings["most_sessions"]
         self.log_path: str = settings["log"]
         self.lock = threading.Lock()
         self.failed: dict[tuple[str, str], dict[str, float]] = {}
+        self.sessions: Counter[str] = Counter()
 
     def log(self, *words: str) -> None:
         with self.lock, open(self.log_path, "a") as file:
@@ -69,6 +73,19 @@ class Site:
     def count_failure(self, who: tuple[str, str], secret: str) -> None:
         with self.lock:
             self.failed.setdefault(who, {})[secret] = time.monotonic()
+
+    def begin(self, who: tuple[str, str]) -> bool:
+        """Count a session, and forget wrong logins; False if the user has as many as may be."""
+        with self.lock:
+            room = self.sessions[who[1]] < self.most_sessions
+            if room:
+                self.sessions[who[1]] += 1
+                self.failed.pop(who, None)
+            return room
+
+    def end(self, user: str) -> None:
+        with self.lock:
+            self.sessions[user] -= 1
 
 
 class Login(paramiko.ServerInterface):
@@ -116,16 +133,21 @@ class Login(paramiko.ServerInterface):
     def decide(self, user: str, kind: str, secret: str, right: bool) -> int:
         who = (self.address, user)
         if self.site.locked(who):
-            self.site.count_failure(who, f"while locked {time.monotonic()}")
-            self.site.log("login", user, kind, "locked")
-            self.transport.close()
-            return paramiko.AUTH_FAILED
+            return self.break_off(who, kind, "locked")
+        if right and not self.user and not self.site.begin(who):
+            return self.break_off(who, kind, "crowded")
         self.site.log("login", user, kind, "accepted" if right else "refused")
         if not right:
             self.site.count_failure(who, secret)
             return paramiko.AUTH_FAILED
         self.user = user
         return paramiko.AUTH_SUCCESSFUL
+
+    def break_off(self, who: tuple[str, str], kind: str, why: str) -> int:
+        self.site.count_failure(who, f"{why} {time.monotonic()}")
+        self.site.log("login", who[1], kind, why)
+        self.transport.close()
+        return paramiko.AUTH_FAILED
 
     def check_channel_request(self, kind: str, _number: int) -> int:
         return paramiko.OPEN_SUCCEEDED
@@ -314,6 +336,8 @@ def converse(connection: socket.socket, address: str, site: Site, key: paramiko.
         site.log("connection", "failed", repr(error))
     finally:
         transport.close()
+        if login.user:
+            site.end(login.user)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from dask_plugin import RemoteFile, glob, stats
 from pyremotedata_core import ConnectionLost, RemoteChanged
 
 from .dask_nodes import content
+from .miglike import MigLike
 from .waiting import PATIENCE_S, wait_until
 
 distributed = pytest.importorskip("distributed")
@@ -31,6 +32,26 @@ def test_eight_processes_fetch_one_file_once(sshd_factory, served):
     assert client.gather(tasks) == [data] * 8
     assert server.requests("open") == 1
     assert stats(client).total["files"] == 1
+
+
+def test_jobs_of_a_node_share_what_a_server_takes(start_cluster, register):
+    # In the jobs of a batch system workers do not find the helper of others.
+    alone = "from pyremotedata_core import sharing\nsharing.place_for = lambda settings: ''\n"
+    with MigLike(most_sessions=2) as server:
+        wanted = [os.urandom(100_000) for _ in range(40)]
+        for number, data in enumerate(wanted):
+            server.make(str(number), data)
+        cluster = start_cluster(n_workers=4, threads_per_worker=1, preload=[alone])
+        client = register(cluster, server, ssh_key=str(server.key))
+        files = [RemoteFile(server.url(str(number))) for number in range(40)]
+        assert client.gather(client.map(content_later, files)) == wanted
+        assert "crowded" in server.log_text()
+        assert "locked" not in server.log_text()
+
+
+def content_later(file):
+    time.sleep(0.1)
+    return content(file)
 
 
 def test_an_archive_that_is_down_for_a_while_delays_the_task(far, served):

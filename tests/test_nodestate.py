@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -18,7 +20,7 @@ from pyremotedata_core import (
     nodestate,
 )
 from pyremotedata_core.jobs import SEGMENT_BYTES
-from pyremotedata_core.nodestate import SWEEP_S, SessionSlots
+from pyremotedata_core.nodestate import LIMIT_S, PAUSE_S, SWEEP_S, SessionSlots
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +54,145 @@ def test_a_reserved_slot_goes_to_who_asks_next_in_this_process():
     assert first.reserve()
     assert second.acquire() is not None
     assert second.acquire() is None
+
+
+@pytest.fixture
+def age(state):
+    """Let time pass since the server was seen to refuse a session."""
+
+    def age(seconds):
+        (note,) = state.glob("slots/*.limit")
+        os.utime(note, (time.time() - seconds,) * 2)
+
+    return age
+
+
+def log_in(slots, server_takes_it=True):
+    """Take a slot, and open a session in it; return the slot, None when the server refuses."""
+    slot = slots.acquire()
+    assert slot is not None
+    if server_takes_it:
+        slots.opened(slot)
+        return slot
+    slots.refused()
+    os.close(slot)
+    return None
+
+
+def test_what_a_server_takes_bounds_all_processes_for_a_while(age):
+    first, second, third = (SessionSlots("sftp://a", 4) for _ in range(3))
+    slots = [log_in(first), log_in(second)]
+    log_in(third, server_takes_it=False)
+    assert third.limit == first.limit == 2
+    age(PAUSE_S)
+    assert third.acquire() is first.acquire() is None
+    os.close(slots.pop())
+    slots.append(log_in(third))
+    age(LIMIT_S)
+    log_in(second, server_takes_it=False)  # one more is tried
+    assert second.limit == 2
+    age(LIMIT_S)
+    slots.append(log_in(second))
+    assert first.limit == 3
+    age(2 * LIMIT_S)
+    assert first.limit == SessionSlots("sftp://a", 9).limit - 1 == 4
+    assert SessionSlots("sftp://b", 4).limit == 4
+
+
+def test_sessions_of_processes_with_other_settings_are_counted():
+    many, one = SessionSlots("sftp://a", 4), SessionSlots("sftp://a", 1)
+    first, *others = [log_in(many) for _ in range(4)]
+    os.close(first)
+    assert one.acquire() is not None
+    assert one.refused()
+    assert many.limit == len(others)
+
+
+def test_a_refusal_where_no_other_session_is_bounds_nothing():
+    slots = SessionSlots("sftp://a", 2)
+    slot = slots.acquire()
+    assert not slots.refused()
+    assert slots.limit == 2
+    assert slots.acquire() is not None
+    assert slots.refused()
+    os.close(slot)
+
+
+def test_sessions_that_begin_together_show_how_many_the_server_takes():
+    processes = [SessionSlots("sftp://a", 4) for _ in range(4)]
+    slots = [process.acquire() for process in processes]
+    assert processes[3].refused()
+    os.close(slots[3])
+    assert SessionSlots("sftp://a", 4).acquire() is None  # as long as it is not known
+    for process, slot in zip(processes[:2], slots, strict=False):
+        process.opened(slot)
+    assert processes[2].refused()
+    os.close(slots[2])
+    assert processes[3].limit == 2
+
+
+def test_nobody_logs_in_or_makes_way_soon_after_a_refusal(age):
+    first, second = SessionSlots("sftp://a", 4), SessionSlots("sftp://a", 4)
+    held = log_in(first)
+
+    def refuse(pause_s):
+        log_in(second, server_takes_it=False)
+        second.wait()
+        age(pause_s - 1)
+        assert not first.others_wait()
+        assert second.acquire() is None
+        age(pause_s)
+        assert first.others_wait()
+        age(LIMIT_S)
+
+    refuse(PAUSE_S)
+    refuse(2 * PAUSE_S)
+    refuse(4 * PAUSE_S)
+    os.close(log_in(second))
+    refuse(PAUSE_S)
+    os.close(held)
+
+
+HOLD = """\
+import sys
+from pathlib import Path
+from pyremotedata_core import nodestate
+nodestate.state_directory = lambda: Path(sys.argv[1])
+slots = nodestate.SessionSlots("sftp://a", 4)
+slot = slots.acquire()
+slots.opened(slot)
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_session_of_a_process_that_was_killed_is_not_counted(state, age):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(state)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        holder.stdout.readline()
+        slots = SessionSlots("sftp://a", 4)
+        log_in(slots, server_takes_it=False)
+        assert slots.limit == 1
+        age(PAUSE_S)
+        assert slots.acquire() is None
+        holder.kill()
+        holder.wait(30)
+        log_in(slots)
+
+
+def test_the_session_that_ended_last_may_still_count_at_the_server(age):
+    first, second = SessionSlots("sftp://a", 4), SessionSlots("sftp://a", 4)
+    held = log_in(first)
+    log_in(second, server_takes_it=False)
+    age(PAUSE_S)
+    os.close(held)
+    os.close(log_in(second))
+    slot = first.acquire()
+    assert first.refused()
+    age(PAUSE_S)
+    assert not first.refused()  # it is not that
+    os.close(slot)
 
 
 def test_lock_files_of_servers_long_gone_are_swept_and_held_ones_stay(state):

@@ -13,12 +13,13 @@ from pyremotedata_core import (
     ServerRefused,
     TransferTimeout,
 )
-from pyremotedata_core.errors import IN_LOGIN
+from pyremotedata_core.errors import ENDED_LOGIN, IN_LOGIN
 from pyremotedata_core.retry import (
     FIRST_REFUSALS_S,
     LOGINS_BROKEN_OFF,
     MAX_ATTEMPTS,
     MIN_ATTEMPTS,
+    may_be_one_too_many,
     pause_s,
     worth_reopening,
     worth_retrying,
@@ -94,6 +95,22 @@ def test_a_login_is_tried_again_where_patience_may_help(error, ever_opened, trou
         timeout_s=TIMEOUT_S,
     )
     assert decision is again
+
+
+@pytest.mark.parametrize(
+    ("error", "may_be"),
+    [
+        (ConnectionLost(f"{IN_LOGIN}; wait"), True),
+        (AuthenticationFailed(f"{ENDED_LOGIN}: wait"), True),  # by paramiko
+        (ServerRefused("no session now: 421 Too many", retryable=True), True),
+        (ServerRefused("no session now: Exceeded MaxStartups", retryable=True), False),
+        (ServerRefused("no SFTP"), False),
+        (ConnectionLost("the server closed the connection"), False),
+        (AuthenticationFailed("wrong"), False),
+    ],
+)
+def test_a_login_that_may_be_one_too_many_is_known_by_its_error(error, may_be):
+    assert may_be_one_too_many(error) is may_be
 
 
 def test_pauses_grow_up_to_a_bound():

@@ -22,6 +22,7 @@ from paramiko.common import cMSG_SERVICE_REQUEST
 from ..askpass import NO_ANSWER, find_answer
 from ..config import ConnectionSettings
 from ..errors import (
+    ENDED_LOGIN,
     AuthenticationFailed,
     ConfigurationError,
     TransferError,
@@ -378,8 +379,7 @@ def _try(transport: paramiko.Transport, attempt: Callable[[], list[str]]) -> lis
     except paramiko.AuthenticationException as error:
         if not transport.is_active():
             raise AuthenticationFailed(
-                f"the server ended the login: {error}; check user name, key and password;"
-                " not tried again"
+                f"{ENDED_LOGIN}: {error}; check user name, key and password; not tried again"
             ) from None
         return None
 
