@@ -119,8 +119,11 @@ class SessionSlots:
         """Note that the session of a slot works."""
         with contextlib.suppress(OSError):
             os.pwrite(slot, b"+", 0)
-            noted, working = self._noted(), sum(self._held())
-            if noted and (noted.refusals or working > noted.sessions):
+            noted = self._noted()
+            if noted is None:
+                return
+            working = sum(self._held())
+            if noted.refusals or working > noted.sessions:
                 self._note(max(working, noted.sessions), 0)
 
     def refused(self) -> bool:
