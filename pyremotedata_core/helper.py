@@ -163,6 +163,10 @@ class Server:
                 self._clients.add(client)  # closed once its jobs have ended
                 self.loop.stop()
 
+    def _died(self, client: _Client) -> None:
+        self.leave(client)
+        client.close()
+
     def _accept(self, _events: int) -> None:
         assert self._listener is not None
         try:
@@ -183,7 +187,7 @@ class Server:
             return
         with contextlib.suppress(OSError):
             client.process = fd = os.pidfd_open(pid)
-            self.loop.register(fd, selectors.EVENT_READ, lambda _events: self.leave(client))
+            self.loop.register(fd, selectors.EVENT_READ, lambda _events: self._died(client))
 
 
 class _Client:
@@ -199,19 +203,19 @@ class _Client:
         self._input = bytearray()
         self._outcomes: list[Any] = []
         self._output = bytearray()
-        self._asked = self._closed = self._is_let_in = False
+        self._asked = self._closed = self._is_let_in = self._parts = False
         self._jobs: dict[int, Job | Feed] = {}
         self._progress: dict[int, list[int]] = {}
         self._reporter: Timer | None = None
         self._loop.register(self._fd, selectors.EVENT_READ, self._ready)
 
     def part(self) -> None:
-        """End all that is under way; others are still served."""
+        """End all that is under way, and close once all is said; others are still served."""
         for job in list(self._jobs.values()):
             job.cancel(keep=True)
         self._say((FATAL_ID, OK, ""))
+        self._parts = True
         self.flush()
-        self.close()
 
     def fail(self, text: str) -> None:
         """Say that all ends with an internal error."""
@@ -222,6 +226,8 @@ class _Client:
 
     def close(self) -> None:
         """Hear and say nothing more."""
+        if self._closed:
+            return
         self._closed = True
         self._loop.unregister(self._fd)
         self._sock.close()
@@ -309,7 +315,7 @@ class _Client:
         self._progress.clear()
 
     def _say(self, message: Any) -> None:
-        if self._closed:
+        if self._closed or self._parts:
             return
         self._outcomes.append(message)
         if not self._asked:
@@ -333,8 +339,13 @@ class _Client:
                 blocked = True
             except OSError:
                 self._output.clear()  # the reading side sees the end
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if blocked else 0)
-        self._loop.modify(self._fd, events, self._ready)
+        if not self._parts:
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if blocked else 0)
+            self._loop.modify(self._fd, events, self._ready)
+        elif blocked:
+            self._loop.modify(self._fd, selectors.EVENT_WRITE, self._ready)
+        else:
+            self.close()
 
 
 # --- what can be asked ----------------------------------------------------------------------------

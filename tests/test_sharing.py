@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -15,7 +16,7 @@ from pyremotedata_core.helper import pack, plain_url, unpack
 from workflows.embedded_sshd import descendants
 
 from .forks import in_a_fork
-from .processes import alive, command_of, processes_with
+from .processes import alive, below, command_of, processes_with
 from .sites import WAIT_S, temporaries, tree
 from .waiting import PATIENCE_S, soon, wait_until
 
@@ -275,3 +276,35 @@ def test_a_helper_that_does_not_answer_is_left_alone(sshd, make, url, monkeypatc
         silent.listen()
         with TransferEngine(settings, share=True) as engine:
             assert engine.stat(url("a")).result(WAIT_S).size == 3
+
+
+def test_an_owner_that_closes_with_much_to_hear_leaves_the_helper_to_others(sshd, make, url):
+    """The helper's last word comes behind all that its owner has not read yet."""
+    data = os.urandom(4 * 2**20)
+    make("a", data)
+    with (
+        TransferEngine(sshd.settings(), share=True) as owner,
+        TransferEngine(sshd.settings(), share=True) as guest,
+    ):
+        stat = owner.stat(url("a")).result(WAIT_S)
+        assert guest.stat(url("a")).result(WAIT_S) == stat
+        (helper,) = below("pyremotedata_core.helper")
+        busy, goes_on = threading.Event(), threading.Event()
+
+        def block(_):
+            busy.set()
+            goes_on.wait(WAIT_S)
+
+        reads = [owner.read(url("a"), 0, stat.size, stat) for _ in range(4)]
+        reads[0].add_done_callback(block)
+        assert busy.wait(WAIT_S)
+        assert guest.read(url("a"), 0, stat.size, stat).result(WAIT_S) == data
+        closing = threading.Thread(target=owner.close)
+        closing.start()
+        wait_until(lambda: owner.closed)
+        assert guest.read(url("a"), 0, stat.size, stat).result(WAIT_S) == data
+        goes_on.set()
+        closing.join(WAIT_S)
+        assert alive([helper]) == [helper]
+        assert guest.stat(url("a")).result(WAIT_S) == stat
+        assert below("pyremotedata_core.helper") == [helper]
