@@ -140,7 +140,7 @@ class Server:
         """Let the owner's process go even if somebody else holds its end of the socket."""
         self._watch(self._owner, pid)
         if os.getppid() != pid:
-            self.leave(self._owner)
+            self._died(self._owner)
 
     def begin(self, settings: dict[str, Any], asker: str, ticket: str) -> None:
         """Take the owner's settings; it sends them before everything else."""

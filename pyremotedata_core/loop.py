@@ -50,7 +50,7 @@ class Loop:
         self._soon: deque[Callable[[], Any]] = deque()
         self._posted: deque[Callable[[], Any]] = deque()
         self._unflushed: list[Flushable] = []
-        self._running = False
+        self._running = True
         # A pipe whose reading end wakes the selector.
         self._wake_in, self._wake_out = os.pipe()
         self._wake_lock = threading.Lock()  # the pipe's number may be another file's after the end
@@ -61,7 +61,6 @@ class Loop:
 
     def run(self) -> None:
         """Serve until `stop`; then close the selector."""
-        self._running = True
         try:
             while self._running:
                 self._turn()
@@ -73,7 +72,7 @@ class Loop:
                 self._wake_out = -1
 
     def stop(self) -> None:
-        """Leave `run` at the end of this turn."""
+        """Leave `run` at the end of this turn; before it, in its place."""
         self._running = False
 
     def drain(self) -> None:

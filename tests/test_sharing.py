@@ -12,7 +12,7 @@ import threading
 import pytest
 
 from pyremotedata_core import RemoteURL, TransferEngine, sharing
-from pyremotedata_core.helper import pack, plain_url, unpack
+from pyremotedata_core.helper import Server, pack, plain_url, unpack
 from workflows.embedded_sshd import descendants
 
 from .forks import in_a_fork
@@ -308,3 +308,17 @@ def test_an_owner_that_closes_with_much_to_hear_leaves_the_helper_to_others(sshd
         assert alive([helper]) == [helper]
         assert guest.stat(url("a")).result(WAIT_S) == stat
         assert below("pyremotedata_core.helper") == [helper]
+
+
+def test_an_owner_that_has_died_early_keeps_no_helper(sshd):
+    """A child of it may hold its end of the socket."""
+    with subprocess.Popen(["true"]) as dead:
+        dead.wait(WAIT_S)
+    ours, theirs = socket.socketpair()
+    with ours:
+        server = Server(theirs)
+        server.watch_owner(dead.pid)
+        running = threading.Thread(target=server.run, daemon=True)
+        running.start()
+        running.join(WAIT_S)
+        assert not running.is_alive()
