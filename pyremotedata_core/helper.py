@@ -109,8 +109,8 @@ class Server:
         self.mover: Mover | None = None
         self._settings: dict[str, Any] = {}
         self._listener = listener
-        self._owner = _Client(self, owner)
-        self._clients = {self._owner}
+        self.owner = _Client(self, owner)
+        self._clients = {self.owner}
         if listener is not None:
             listener.setblocking(False)
             self.loop.register(listener.fileno(), selectors.EVENT_READ, self._accept)
@@ -138,9 +138,9 @@ class Server:
 
     def watch_owner(self, pid: int) -> None:
         """Let the owner's process go even if somebody else holds its end of the socket."""
-        self._watch(self._owner, pid)
+        self._watch(self.owner, pid)
         if os.getppid() != pid:
-            self._died(self._owner)
+            self._died(self.owner)
 
     def begin(self, settings: dict[str, Any], asker: str, ticket: str) -> None:
         """Take the owner's settings; it sends them before everything else."""
@@ -257,7 +257,7 @@ class _Client:
 
     def _handle(self, request_id: int, method: str, args: Any) -> None:
         mover = self._server.mover
-        if method == "hello":
+        if method == "hello" and self is self._server.owner:
             self._server.begin(*args)
             self._is_let_in = True
         elif method == "join":

@@ -253,6 +253,7 @@ def test_who_is_not_let_in_is_not_served(sshd, make, url):
         for asks in (
             [(1, "stat", (plain_url(RemoteURL.parse(url("a"))), True))],
             [(1, "join", ({**settings.to_plain(), "password": "wrong"},)), (2, "realpath", (1,))],
+            [(1, "hello", (settings.to_plain(), "", ""))],
         ):
             sock = sharing.connect(sharing.place_for(settings.to_plain()), WAIT_S)
             assert sock is not None
