@@ -15,11 +15,14 @@ import struct
 import sys
 from typing import Any
 
+from ._version import __version__
 from .config import SECRETS
 
 BACKLOG = 128
 # What ssh looks at in the environment of the helper.
 _LOOKED_AT = ("SSH_", "KRB5", "HOME", "PATH")
+# What of a process decides to whom a file belongs that it makes, and who may read it.
+_CREDENTIALS = (b"Uid:", b"Gid:", b"Groups:", b"Umask:")
 # What only the engine's own process uses.
 _OWN = ("local_directory", "cache_dir", "cache_bytes")
 
@@ -32,8 +35,9 @@ def common(settings: dict[str, Any]) -> dict[str, Any]:
 def place_for(settings: dict[str, Any]) -> str:
     """Return the name of the socket for plain settings; empty where nothing can be shared.
 
-    Processes that see other files, or that may be ended together with others than the helper (a
-    batch job has a control group of its own), have other places.
+    Processes that see other files, that make files of other owners or permissions, or that may be
+    ended together with others than the helper (a batch job has a control group of its own), have
+    other places.
     """
     if not sys.platform.startswith("linux"):
         return ""
@@ -42,13 +46,16 @@ def place_for(settings: dict[str, Any]) -> str:
     told = sorted(pair for pair in common(settings).items() if pair[0] not in SECRETS)
     around = sorted(pair for pair in os.environ.items() if pair[0].startswith(_LOOKED_AT))
     try:
-        with open("/proc/self/cgroup") as file:
+        with open("/proc/self/cgroup", "rb") as file:
             group = file.read()
+        with open("/proc/self/status", "rb") as file:
+            credentials = [line for line in file if line.startswith(_CREDENTIALS)]
         files = os.stat("/proc/self/ns/mnt").st_ino, os.stat("/").st_ino
     except OSError:
         return ""
     home = os.path.dirname(os.path.abspath(__file__))
-    text = repr((os.getuid(), sys.version, home, told, around, group, files))
+    versions = sys.version, __version__
+    text = repr((credentials, versions, home, told, around, group, files))
     digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
     return f"\0pyremotedata-{digest[:32]}"
 

@@ -311,6 +311,22 @@ def test_an_owner_that_closes_with_much_to_hear_leaves_the_helper_to_others(sshd
         assert below("pyremotedata_core.helper") == [helper]
 
 
+def test_who_makes_files_with_other_permissions_has_a_helper_of_its_own(
+    start, helpers, make, url, tmp_path
+):
+    make("a", b"123")
+    before = os.umask(0o022)
+    try:
+        assert start().fetch(url("a"), tmp_path / "open") == "3"
+        os.umask(0o077)
+        assert start().fetch(url("a"), tmp_path / "private") == "3"
+    finally:
+        os.umask(before)
+    assert (tmp_path / "open").stat().st_mode & 0o777 == 0o644
+    assert (tmp_path / "private").stat().st_mode & 0o777 == 0o600
+    assert len(helpers()) == 2
+
+
 def test_an_owner_that_has_died_early_keeps_no_helper(sshd):
     """A child of it may hold its end of the socket."""
     with subprocess.Popen(["true"]) as dead:
