@@ -19,10 +19,10 @@ from typing import Any, Unpack
 
 from .config import SECRETS, ConnectionSettings
 from .entries import Entries, More, OnBatch, to_entry
-from .errors import ConfigurationError, ConnectionLost, ServerRefused, TransferError
+from .errors import ConfigurationError, ConnectionLost, ServerRefused
 from .filters import TreeKeywords, tree_options
 from .helper import plain, plain_url
-from .link import Caller, Link
+from .link import Answer, Caller, Link
 from .model import Entry, Stat, TreeResult
 from .names import check_local
 from .progress import Progress
@@ -252,9 +252,8 @@ class TransferEngine:
 
         No harm if it was promoted before, was none, or has ended.
         """
-        link = self._link
-        if link is not None:
-            link.promote(future)
+        if isinstance(future, Answer):
+            future.promote()
 
     def read(self, url: AnyURL, offset: int, length: int, expect: Stat) -> Future[bytes]:
         """Read part of a file into memory; keep ``length`` to a few MiB.
@@ -267,6 +266,7 @@ class TransferEngine:
         expect : Stat
             What the file is known to be; if it is no longer that, the result is `RemoteChanged`.
         """
+        # Of NumPy, say: what else the helper would not know is told here.
         args = (_plain(url), offset, length, plain(expect))
         return self._request("read", args, bytes)
 
@@ -407,11 +407,14 @@ class TransferEngine:
         background: bool = False,
         on_batch: OnBatch | None = None,
     ) -> Future[Any]:
+        caller = Caller(method, args, convert, on_progress, on_batch, background)
+        self._ask_for(caller)
+        return caller.future
+
+    def _ask_for(self, caller: Caller) -> None:
         for _ in range(2):
-            link = self._linked()
-            future = link.request(method, args, convert, on_progress, background, on_batch)
-            if future is not None:
-                return future
+            if self._linked().ask_for(caller):
+                return
         raise ConnectionLost("the helper process ends as soon as it starts")
 
     def _linked(self) -> Link:
@@ -433,14 +436,9 @@ class TransferEngine:
         """Ask another helper for what one was asked that has been killed."""
         for caller in callers:
             try:
-                if self._linked().ask_for(caller):
-                    continue
-                error: TransferError = ConnectionLost(
-                    "the helper process ends as soon as it starts"
-                )
-            except TransferError as failure:
-                error = failure
-            caller.fail(error)
+                self._ask_for(caller)
+            except Exception as error:
+                caller.fail(error)
 
     def _after_fork(self) -> None:
         self._lock = threading.Lock()

@@ -19,7 +19,7 @@ from .asker import forget_answers, shared_asker
 from .children import reap
 from .config import ConnectionSettings
 from .entries import OnBatch
-from .errors import AuthenticationFailed, ConnectionLost, TransferError, from_plain
+from .errors import AuthenticationFailed, ConnectionLost, from_plain
 from .helper import BATCH, FAILED, FATAL_ID, OK, PROGRESS, Server, pack, unpack, url_in
 from .progress import Progress
 from .ssh import code_ticket
@@ -113,22 +113,6 @@ class Link:
                 listener.close()
         return ours
 
-    def request(
-        self,
-        method: str,
-        args: tuple[Any, ...],
-        convert: Callable[[Any], Any],
-        on_progress: Progress | None,
-        background: bool,
-        on_batch: OnBatch | None,
-    ) -> Future[Any] | None:
-        """Send a request; None if the helper has ended."""
-        caller = Caller(method, args, convert, on_progress, on_batch, background)
-        if not self.ask_for(caller):
-            return None
-        caller.future.add_done_callback(_ended)
-        return caller.future
-
     def ask_for(self, caller: Caller) -> bool:
         """Send what a caller wants; False if the helper has ended."""
         with self._lock:
@@ -136,7 +120,6 @@ class Link:
                 return False
             self._next_id += 1
             caller.link, caller.request_id = self, self._next_id
-            caller.times += 1
             self._pending[caller.request_id] = caller
             try:
                 self._sock.sendall(pack([(caller.request_id, caller.method, caller.args)]))
@@ -149,21 +132,16 @@ class Link:
                 if self._process is not None:
                     self._process.kill()
                 return False
+            caller.times += 1
         if caller.times > 1:  # what has happened meanwhile was told to the helper before
             if caller.future.done():
-                self.cancel(caller.request_id)
+                self.cancel(caller)
             elif not caller.background:
-                self._promote(caller)
+                self.promote(caller)
         return True
 
-    def promote(self, future: Future[Any]) -> None:
+    def promote(self, caller: Caller) -> None:
         """Tell the helper that a request is not in the background any more."""
-        caller = future.caller if isinstance(future, _Answer) else None
-        if caller is not None and caller.background:
-            caller.background = False
-            self._promote(caller)
-
-    def _promote(self, caller: Caller) -> None:
         with self._lock, contextlib.suppress(OSError):
             if self._pending.get(caller.request_id) is caller and not self.ended:
                 self._sock.sendall(pack([(caller.request_id, "promote", ())]))
@@ -225,10 +203,11 @@ class Link:
         """Whether this is the thread on which futures end."""
         return threading.current_thread() is self._reader
 
-    def cancel(self, request_id: int) -> None:
+    def cancel(self, caller: Caller) -> None:
         """Have the helper give up a request."""
         with self._lock, contextlib.suppress(OSError):
-            if self.ended:
+            request_id = caller.request_id
+            if self.ended or self._pending.get(request_id) is not caller:
                 return
             self._cancelled.add(request_id)  # first: its last word may be on its way
             if self._pending.pop(request_id, None) is None:
@@ -299,16 +278,13 @@ class Link:
                 forget_answers()
             caller.fail(error)
         else:
-            try:
-                if status == BATCH and caller.on_batch is not None:
-                    caller.on_batch(value, partial(self._more, request_id))
-                elif status == PROGRESS and caller.on_progress is not None:
-                    caller.on_progress(*value)
-            except Exception as error:
-                # The caller's mistake is its outcome; this thread serves all the others, too.
-                with contextlib.suppress(InvalidStateError):
-                    future.set_exception(error)
-                self.cancel(request_id)
+            if status == BATCH:
+                caller.tell(caller.on_batch, value, partial(self._more, request_id))
+            elif status == PROGRESS:
+                caller.moved = caller.moved[0] + value[0], caller.moved[1] + value[1]
+                caller.tell(caller.on_progress, *value)
+            if future.done():
+                self.cancel(caller)
 
     def _end(self) -> None:
         with self._lock:
@@ -319,6 +295,8 @@ class Link:
         why = self._fatal or closed
         if self._take_over is not None and not (self._closed or self._fatal):
             again = [caller for caller in pending.values() if caller.may_ask_again()]
+            for caller in again:
+                caller.take_back()
             self._take_over(again)
         else:
             again = []
@@ -359,13 +337,30 @@ class Caller:
         self.link: Link | None = None
         self.request_id = 0
         self.times = 0  # it was asked
-        self.future = _Answer(self)
+        self.moved = 0, 0  # bytes and files, as told
+        self.future = Answer(self)
+        self.future.add_done_callback(_ended)
 
     def may_ask_again(self) -> bool:
         """Whether another helper may be asked for the same."""
         return self.method in _REPEATABLE and self.times == 1 and not self.future.done()
 
-    def fail(self, error: TransferError) -> None:
+    def tell(self, callback: Callable[..., None] | None, *args: Any) -> None:
+        """Call a callback; a mistake in it is the outcome, and no matter of the reader thread."""
+        try:
+            if callback is not None:
+                callback(*args)
+        except Exception as error:
+            self.fail(error)
+
+    def take_back(self) -> None:
+        """Tell that what has moved has to be moved again, or counted again."""
+        count, files = self.moved
+        self.moved = 0, 0
+        if count or files:
+            self.tell(self.on_progress, -count, -files)
+
+    def fail(self, error: Exception) -> None:
         """End it with an error, if it has not ended."""
         with contextlib.suppress(InvalidStateError):
             self.future.set_exception(error)
@@ -421,12 +416,21 @@ def _start_helper(theirs: socket.socket, listener: socket.socket | None) -> subp
     )
 
 
-class _Answer(Future[Any]):
+class Answer(Future[Any]):
     """A future that says so where its own thread would wait for it, in a callback."""
 
     def __init__(self, caller: Caller) -> None:
         super().__init__()
         self.caller: Caller | None = caller  # until it has ended
+
+    def promote(self) -> None:
+        """Serve a request in the background like any other from now on."""
+        caller = self.caller
+        if caller is not None and caller.background:
+            # First: another helper may be asked just now, see `Link.ask_for`.
+            caller.background = False
+            if caller.link is not None:
+                caller.link.promote(caller)
 
     def result(self, timeout: float | None = None) -> Any:
         self._check()
@@ -447,4 +451,4 @@ def _ended(future: Any) -> None:
     caller, future.caller = future.caller, None
     if future.cancelled():
         future.set_running_or_notify_cancel()  # concurrent.futures.wait waits for this
-        caller.link.cancel(caller.request_id)
+        caller.link.cancel(caller)

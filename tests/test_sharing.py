@@ -311,6 +311,25 @@ def test_an_owner_that_closes_with_much_to_hear_leaves_the_helper_to_others(sshd
         assert below("pyremotedata_core.helper") == [helper]
 
 
+def test_progress_is_right_after_another_helper_has_taken_over(
+    sshd, relay_factory, make, url, tmp_path
+):
+    relay = relay_factory(sshd.port, rate=16e6)
+    data = os.urandom(LARGE)
+    make("a", data)
+    told: list[tuple[int, int]] = []
+    with TransferEngine(sshd.settings(), share=True) as engine:
+        fetch = engine.fetch(
+            relay.url(url("a")), tmp_path / "a", on_progress=lambda *moved: told.append(moved)
+        )
+        wait_until(lambda: sum(count for count, _ in told) > LARGE // 3, "some of it has moved")
+        (helper,) = below("pyremotedata_core.helper")
+        os.kill(helper, signal.SIGKILL)
+        assert fetch.result(WAIT_S).size == LARGE
+    assert (tmp_path / "a").read_bytes() == data
+    assert sum(count for count, _ in told) == LARGE
+
+
 def test_who_makes_files_with_other_permissions_has_a_helper_of_its_own(
     start, helpers, make, url, tmp_path
 ):
