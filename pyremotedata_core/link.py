@@ -72,10 +72,11 @@ class Link:
         place = sharing.place_for(plain) if shares else ""
         joined = listener = None
         if place:
-            joined = _join(place, plain)
+            until = monotonic() + JOIN_S
+            joined = _join(place, plain, until)
             listener = sharing.listen(place) if joined is None else None
             if joined is None and listener is None:  # somebody was quicker, or is of no use
-                joined = _join(place, plain)
+                joined = _join(place, plain, until)
         self._sock = joined or self._start(settings, plain, in_process, listener)
         self._reader = threading.Thread(
             target=self._read, args=(self._sock.dup(),), name="pyremotedata-reader", daemon=True
@@ -366,9 +367,9 @@ class Caller:
             self.future.set_exception(error)
 
 
-def _join(place: str, settings: dict[str, Any]) -> socket.socket | None:
-    """Join the helper at a place, if it has the same settings."""
-    sock = sharing.connect(place, JOIN_S)
+def _join(place: str, settings: dict[str, Any], until: float) -> socket.socket | None:
+    """Join the helper at a place, if it has the same settings, and says so in time."""
+    sock = sharing.connect(place, max(0.0, until - monotonic()))
     if sock is None:
         return None
     answer: list[Any] = []
