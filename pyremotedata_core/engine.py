@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from functools import partial
+from operator import index
 from typing import Any, Unpack
 
 from .config import SECRETS, ConnectionSettings
@@ -167,7 +168,7 @@ class TransferEngine:
 
     def touch(self, url: AnyURL, mtime: int | None = None) -> Future[None]:
         """Set the mtime of an existing file, in seconds since the epoch; now by default."""
-        seconds = int(time.time()) if mtime is None else mtime
+        seconds = int(time.time() if mtime is None else mtime)
         return self._request("touch", (_plain(url), seconds))
 
     def rename(self, old: AnyURL, new: AnyURL) -> Future[None]:
@@ -267,7 +268,7 @@ class TransferEngine:
             What the file is known to be; if it is no longer that, the result is `RemoteChanged`.
         """
         # Of NumPy, say: what else the helper would not know is told here.
-        args = (_plain(url), offset, length, plain(expect))
+        args = (_plain(url), index(offset), index(length), plain(expect))
         return self._request("read", args, bytes)
 
     def store(

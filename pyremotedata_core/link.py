@@ -121,9 +121,10 @@ class Link:
                 return False
             self._next_id += 1
             caller.link, caller.request_id = self, self._next_id
+            frame = pack([(caller.request_id, caller.method, caller.args)])
             self._pending[caller.request_id] = caller
             try:
-                self._sock.sendall(pack([(caller.request_id, caller.method, caller.args)]))
+                self._sock.sendall(frame)
             except OSError:
                 # It has ended, or hangs in the middle of a frame: of no use any more.
                 self.ended = True

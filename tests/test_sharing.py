@@ -358,3 +358,26 @@ def test_an_owner_that_has_died_early_keeps_no_helper(sshd):
         running.start()
         running.join(WAIT_S)
         assert not running.is_alive()
+
+
+def test_a_wrong_argument_of_one_ends_nothing_of_others(sshd, make, url):
+    class Number:
+        def __index__(self):
+            return 1
+
+    make("a", b"123")
+    with (
+        TransferEngine(sshd.settings(), share=True) as one,
+        TransferEngine(sshd.settings(), share=True) as other,
+    ):
+        stat = other.stat(url("a")).result(WAIT_S)
+        (helper,) = below("pyremotedata_core.helper")
+        assert one.read(url("a"), Number(), Number(), stat).result(WAIT_S) == b"2"
+        with pytest.raises(TypeError):
+            one.read(url("a"), b"1", 1, stat)
+        with pytest.raises(ValueError, match="unmarshallable"):
+            one.mkdir(url("d"), parents=object())
+        one.rest()
+        assert one._link.ended, "nothing is asked any more"
+        assert other.stat(url("a")).result(WAIT_S) == stat
+        assert below("pyremotedata_core.helper") == [helper]
