@@ -78,8 +78,9 @@ class Link:
             if joined is None and listener is None:  # somebody was quicker, or is of no use
                 joined = _join(place, plain, until)
         self._sock = joined or self._start(settings, plain, in_process, listener)
+        incoming = sharing.kept_from_children(self._sock.dup())
         self._reader = threading.Thread(
-            target=self._read, args=(self._sock.dup(),), name="pyremotedata-reader", daemon=True
+            target=self._read, args=(incoming,), name="pyremotedata-reader", daemon=True
         )
         self._reader.start()
 
@@ -91,7 +92,7 @@ class Link:
         listener: socket.socket | None,
     ) -> socket.socket:
         """Start a helper, which others may join where it listens; return the socket to it."""
-        ours, theirs = socket.socketpair()
+        ours, theirs = map(sharing.kept_from_children, socket.socketpair())
         try:
             ours.settimeout(SEND_S)
             asker = shared_asker().path if self._ask else ""

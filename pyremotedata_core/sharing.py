@@ -13,6 +13,7 @@ import os
 import socket
 import struct
 import sys
+import weakref
 from typing import Any
 
 from ._version import __version__
@@ -62,7 +63,7 @@ def place_for(settings: dict[str, Any]) -> str:
 
 def connect(place: str, timeout_s: float) -> socket.socket | None:
     """Connect to the helper at a place; None if there is none, or it is somebody else's."""
-    sock = socket.socket(socket.AF_UNIX)
+    sock = kept_from_children(socket.socket(socket.AF_UNIX))
     with contextlib.suppress(OSError):
         sock.settimeout(timeout_s)
         sock.connect(place)
@@ -74,7 +75,7 @@ def connect(place: str, timeout_s: float) -> socket.socket | None:
 
 def listen(place: str) -> socket.socket | None:
     """Listen at a place; None if somebody does."""
-    sock = socket.socket(socket.AF_UNIX)
+    sock = kept_from_children(socket.socket(socket.AF_UNIX))
     try:
         sock.bind(place)
         sock.listen(BACKLOG)
@@ -89,3 +90,21 @@ def peer_of(sock: socket.socket) -> tuple[int, int]:
     told = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid, uid, _ = struct.unpack("3i", told)
     return pid, uid
+
+
+# Forked at any moment, a child would keep them open for as long as it lives.
+_own: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+
+def kept_from_children(sock: socket.socket) -> socket.socket:
+    """Return a socket that a forked child will not hold."""
+    _own.add(sock)
+    return sock
+
+
+def _close_in_child() -> None:
+    for sock in list(_own):
+        sock.close()
+
+
+os.register_at_fork(after_in_child=_close_in_child)

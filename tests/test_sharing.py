@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -216,6 +218,30 @@ def test_a_forked_child_shares_too(sshd, helpers, make, url, tmp_path):
         assert in_a_fork(work) == ""
         assert [pid for pid in before if "core.helper" in command_of(pid)] != []
         assert engine.stat(url("a")).result(WAIT_S).size == 3
+
+
+def test_a_forked_child_holds_no_socket_of_its_parents(sshd):
+    """Nobody would answer at a place that it holds, nor would its parent's helper seem to end."""
+
+    def sockets() -> set[str]:
+        links = set()
+        for entry in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(OSError):
+                links.add(os.readlink(entry))
+        return {link for link in links if link.startswith("socket:")}
+
+    before = sockets()
+    listener = sharing.listen(f"\0pyremotedata-test-{os.getpid()}")
+    with listener, TransferEngine(sshd.settings(), share=True) as engine:
+        engine.start()
+        ours = sockets() - before
+        assert len(ours) == 2
+
+        def work():
+            assert not ours & sockets()
+
+        assert in_a_fork(work) == ""
+        assert ours <= sockets()
 
 
 IMPOSTOR = """\
