@@ -322,7 +322,7 @@ class Sink:
                 raise from_oserror(error, self._path) from None
 
     def copy(self, place: Place, start: int, length: int) -> bool:
-        """Copy a chunk from another file of this host; False if it is not there."""
+        """Copy a chunk from another file of this host; False if that cannot be done."""
         with self._lock:
             if self._is_closed:
                 return True
@@ -333,8 +333,8 @@ class Sink:
                 return False
             try:
                 return copy_range(self._source[1], self._fd, start, length)
-            except OSError as error:
-                raise from_oserror(error, self._path) from None
+            except OSError:  # of either file: who sends it, or writes it, will say
+                return False
 
     def _leave_source(self) -> None:
         source, self._source = self._source, None

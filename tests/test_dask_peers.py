@@ -9,6 +9,7 @@ import time
 import pytest
 
 from dask_plugin import StagingPlugin, glob, stage_out, stats
+from dask_plugin.chunks import Place, Sink
 
 from .dask_nodes import content, on_each, through, workers_of
 from .processes import below
@@ -206,6 +207,18 @@ def test_what_cannot_be_copied_on_one_host_is_sent(archive, start_nodes, tmp_pat
     assert [task.result() for task in on_each(client, content, file)] == [data] * 2
     assert ["checksum", "data"] in answers(client)
     assert stats(client).total["peer_bytes"] == len(data)
+
+
+def test_a_file_that_cannot_be_read_is_not_this_nodes_error(tmp_path):
+    """Whose disk fails is not known to who copies; the giver's is to be asked for its bytes."""
+    unreadable = b"/proc/self/mem"  # a regular file; its first page is an error
+    found = os.stat(unreadable)
+    sink = Sink(str(tmp_path / "copy"))
+    sink.open()
+    try:
+        assert not sink.copy(Place(unreadable, found.st_dev, found.st_ino), 0, 4096)
+    finally:
+        sink.close(keep=False)
 
 
 def place_changed(answer: dict, path: bytes) -> dict:
