@@ -76,7 +76,7 @@ class WorkerStaging:
         self._arrivals: deque[RemoteFile] = deque(maxlen=_ARRIVALS)
         self._loose: OrderedDict[RemoteFile, None] = OrderedDict()
         self._paused = False
-        self._closed = False
+        self._closed = self._lets_go = False
         self._thread: threading.Thread | None = None
         self._counts: dict[str, Any] = Counts()._asdict()
 
@@ -201,6 +201,8 @@ class WorkerStaging:
         demand = self.stager.stage(wish.handle.url, expect=wish.stat)
         wish.demand = demand
         demand.add_done_callback(lambda done: self._note_moved(wish, done))
+        if self._lets_go:  # `end` may have looked before
+            demand.cancel()
 
     def _wait(self, key: Hashable, wish: Wish) -> Lease:
         assert wish.demand is not None
@@ -400,11 +402,12 @@ class WorkerStaging:
     ) -> bool:
         """Stop fetching ahead and give back all but the files of tasks to ``keep``.
 
-        With ``at_once`` threads that wait for files are let go, with an error. Returns whether
-        everything has been given back; may be called again.
+        With ``at_once`` threads that wait for files, or begin to, are let go with an error. Returns
+        whether everything has been given back; may be called again.
         """
         with self._changed:
             self._closed = True
+            self._lets_go = self._lets_go or at_once
             self._changed.notify_all()
             keys = [key for key in self._tasks if not keep(key)]
         for key in keys:

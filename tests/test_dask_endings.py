@@ -9,17 +9,21 @@ import resource
 import signal
 import time
 import urllib.request
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import dask
 import pytest
 
 from dask_plugin import RemoteFile, StagingPlugin, stats
+from dask_plugin.staging import WorkerStaging
 from pyremotedata_core import (
     AuthenticationFailed,
     RemoteFileNotFound,
     RemotePermissionDenied,
     RemoteURL,
+    Stager,
+    TransferEngine,
 )
 
 from .dask_cluster import files_in, len_of, read
@@ -291,6 +295,18 @@ def test_a_task_that_waits_does_not_keep_its_worker_from_closing(far, served, tm
     client.cluster.close()
     assert (tmp_path / "note").read_text() == "CancelledError"
     del task
+
+
+def test_who_begins_to_wait_as_the_worker_closes_is_let_go(far, cache_dir):
+    server, relay = far
+    server.make("a", os.urandom(2_000_000))
+    relay.stall()
+    settings = server.settings(cache_dir=str(cache_dir), timeout_s=10)
+    with TransferEngine(settings) as engine, Stager(settings, engine=engine) as stager:
+        staging = WorkerStaging(lambda: stager, 1, 1, lambda _: None)
+        assert staging.close(at_once=True)
+        with pytest.raises(CancelledError):
+            staging.claim("task", [RemoteFile(far.url("a"))])
 
 
 def test_what_a_killed_worker_has_fetched_is_not_fetched_again(
