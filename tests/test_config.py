@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from pyremotedata_core import (
     Remote,
     RemoteURL,
     Secret,
+    TransferEngine,
     remove_config,
     shared_engine,
     ssh,
@@ -227,6 +229,12 @@ def test_relative_local_files_are_those_of_the_caller(monkeypatch, tmp_path):
     assert settings.to_plain()["ssh_key"] == str(tmp_path / "key")
     settings = ConnectionSettings(ssh_config="conf")
     assert settings.to_plain()["ssh_config"] == str(tmp_path / "conf")
+
+
+def test_paths_may_be_objects(tmp_path, sshd):
+    settings = ConnectionSettings(cache_dir=tmp_path, ssh_config=Path(sshd.ssh_config))
+    with TransferEngine(settings) as engine:
+        assert engine.stat(sshd.url()).result().kind == "directory"
 
 
 # --- secrets --------------------------------------------------------------------------------
