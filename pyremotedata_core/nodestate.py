@@ -198,9 +198,11 @@ class SessionSlots:
         try:
             with open(f"{self._base}.limit") as file:
                 sessions, refusals = map(int, file.read().split())
-                return _Noted(sessions, refusals, time.time() - os.fstat(file.fileno()).st_mtime)
+                age_s = time.time() - os.fstat(file.fileno()).st_mtime
         except (OSError, ValueError):  # mostly there is none
             return None
+        # One that bounds nothing any more is forgotten: it would be renewed by each success.
+        return _Noted(sessions, refusals, age_s) if age_s < LIMIT_S * self._count else None
 
     def _note(self, sessions: int, refusals: int) -> None:
         fd = _try_lock(f"{self._base}.limit", fcntl.LOCK_SH)

@@ -99,6 +99,15 @@ def test_what_a_server_takes_bounds_all_processes_for_a_while(age):
     assert SessionSlots("sftp://b", 4).limit == 4
 
 
+def test_what_a_server_took_long_ago_is_forgotten(age):
+    processes = [SessionSlots("sftp://a", 4) for _ in range(4)]
+    first = log_in(processes[0])
+    log_in(processes[1], server_takes_it=False)
+    age(4 * LIMIT_S)
+    slots = [first, *map(log_in, processes[1:])]
+    assert None not in slots
+
+
 def test_sessions_of_processes_with_other_settings_are_counted():
     many, one = SessionSlots("sftp://a", 4), SessionSlots("sftp://a", 1)
     first, *others = [log_in(many) for _ in range(4)]
