@@ -196,7 +196,8 @@ class Bringing:
         if pin is not None:
             self._finish(staging, pin, from_cache=True)
         elif staging.phase != "ended":
-            staging.incoming = cache.incoming(key)
+            assert staging.pin is not None
+            staging.incoming = cache.incoming(key, is_first=staging.pin.is_first)
             self._transfer(staging)
 
     def _transfer(self, staging: Staging) -> None:

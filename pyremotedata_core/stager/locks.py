@@ -16,13 +16,16 @@ class Pin:
 
     Closing the descriptor is what releases it (never ``LOCK_UN``): a forked child that inherits
     the descriptor shares the lock, and keeps it until it closes its own copy.
+
+    ``is_first`` says that the cache had nothing of the entry before, not even a part.
     """
 
-    __slots__ = ("_fd", "path")
+    __slots__ = ("_fd", "is_first", "path")
 
-    def __init__(self, fd: int, path: Path) -> None:
+    def __init__(self, fd: int, path: Path, is_first: bool = False) -> None:
         self._fd = fd
         self.path = path
+        self.is_first = is_first
 
     def release(self) -> None:
         """Let the entry go; a second call does nothing."""

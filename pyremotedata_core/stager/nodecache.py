@@ -154,8 +154,8 @@ class NodeCache:
                     used = self._evict(self.budget_bytes - more, size - free)
                     usage.write(used)
                 record = {"url": url, "size": stat.size, "mtime": stat.mtime}
-                pin, is_new = self._create_pin(key, name, json.dumps(record).encode())
-                if is_new:
+                pin = self._create_pin(key, name, json.dumps(record).encode())
+                if pin.is_first:
                     usage.write(used + size)
         finally:
             self._empty_trash()
@@ -172,13 +172,14 @@ class NodeCache:
             self._empty_trash()
         return True
 
-    def incoming(self, key: str) -> Path:
+    def incoming(self, key: str, *, is_first: bool = False) -> Path:
         """Return a directory for a file on its way in. The caller holds the entry's lock.
 
-        It holds what has come of the file until a former transfer was broken off.
+        It holds what has come of the file until a former transfer was broken off; with
+        ``is_first`` there was none.
         """
         path = self.root / "incoming" / f"{key}.{secrets.token_hex(8)}"
-        for left in self._left_of(key):
+        for left in () if is_first else self._left_of(key):
             if not path.exists() and may_go_on(str(left), for_s=_DYING_S):
                 for name in os.listdir(left):
                     if not is_temporary(name):  # whole or not, nobody has published it
@@ -329,7 +330,7 @@ class NodeCache:
             self._make_directories()
             return open_exclusive(path)
 
-    def _create_pin(self, key: str, name: str, record: bytes) -> tuple[Pin, bool]:
+    def _create_pin(self, key: str, name: str, record: bytes) -> Pin:
         path = self.root / "pins" / key
         while True:
             is_new = not path.exists()
@@ -338,7 +339,7 @@ class NodeCache:
             if os.fstat(fd).st_nlink:
                 break
             os.close(fd)
-        pin = Pin(fd, self.root / "files" / key / name)
+        pin = Pin(fd, self.root / "files" / key / name, is_new)
         try:
             # Not truncated first: ext4 would write such a file to the disk when it is closed.
             os.pwrite(fd, record, 0)
@@ -347,7 +348,7 @@ class NodeCache:
                 path.unlink(missing_ok=True)
             pin.release()
             raise
-        return pin, is_new
+        return pin
 
     def _evict(self, target_bytes: int, wanted_bytes: int) -> int:
         """Evict the least recently used until both wishes are met; return the bytes in use.
