@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import pytest
 
 from pyremotedata_core import TransferEngine
 
+from .crowd import move_at_once
 from .miglike import MigLike
 from .miglike_server import WRONG_SECRETS
-from .sites import WAIT_S, tree
+from .sites import WAIT_S
 
 
 @pytest.fixture
@@ -53,37 +52,12 @@ def test_one_session_too_many_waits_for_that_of_another_process_over_ftp(ftp_fac
             assert engine.stat(server.url()).result(WAIT_S).kind == "directory"
 
 
-WORKER = """\
-import sys, time
-from pyremotedata_core import TransferEngine
-url, local = sys.argv[1:]
-with TransferEngine() as engine:
-    for number in range(3):
-        engine.fetch(f"{url}/a", f"{local}.{number}").result(100)
-        up = f"{url}/up{local.rpartition('/')[2]}.{number}"
-        engine.store(f"{local}.{number}", up).result(100)
-        time.sleep(0.3)
-"""
-
-
 def test_processes_share_what_a_server_takes(crowded_factory, tmp_path, monkeypatch):
     processes = 6
     server = crowded_factory(2)
-    data = os.urandom(200_000)
-    server.make("a", data)
+    server.make("a", os.urandom(200_000))
     monkeypatch.setenv("PYREMOTEDATA_SSH_CONFIG", str(server.ssh_config))
     monkeypatch.setenv("PYREMOTEDATA_SSH_KEY", str(server.key))
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, server.url(), str(tmp_path / str(number))],
-            stderr=subprocess.PIPE,
-        )
-        for number in range(processes)
-    ]
-    said = [worker.communicate(timeout=100)[1].decode() for worker in workers]
-    assert said == [""] * processes
-    assert list(tree(tmp_path).values()) == [data] * 3 * processes
-    up = [content for name, content in tree(server.root).items() if "up" in name]
-    assert up == [data] * 3 * processes
+    move_at_once(server, tmp_path, processes, pause_s=0.3)
     assert logins(server, "locked") == 0
     assert 0 < logins(server, "crowded") < processes

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,6 +21,7 @@ from pyremotedata_core import (
 from pyremotedata_core.nodestate import SessionSlots
 
 from .command import CLI
+from .crowd import move_at_once
 from .logins import attempt, changed
 from .page import told
 from .servers import Sshd, free_port
@@ -264,18 +264,6 @@ def test_one_engine_gets_all_done_in_one_session(carrier, sshd_factory, relay_fa
     assert (server.root / "up").read_bytes() == data
 
 
-WORKER = """\
-import sys
-from pyremotedata_core import TransferEngine
-url, local = sys.argv[1:]
-with TransferEngine() as engine:
-    for number in range(3):
-        engine.fetch(f"{url}/a", f"{local}.{number}").result(100)
-        up = f"{url}/up{local.rpartition('/')[2]}.{number}"
-        engine.store(f"{local}.{number}", up).result(100)
-"""
-
-
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("processes", "sessions"), [(12, 2), pytest.param(40, 4, marks=pytest.mark.full)]
@@ -287,17 +275,5 @@ def test_many_processes_share_the_sessions_of_a_node(
     server.make("a", os.urandom(100_000))
     monkeypatch.setenv("PYREMOTEDATA_SSH_CONFIG", str(server.ssh_config))
     monkeypatch.setenv("PYREMOTEDATA_CONNECTIONS", str(sessions))
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, server.url(), str(tmp_path / str(number))],
-            stderr=subprocess.PIPE,
-        )
-        for number in range(processes)
-    ]
-    said = [worker.communicate(timeout=200)[1].decode() for worker in workers]
-    assert said == [""] * processes
-    data = (server.root / "a").read_bytes()
-    assert list(tree(tmp_path).values()) == [data] * 3 * processes
-    up = [content for name, content in tree(server.root).items() if "up" in name]
-    assert up == [data] * 3 * processes
+    move_at_once(server, tmp_path, processes)
     assert most_sessions(server) <= sessions
