@@ -22,7 +22,7 @@ from pyremotedata_core import (
     Stat,
     TransferError,
 )
-from pyremotedata_core.stager import Stager, locks, nodecache, shared_stager
+from pyremotedata_core.stager import Stager, copying, locks, nodecache, shared_stager
 from pyremotedata_core.stager.lease import Pins
 from pyremotedata_core.stager.locks import Pin
 from pyremotedata_core.stager.place import cache_root
@@ -189,6 +189,35 @@ def test_a_copy_that_fails_names_its_path_and_leaves_nothing(
         pytest.raises(TransferError, match="no-such-directory"),
     ):
         stager.copy_out(lease, tmp_path / "no-such-directory" / "a")
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_copy_is_whole_where_the_kernel_copies_nothing(
+    stager, sshd, remote_directory, tmp_path, monkeypatch, cut
+):
+    """Some network file systems do that, and call it success."""
+    data = os.urandom(3_000_000)
+    sshd.make(f"{remote_directory}/a", data)
+    target = tmp_path / "mine"
+    target.write_bytes(b"old")
+    with stager.lease(sshd.url(f"{remote_directory}/a")) as lease:
+
+        def copy_nothing(*_):
+            if cut:
+                os.truncate(lease.path, 2_000_000)
+            return 0
+
+        monkeypatch.setattr(copying, "_reflink", lambda *_: False)
+        monkeypatch.setattr(os, "copy_file_range", copy_nothing, raising=False)
+        if cut:
+            lease.path.chmod(0o600)
+            with pytest.raises(TransferError, match="cut short"):
+                stager.copy_out(lease, target)
+            assert target.read_bytes() == b"old"
+        else:
+            stager.copy_out(lease, target)
+            assert target.read_bytes() == data
+    assert list(tmp_path.glob(".*")) == []
 
 
 def test_a_process_has_one_stager_for_the_same_settings(sshd, cache_dir):

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from ..errors import from_oserror
+from ..errors import TransferError, from_oserror
 from ..model import Stat
 from ..part import Part
 
@@ -46,8 +46,10 @@ def fill(part: Part, source: Path) -> None:
     try:
         with open(source, "rb") as data:
             size = os.fstat(data.fileno()).st_size
-            if not _reflink(data.fileno(), part.fd):
-                copy_range(data.fileno(), part.fd, 0, size)
+            if not (
+                _reflink(data.fileno(), part.fd) or copy_range(data.fileno(), part.fd, 0, size)
+            ):
+                raise TransferError(f"{source} was cut short while it was copied")
     except OSError as error:
         raise from_oserror(error, part.final) from None
 
@@ -69,12 +71,12 @@ def copy_range(source: int, target: int, start: int, length: int) -> bool:
             except OSError as error:
                 if error.errno not in _CANNOT:
                     raise
-                in_kernel = False
-                continue
+                done = 0
+            in_kernel = done > 0  # some file systems copy nothing, and call it success
         else:
             done = os.pwrite(target, os.pread(source, count, start), start)
-        if done == 0:
-            return False
+            if done == 0:
+                return False
         start += done
     return True
 
