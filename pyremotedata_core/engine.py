@@ -433,14 +433,6 @@ class TransferEngine:
                     raise ConnectionLost(f"cannot start the helper process: {error}") from None
             return self._link
 
-    def _take_over(self, callers: list[Caller]) -> None:
-        """Ask another helper for what one was asked that has been killed."""
-        for caller in callers:
-            try:
-                self._ask_for(caller)
-            except Exception as error:
-                caller.fail(error)
-
     def _after_fork(self) -> None:
         self._lock = threading.Lock()
         link, self._link = self._link, None
@@ -449,12 +441,15 @@ class TransferEngine:
 
 
 def _take_over(reference: weakref.ref[TransferEngine], callers: list[Caller]) -> None:
+    """Ask another helper for what one was asked that has been killed."""
     engine = reference()
-    if engine is not None:
-        engine._take_over(callers)
-        return
     for caller in callers:
-        caller.fail(ConnectionLost("the helper process ended, and nobody holds its engine"))
+        try:
+            if engine is None:
+                raise ConnectionLost("the helper process ended, and nobody holds its engine")
+            engine._ask_for(caller)
+        except Exception as error:  # whatever it is, it is this caller's outcome
+            caller.fail(error)
 
 
 def _plain(url: AnyURL) -> Any:
