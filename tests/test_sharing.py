@@ -103,6 +103,14 @@ def helpers(mark):
     return helpers
 
 
+@pytest.fixture
+def large(sshd, relay_factory, make, url) -> tuple[str, bytes]:
+    """The URL of a large file at the far end of a slow link, and its content."""
+    data = os.urandom(LARGE)
+    make("a", data)
+    return relay_factory(sshd.port, rate=16e6).url(url("a")), data
+
+
 def ssh_of(pid: int) -> list[int]:
     return [child for child in descendants(pid) if command_of(child).split()[0].endswith("ssh")]
 
@@ -136,18 +144,14 @@ def test_other_settings_or_surroundings_have_a_helper_of_their_own(
         assert len(helpers()) == number + 1
 
 
-def test_the_helper_outlives_the_process_that_has_started_it(
-    start, helpers, make, url, sshd, relay_factory, tmp_path
-):
-    relay = relay_factory(sshd.port, rate=16e6)
-    data = os.urandom(LARGE)
-    make("a", data)
+def test_the_helper_outlives_the_process_that_has_started_it(start, helpers, large, url, tmp_path):
+    slow, data = large
     owner, guest = start(), start()
     assert owner.fetch(url("a"), tmp_path / "first") == str(LARGE)
     (helper,) = helpers()
-    guest.begin(relay.url(url("a")), tmp_path / "second")
+    guest.begin(slow, tmp_path / "second")
     wait_until(lambda: temporaries(tmp_path), "the guest's transfer has begun")
-    owner.begin(relay.url(url("a")), tmp_path / "third")
+    owner.begin(slow, tmp_path / "third")
     wait_until(lambda: len(temporaries(tmp_path)) > 1, "the owner's transfer has begun")
     owner.popen.kill()
     assert guest.outcome() == str(LARGE)
@@ -158,16 +162,12 @@ def test_the_helper_outlives_the_process_that_has_started_it(
     soon(lambda: not helpers())
 
 
-def test_who_leaves_ends_only_what_is_its_own(
-    start, helpers, make, url, sshd, relay_factory, tmp_path
-):
-    relay = relay_factory(sshd.port, rate=16e6)
-    data = os.urandom(LARGE)
-    make("a", data)
+def test_who_leaves_ends_only_what_is_its_own(start, helpers, large, tmp_path):
+    slow, data = large
     owner, guest = start(), start()
-    owner.begin(relay.url(url("a")), tmp_path / "kept")
+    owner.begin(slow, tmp_path / "kept")
     wait_until(lambda: temporaries(tmp_path), "the owner's transfer has begun")
-    guest.begin(relay.url(url("a")), tmp_path / "left")
+    guest.begin(slow, tmp_path / "left")
     wait_until(lambda: len(temporaries(tmp_path)) > 1, "the guest's transfer has begun")
     assert len(helpers()) == 1
     guest.popen.kill()
@@ -176,15 +176,11 @@ def test_who_leaves_ends_only_what_is_its_own(
     assert not (tmp_path / "left").exists()
 
 
-def test_when_the_helper_is_killed_all_go_on_with_another(
-    start, helpers, make, url, sshd, relay_factory, tmp_path
-):
-    relay = relay_factory(sshd.port, rate=16e6)
-    data = os.urandom(LARGE)
-    make("a", data)
+def test_when_the_helper_is_killed_all_go_on_with_another(start, helpers, large, tmp_path):
+    slow, data = large
     processes = [start() for _ in range(3)]
     for number, process in enumerate(processes):
-        process.begin(relay.url(url("a")), tmp_path / str(number))
+        process.begin(slow, tmp_path / str(number))
         wait_until(lambda n=number: len(temporaries(tmp_path)) > n, "the transfer has begun")
     (helper,) = helpers()
     os.kill(helper, signal.SIGKILL)
@@ -205,7 +201,7 @@ def test_what_cannot_be_asked_twice_fails_when_the_helper_is_killed(sshd, relay_
         assert str(rename.exception(WAIT_S)).endswith("the helper process was killed by signal 9")
 
 
-def test_a_forked_child_shares_too(sshd, helpers, make, url, tmp_path):
+def test_a_forked_child_shares_too(sshd, make, url, tmp_path):
     make("a", b"123")
     with TransferEngine(sshd.settings(), share=True) as engine:
         engine.stat(url("a")).result(WAIT_S)
@@ -257,7 +253,7 @@ print(len(guest.recv(1)), flush=True)
 """
 
 
-def test_another_user_who_answers_there_learns_nothing(sshd, make, url, monkeypatch):
+def test_another_user_who_answers_there_learns_nothing(sshd, make, url):
     if os.getuid() != 0:
         pytest.skip("only root can be another user")
     make("a", b"123")
@@ -337,17 +333,11 @@ def test_an_owner_that_closes_with_much_to_hear_leaves_the_helper_to_others(sshd
         assert below("pyremotedata_core.helper") == [helper]
 
 
-def test_progress_is_right_after_another_helper_has_taken_over(
-    sshd, relay_factory, make, url, tmp_path
-):
-    relay = relay_factory(sshd.port, rate=16e6)
-    data = os.urandom(LARGE)
-    make("a", data)
+def test_progress_is_right_after_another_helper_has_taken_over(sshd, large, tmp_path):
+    slow, data = large
     told: list[tuple[int, int]] = []
     with TransferEngine(sshd.settings(), share=True) as engine:
-        fetch = engine.fetch(
-            relay.url(url("a")), tmp_path / "a", on_progress=lambda *moved: told.append(moved)
-        )
+        fetch = engine.fetch(slow, tmp_path / "a", on_progress=lambda *moved: told.append(moved))
         wait_until(lambda: sum(count for count, _ in told) > LARGE // 3, "some of it has moved")
         (helper,) = below("pyremotedata_core.helper")
         os.kill(helper, signal.SIGKILL)
