@@ -16,13 +16,13 @@ FILE_BYTES = 32 << 10  # that move while one more file is opened and closed
 
 
 def windows_worth_having(expected_bytes: int, rtt_s: float) -> int:
-    """Decide how many sessions the known work is worth, from the round trip alone.
+    """Decide how many sessions the expected work is worth, from the round trip alone.
 
     A session moves at most its channel's window in a round trip, which on a short line is more
     than any connection carries. Opening another on the same one costs some four round trips.
     """
     waited_s = expected_bytes * max(0.0, rtt_s / CHANNEL_BYTES - 1 / CIPHER_RATE)
-    return 1 + int(waited_s / (10 * rtt_s + 0.02))
+    return 1 + int(waited_s / (4 * rtt_s + 0.02))
 
 
 class Growth:

@@ -130,11 +130,11 @@ class Pool:
         if self._closed:
             return
         self._queues.hand_out(self._choose)
+        if self._sessions and self._can_share:
+            self._open_windows()
         if self._queues:
             if not self._sessions and self._reopen is None:
                 self._open_first()
-            elif self._can_share:
-                self._open_windows()
             if self._sampler is None:
                 self._start_sample()
 
@@ -247,14 +247,16 @@ class Pool:
             self._schedule_open(random.uniform(0.05, 0.25))  # noqa: S311
 
     def _open_windows(self) -> None:
-        """Open sessions on the connection that is there, if the work that is known is worth it."""
+        """Open sessions on the connection that is there, if the work is worth it."""
         if len(self._sessions) >= self._limit or self._is_draining:
             return
         leader = self._find_leader()
         if leader is None or not leader.rtt_s:
             return
-        known_bytes = self.growth.known_bytes(self._queues.load_bytes)
-        wanted = windows_worth_having(known_bytes, leader.rtt_s)
+        handed_out = sum(session.load_bytes for session in self._sessions)
+        known_bytes = self.growth.known_bytes(self._queues.load_bytes + handed_out)
+        # Who has asked for much so far, a few files at a time, will ask for as much again.
+        wanted = windows_worth_having(known_bytes + self.growth.done_bytes, leader.rtt_s)
         for _ in range(min(wanted, self._limit) - len(self._sessions)):
             if not leader.can_share or not self._open(leader):
                 self._can_share = leader.can_share
