@@ -19,13 +19,14 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 INIT, VERSION, OPEN, CLOSE, READ, WRITE, LSTAT, FSTAT = 1, 2, 3, 4, 5, 6, 7, 8
-OPENDIR, READDIR, REMOVE, MKDIR, REALPATH, STAT, RENAME = 11, 12, 13, 14, 16, 17, 18
+SETSTAT, OPENDIR, READDIR, REMOVE, MKDIR, REALPATH, STAT, RENAME = 9, 11, 12, 13, 14, 16, 17, 18
 STATUS, HANDLE, DATA, NAME, ATTRS, EXTENDED, EXTENDED_REPLY = 101, 102, 103, 104, 105, 200, 201
 OK, EOF, NO_SUCH_FILE, DENIED, FAILURE = 0, 1, 2, 3, 4
 
 FILE = bytes(range(256)) * 400  # what every file of a liar holds
 DIRECTORY_MODE, FILE_MODE = 0o040755, 0o100644
 HOLD_S = 60.0  # at the most
+NAMES = {RENAME: "rename", REMOVE: "remove", MKDIR: "mkdir", CLOSE: "close", SETSTAT: "setstat"}
 # What "limits WHAT" answers to limits@openssh.com.
 LIMITS = {
     "limits cut": b"\xff" * 5,
@@ -234,7 +235,7 @@ class Middleman:
         pipe that is then made, ``mark`` and a number, for writing. When it is answered, there is a
         file of the pipe's name and ``.done``.
     refuse : list of str
-        Kinds of requests that are answered with "permission denied".
+        Kinds of requests that are answered with "permission denied", or with ``refusal``, a code.
     spoil : str, mark : str
         Changes a byte of the first DATA (``read``) or WRITE (``write``) of the first session, or
         says of that WRITE that it is done, and does not do it (``lose``).
@@ -260,7 +261,8 @@ class Middleman:
                 self.hold(body[:4])
             if self.asked.get(body[:4]) in self.options.get("refuse", ()):
                 del self.asked[body[:4]]
-                self.send(STATUS, body[:4] + struct.pack(">I", DENIED) + string(b"no") * 2)
+                code = self.options.get("refusal", DENIED)
+                self.send(STATUS, body[:4] + struct.pack(">I", code) + string(b"no") * 2)
                 continue
             if kind == WRITE and self.options.get("spoil") == "lose" and self.first():
                 del self.asked[body[:4]]
@@ -322,9 +324,7 @@ class Middleman:
         if kind == OPEN:
             (flags,) = struct.unpack_from(">I", body, 8 + len(take_string(body, 4)))
             return "create" if flags & 0x08 else "open"
-        return {RENAME: "rename", REMOVE: "remove", MKDIR: "mkdir", CLOSE: "close"}.get(
-            kind, "other"
-        )
+        return NAMES.get(kind, "other")
 
 
 if __name__ == "__main__":

@@ -180,6 +180,18 @@ def test_a_file_that_a_server_does_not_close_is_told_and_leaves_nothing(tmp_path
         assert tree(place) == {}
 
 
+@pytest.mark.parametrize("refusal", [3, 4, 8])  # denied, failure, not supported
+def test_where_no_time_can_be_set_files_arrive_all_the_same(tmp_path, refusal):
+    here = tmp_path / "t"
+    here.mkdir()
+    for name, size in (("a", 10), ("b", 20), ("large", 300_000)):
+        (here / name).write_bytes(os.urandom(size))
+    with ScriptedSshd("relay", {"refuse": ["setstat"], "refusal": refusal}) as server:
+        with TransferEngine(server.settings()) as engine:
+            assert engine.store_tree(here, server.url("t")).result(WAIT_S).failed == []
+        assert tree(server.root / "t") == tree(here)
+
+
 def test_an_empty_file_for_a_disk_that_takes_none_is_told(sshd, remote_directory, small_disk):
     """With ``verify`` it is made only to be compared."""
     sshd.make(f"{remote_directory}/empty", b"")

@@ -111,7 +111,8 @@ def dating(temporary: str, source: Source | SmallSource) -> list[Request]:
 def dated_well(answer: Answer) -> bool:
     """Whether times are set, or the server refuses that: the file keeps the time of its upload."""
     kind, body = answer
-    return kind == wire.STATUS and wire.read_u32(body) in (wire.OK, wire.DENIED, wire.UNSUPPORTED)
+    refusals = (wire.DENIED, wire.FAILURE, wire.UNSUPPORTED)
+    return kind == wire.STATUS and wire.read_u32(body) in (wire.OK, *refusals)
 
 
 def publish(
