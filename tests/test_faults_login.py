@@ -187,6 +187,27 @@ def test_a_revoked_host_key_is_refused_as_such(carrier, sshd_factory):
     assert server.logins() == 0
 
 
+@pytest.mark.parametrize("block", ["Host other\n Include {careless}", "Match Host other\n{text}"])
+def test_carelessness_about_another_host_is_not_extended_to_this_one(
+    carrier, block, sshd_factory, tmp_path
+):
+    server = sshd_factory()
+    server.known_hosts.write_text("")
+    careless = tmp_path / "careless"
+    text = (
+        "Host *\n StrictHostKeyChecking no\n"
+        if "Include" in block
+        else " StrictHostKeyChecking no\n"
+    )
+    careless.write_text(text)
+    config = tmp_path / "config"
+    rest = server.ssh_config.read_text().replace("    StrictHostKeyChecking yes\n", "")
+    config.write_text(f"{block.format(careless=careless, text=text)}\n{rest}")
+    error = attempt(server.url(), server.settings(carrier=carrier, ssh_config=str(config)))
+    assert type(error) is HostKeyRejected
+    assert server.logins() == 0
+
+
 def test_the_command_to_accept_a_key_accepts_it(carrier, sshd_factory):
     """Also where another ssh_config is read, and ssh is told not to ask."""
     server = sshd_factory()

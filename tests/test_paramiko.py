@@ -32,7 +32,7 @@ from pyremotedata_core.pyssh.child import serve
 from pyremotedata_core.pyssh.hostkeys import find_entries, judge, matches, name_of, remember
 from pyremotedata_core.pyssh.login import Login, OnceAsking, log_in
 from pyremotedata_core.pyssh.site import find_site
-from workflows.embedded_sshd import descendants, program
+from workflows.embedded_sshd import descendants, program, run
 
 from .logins import attempt, changed, new_key
 from .page import told
@@ -340,6 +340,60 @@ def test_ssh_config_is_read_as_ssh_reads_it(tmp_path, monkeypatch):
     given = find_site("alias", user="me", port=3, config=str(tmp_path / "config"), accept_new=True)
     assert (given.user, given.port, given.unknown) == ("me", 3, "accept-new")
     assert find_site("x", config="none", key="/k").keys == ("/k",)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Host other\n Include {more}\nHost *\n User a",
+        "Match host other\n Include {more}\nHost *\n User a",
+        "Host a*\n Include {more}\n User a",
+        "Match Host other\n Port 9\n StrictHostKeyChecking no",
+        "Match All\n Port 9",
+        'Match !Host other OriginalHost "alias"\n Port 9',
+        "Host=alias # mine\n Port = 9 # don't\n User 'a b'\n HostName %h.org",
+        "Host alias\n ProxyJump u@j:9\n User x\nHost *\n ProxyCommand nc %h",
+        "Host alias\n ProxyCommand none\nHost *\n ProxyJump j",
+        "Host alias\n ProxyJump none\nHost *\n ProxyCommand nc x",
+        'UserKnownHostsFile ~/k/%h-%n-%p-%r-%k "${{HOME}}/b"\nPort 9\nHostKeyAlias Z',
+        "User DOM\\me\nIdentityFile ~/#1",
+    ],
+)
+def test_ssh_config_means_what_it_means_to_ssh(text, tmp_path):
+    more, config = tmp_path / "more", tmp_path / "config"
+    more.write_text("User m\nHost *\n StrictHostKeyChecking no\n Port 7\nHost alias\n User x\n")
+    config.write_text(text.format(more=more) + "\n")
+    lines = run([program("ssh"), "-G", "-F", str(config), "alias"]).splitlines()
+    by_ssh = dict(reversed([line.split(" ", 1) for line in lines if " " in line]))
+    site = find_site("alias", config=str(config))
+    strict = {"no": "false", "yes": "true"}.get(site.unknown, site.unknown)
+    known = by_ssh["userknownhostsfile"].replace("~", str(Path.home()))
+    assert (site.host, str(site.port), site.user, strict, " ".join(site.known_hosts)) == (
+        *(by_ssh[name] for name in ("hostname", "port", "user", "stricthostkeychecking")),
+        known,
+    )
+    assert site.proxy_command == by_ssh.get("proxycommand", "none").replace("none", "").replace(
+        "%h", "alias"
+    )
+    assert ",".join(site.jumps) == by_ssh.get("proxyjump", "none").replace("none", "")
+    assert site.keys[0] == by_ssh["identityfile"].replace("~", str(Path.home()))
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("Match localnetwork 10.0.0.0/8", "cannot judge the 'Match localnetwork'"),
+        ('User "me', "quote without end"),
+        ("Port ssh", "no number for Port"),
+        ("IdentityFile ~/%Z", "a %Z that paramiko cannot fill"),
+    ],
+)
+def test_what_cannot_be_told_from_ssh_config_is_refused(tmp_path, line, why):
+    """Guessing might trust a host that ssh would not trust."""
+    config = tmp_path / "config"
+    config.write_text(f"{line}\n")
+    with pytest.raises(ConfigurationError, match=why):
+        find_site("alias", config=str(config))
 
 
 def test_no_secret_is_in_the_command_line_or_shown(miglike):

@@ -6,8 +6,10 @@ import glob
 import io
 import os
 import pwd
+import re
 import shlex
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,17 @@ from ..errors import ConfigurationError
 
 ALGORITHMS = ("ciphers", "macs", "kexalgorithms", "hostkeyalgorithms")
 METHODS = ("publickey", "keyboard-interactive", "password")
-_KEYS = ("id_rsa", "id_ecdsa", "id_ed25519")
+_KEYS = ("~/.ssh/id_rsa", "~/.ssh/id_ecdsa", "~/.ssh/id_ed25519")
 _DEPTH = 16  # of Include
+_LINE = re.compile(r"(\w+)(?:\s*=\s*|\s+)(.+)")
+_WORD = re.compile(r"""\s*((?:\\.?|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|[^\s"'\\])+)""")
+_ESCAPED = re.compile(r"""\\(["'\\])""")
+_PIECE = re.compile(rf"""{_ESCAPED.pattern}|"((?:\\.|[^"\\])*)"|'((?:\\.|[^'\\])*)'""")
+_TOKEN = re.compile(r"%(.?)|\$\{(\w+)\}")
+_LISTS = ("userknownhostsfile", "globalknownhostsfile")
+_COMMANDS = ("proxycommand", "localcommand", "remotecommand", "knownhostscommand")
+_ALONE = ("all", "canonical", "final")  # criteria of Match that take no argument
+_CRITERIA = (*_ALONE, "host", "originalhost", "user", "localuser", "exec")
 
 
 @dataclass(frozen=True)
@@ -103,40 +114,55 @@ def find_site(
     text = (f"User {user}\n" if user else "") + (f"Port {port}\n" if port else "")
     text += "StrictHostKeyChecking accept-new\n" if accept_new else ""
     options = _look_up(name, [text, *_texts(config)])
+    own = pwd.getpwuid(os.getuid()).pw_name
+    user, host = options.get("user") or own, options["hostname"]
+    port = _number("Port", options.get("port", "22"))
+    alias = options.get("hostkeyalias", "").lower()
+    tokens = {
+        "%": "%",
+        "d": os.path.expanduser("~"),
+        "h": host,
+        "i": str(os.getuid()),
+        "k": alias or name,
+        "L": socket.gethostname().partition(".")[0],
+        "n": name,
+        "p": str(port),
+        "r": user,
+        "u": own,
+    }
 
-    def words(option: str, default: str) -> tuple[str, ...]:
-        found = shlex.split(options.get(option, default))
-        return tuple(os.path.expanduser(word) for word in found if word.lower() != "none")
+    def paths(words: Sequence[str]) -> tuple[str, ...]:
+        return tuple(
+            os.path.expanduser(_expand(word, tokens)) for word in words if word.lower() != "none"
+        )
 
-    files = [path for path in options.get("identityfile", []) if path.lower() != "none"]
-    if key:
-        files = [key]
-    elif "identityfile" not in options:
-        files = [f"~/.ssh/{key_name}" for key_name in _KEYS]
-    keys = tuple(os.path.expanduser(path.strip('"')) for path in files)
-    agent = options.get("identityagent", "SSH_AUTH_SOCK")
-    if agent in ("SSH_AUTH_SOCK", "$SSH_AUTH_SOCK"):
-        agent = os.environ.get("SSH_AUTH_SOCK", "")
-    jump = options.get("proxyjump", "none")
+    def listed(option: str, default: str) -> tuple[str, ...]:
+        return paths(shlex.split(options.get(option, default)))
+
+    keys = paths([key] if key else options.get("identityfile", _KEYS))
+    agent = options.get("identityagent", "$SSH_AUTH_SOCK")
+    if agent == "SSH_AUTH_SOCK" or re.fullmatch(r"\$\w+", agent):
+        agent = os.environ.get(agent.removeprefix("$"), "")
+    command, jumps = _way(options)
     return Site(
         name=name,
-        host=options["hostname"],
-        port=int(options.get("port", 22)),
-        user=options.get("user") or pwd.getpwuid(os.getuid()).pw_name,
+        host=host,
+        port=port,
+        user=user,
         keys=keys,
         certificates=(
             *(f"{key.removesuffix('.pub')}-cert.pub" for key in keys),
-            *words("certificatefile", ""),
+            *paths([options.get("certificatefile", "none")]),
         ),
         algorithms={option: options[option] for option in ALGORITHMS if option in options},
         gssapi=_yes(options, "gssapiauthentication", False),
         identities_only=bool(key) or _yes(options, "identitiesonly", False),
-        agent="" if agent.lower() == "none" else os.path.expanduser(agent.strip('"')),
-        proxy_command=options.get("proxycommand", ""),
-        jumps=() if jump.lower() == "none" else tuple(jump.split(",")),
-        key_name=options.get("hostkeyalias", "").lower(),
-        known_hosts=words("userknownhostsfile", "~/.ssh/known_hosts ~/.ssh/known_hosts2"),
-        global_known_hosts=words(
+        agent="".join(paths([agent])),
+        proxy_command=_expand(command, tokens),
+        jumps=tuple(_expand(jump, tokens) for jump in jumps),
+        key_name=alias,
+        known_hosts=listed("userknownhostsfile", "~/.ssh/known_hosts ~/.ssh/known_hosts2"),
+        global_known_hosts=listed(
             "globalknownhostsfile", "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2"
         ),
         unknown=_strictness(options.get("stricthostkeychecking", "ask").lower()),
@@ -147,6 +173,9 @@ def find_site(
 
 def _look_up(name: str, texts: list[str]) -> dict[str, Any]:
     parsed = paramiko.SSHConfig()
+    # The others are expanded here: paramiko does not know all of them, nor all options with them.
+    expanded = {one: parsed.TOKENS_BY_CONFIG_KEY[one] for one in ("hostname", "match-exec")}
+    parsed.TOKENS_BY_CONFIG_KEY = expanded
     try:
         for text in texts:
             parsed.parse(io.StringIO(text))
@@ -174,23 +203,103 @@ def _texts(config: str | None) -> list[str]:
         ) from None
 
 
-def _lines(path: Path, depth: int) -> Iterator[str]:
-    """Yield the lines of a file, included ones in their place."""
-    block = "Host *"
+def _lines(path: Path, depth: int, outer: Sequence[str] = ()) -> Iterator[str]:
+    """Yield the lines of a file as paramiko reads them, included ones in their place.
+
+    paramiko takes quotes and comments for a part of values, and each criterion of a Match that it
+    does not know for one that is met. And it knows no blocks within blocks, which a file is that
+    is included in one: every block is a Match here, with the criteria of those around it,
+    ``outer``.
+    """
+    block = list(outer)
     home = "/etc/ssh" if str(path).startswith("/etc/ssh") else os.path.expanduser("~/.ssh")
     for line in path.read_text(errors="replace").splitlines():
-        words = line.replace("=", " ", 1).split(None, 1)
-        keyword = words[0].lower() if words else ""
-        if keyword in ("host", "match"):
-            block = line
-        if keyword != "include" or len(words) < 2 or depth >= _DEPTH:
+        match = _LINE.match(line.strip())
+        if match is None:
             yield line
             continue
-        for pattern in shlex.split(words[1]):
-            for included in sorted(glob.glob(os.path.join(home, os.path.expanduser(pattern)))):
-                if os.path.isfile(included):
-                    yield from _lines(Path(included), depth + 1)
-        yield block  # what follows belongs to the block again
+        keyword = match[1].lower()
+        words = [] if keyword in _COMMANDS else _words(match[2])
+        if keyword in ("host", "match"):
+            criteria = ["originalhost", ",".join(words)] if keyword == "host" else _criteria(words)
+            block = [*outer, *criteria]
+            yield _header(block)
+        elif keyword == "include" and depth < _DEPTH:
+            for pattern in words:
+                for found in sorted(glob.glob(os.path.join(home, os.path.expanduser(pattern)))):
+                    if os.path.isfile(found):
+                        yield from _lines(Path(found), depth + 1, block)
+            yield _header(block)  # what follows belongs to the block again
+        elif keyword in _COMMANDS:
+            yield line
+        else:
+            yield f"{keyword} {shlex.join(words) if keyword in _LISTS else ' '.join(words)}"
+
+
+def _words(text: str) -> list[str]:
+    """Return the arguments of an option, without quotes and a comment at the end."""
+    words: list[str] = []
+    at = 0
+    while (match := _WORD.match(text, at)) and not match[1].startswith("#"):
+        words.append(_PIECE.sub(_plain, match[1]))
+        at = match.end()
+    if match is None and text[at:].strip():
+        raise ConfigurationError(f"ssh_config has a quote without end: {text}")
+    return words
+
+
+def _plain(piece: re.Match[str]) -> str:
+    return piece[1] or _ESCAPED.sub(r"\1", piece[2] or piece[3] or "")
+
+
+def _criteria(words: list[str]) -> list[str]:
+    """Return the criteria of a Match, in the only form that paramiko knows."""
+    criteria, rest = [], iter(words)
+    for word in rest:
+        negated, name = "!" * word.startswith("!"), word.removeprefix("!").lower()
+        if name not in _CRITERIA:
+            raise ConfigurationError(
+                f"paramiko cannot judge the 'Match {word}' of ssh_config: install OpenSSH's client"
+            )
+        if name != "all":
+            criteria += [negated + name] if name in _ALONE else [negated + name, next(rest, "")]
+    return criteria
+
+
+def _header(block: list[str]) -> str:
+    return f"Match {shlex.join(block or ['all'])}"
+
+
+def _expand(text: str, tokens: Mapping[str, str]) -> str:
+    """Return a value of ssh_config with its tokens and variables replaced."""
+
+    def replacement(match: re.Match[str]) -> str:
+        if match[2]:
+            return os.environ.get(match[2], "")
+        if match[1] == "l":
+            return socket.getfqdn()
+        if match[1] not in tokens:
+            raise ConfigurationError(
+                f"ssh_config has a {match[0]} that paramiko cannot fill: {text}"
+            )
+        return tokens[match[1]]
+
+    return _TOKEN.sub(replacement, text)
+
+
+def _way(options: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """Return the ProxyCommand and the jump hosts, of which the one that stands first holds."""
+    jump = options.get("proxyjump", "none")
+    ways = [option for option in options if option in ("proxycommand", "proxyjump")]
+    if jump.lower() == "none" or ways[0] == "proxycommand":
+        return options.get("proxycommand") or "", ()
+    return "", tuple(jump.split(","))
+
+
+def _number(option: str, text: str) -> int:
+    if not text.isdecimal():
+        raise ConfigurationError(f"ssh_config has no number for {option}: {text}")
+    return int(text)
 
 
 def _yes(options: dict[str, Any], option: str, default: bool) -> bool:
