@@ -370,7 +370,7 @@ def changed_host_key(url: str, fingerprint: str, where: str) -> HostKeyRejected:
 
 
 def revoked_host_key(url: str, fingerprint: str, where: str) -> HostKeyRejected:
-    """Return the error for a host key that ``known_hosts`` says is revoked, at ``where``."""
+    """Return the error for a host key that is said to be revoked, at ``where``."""
     marked = f" (at {where})" if where else ""
     return HostKeyRejected(
         f"the server shows a host key{_by(fingerprint)} that is marked as revoked{marked};"
@@ -400,6 +400,8 @@ def _host_key_error(text: str, url: str, ssh_config: str | None) -> HostKeyRejec
         return changed_host_key(url, fingerprint, known[1] if known else "")
     if re.search(r"REVOKED HOST KEY|marked as revoked", text):
         return revoked_host_key(url, fingerprint, "")
+    if listed := re.search(r"revoked (?:by|keys) file (.*)", text):  # RevokedHostKeys
+        return revoked_host_key(url, fingerprint, listed[1].strip())
     strict = "requested strict checking" in text
     return unknown_host_key(url, fingerprint, accept_command(url, ssh_config, strict=strict))
 

@@ -187,6 +187,26 @@ def test_a_revoked_host_key_is_refused_as_such(carrier, sshd_factory):
     assert server.logins() == 0
 
 
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_host_key_of_the_list_of_revoked_ones_is_refused(carrier, listed, sshd_factory, tmp_path):
+    """Known or not; and a list that cannot be read speaks against every key."""
+    server = sshd_factory()
+    revoked = tmp_path / "revoked"
+    if listed:
+        key = (server.directory / "host_key.pub").read_text()
+        revoked.write_text(
+            f"# lost\n{new_key(tmp_path / 'k').with_suffix('.pub').read_text()}{key}"
+        )
+    config = changed(
+        server, tmp_path / "config", ("Host *\n", f"Host *\n RevokedHostKeys {revoked}\n")
+    )
+    error = attempt(server.url(), server.settings(carrier=carrier, ssh_config=config))
+    assert type(error) is HostKeyRejected
+    told(error, "marked as revoked")
+    assert str(revoked) in str(error)
+    assert server.logins() == 0
+
+
 @pytest.mark.parametrize("block", ["Host other\n Include {careless}", "Match Host other\n{text}"])
 def test_carelessness_about_another_host_is_not_extended_to_this_one(
     carrier, block, sshd_factory, tmp_path

@@ -83,6 +83,23 @@ def judge(entries: Iterable[Entry], kind: str, blob: bytes) -> tuple[Verdict, st
     return verdict, ""
 
 
+def why_revoked(path: str, blob: bytes) -> str:
+    """Return where a file of RevokedHostKeys speaks against a key; "" if it does not.
+
+    As for ssh, one that cannot be read speaks against all. So does a key revocation list in
+    OpenSSH's own form, which only ssh can read.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    if content.startswith(b"SSHKRL\n"):
+        return f"{path}: a KRL, which needs the program ssh"
+    keys = (line.split(b"#")[0].split() for line in content.splitlines())
+    encoded = base64.b64encode(blob)
+    return next((f"{path}:{number}" for number, key in enumerate(keys, 1) if encoded in key), "")
+
+
 def fingerprint_of(blob: bytes) -> str:
     """Return a key's fingerprint as OpenSSH shows it."""
     digest = hashlib.sha256(blob).digest()

@@ -287,12 +287,14 @@ def _check_host_key(
     url: str,
 ) -> None:
     kind, blob = key.get_name(), key.asbytes()
+    fingerprint = hostkeys.fingerprint_of(blob)
+    if site.revoked and (why := hostkeys.why_revoked(site.revoked, blob)):
+        raise revoked_host_key(url, fingerprint, why)
     verdict, where = hostkeys.judge(known[0], kind, blob)
     if verdict == "unknown" and hostkeys.judge(known[-1], kind, blob)[0] == "known":
         return  # known without its port
     if verdict == "known":
         return
-    fingerprint = hostkeys.fingerprint_of(blob)
     if verdict == "revoked":
         raise revoked_host_key(url, fingerprint, where)
     if verdict == "changed":

@@ -64,6 +64,8 @@ class Site:
         Its name in known_hosts if it has an alias there, else "".
     known_hosts, global_known_hosts : tuple of str
         Files of known host keys.
+    revoked : str
+        A file of host keys that are not to be trusted, "" for none.
     unknown : {"yes", "ask", "accept-new", "no"}
         What to do about an unknown key (StrictHostKeyChecking).
     hashed : bool
@@ -87,6 +89,7 @@ class Site:
     key_name: str
     known_hosts: tuple[str, ...]
     global_known_hosts: tuple[str, ...]
+    revoked: str
     unknown: str
     hashed: bool
     methods: tuple[str, ...]
@@ -165,6 +168,7 @@ def find_site(
         global_known_hosts=listed(
             "globalknownhostsfile", "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2"
         ),
+        revoked="".join(paths([options.get("revokedhostkeys", "none")])),
         unknown=_strictness(options.get("stricthostkeychecking", "ask").lower()),
         hashed=_yes(options, "hashknownhosts", False),
         methods=_methods(options),
