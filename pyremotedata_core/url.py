@@ -219,6 +219,9 @@ def _split_port(hostport: str) -> tuple[str, int | None]:
     port = None
     if colon:
         if not _PORT.fullmatch(port_text) or not 0 < int(port_text) < 65536:
-            raise ConfigurationError(f"not a port number: {port_text!r}")
+            # Not what was read: it may be a part of a password, up to a slash in it.
+            raise ConfigurationError(
+                f"what follows {host}: is not a port number, nor is a password accepted in a URL"
+            )
         port = int(port_text)
     return host.strip("[]"), port

@@ -106,6 +106,13 @@ def test_a_password_in_a_url_is_refused_without_repeating_it(text):
     assert "me" in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["sftp://me:canary/x@host/a", "ftp://me:canary#/@host/"])
+def test_nor_is_the_part_of_a_password_before_a_slash(text):
+    with pytest.raises(ConfigurationError, match="what follows me: is not a port number") as caught:
+        RemoteURL.parse(text)
+    assert "canary" not in str(caught.value)
+
+
 @pytest.mark.parametrize("text", ["sftp://h/a%00b", "sftp://h/a\0b"])
 def test_a_nul_in_a_path_is_refused(text):
     with pytest.raises(UnsafeName, match="NUL"):
