@@ -106,7 +106,7 @@ def ssh_argv(settings: ConnectionSettings, control: dict[str, str] | None = None
         argv += ["-l", settings.username]
     if settings.port:
         argv += ["-p", str(settings.port)]
-    ciphers = _resolve(settings.ssh_config, settings.host or "").ciphers
+    ciphers = _resolved(settings).ciphers
     if ciphers:
         argv += ["-c", ciphers]
     for key, value in options.items():
@@ -218,10 +218,17 @@ class _Resolved(NamedTuple):
     control_path: str
 
 
+def _resolved(settings: ConnectionSettings) -> _Resolved:
+    options = ["-F", settings.ssh_config] if settings.ssh_config else []
+    options += ["-l", settings.username] if settings.username else []  # for a "Match user"
+    options += ["-p", str(settings.port)] if settings.port else []
+    return _resolve(settings.host or "", *options)
+
+
 @cache
-def _resolve(config: str | None, host: str) -> _Resolved:
+def _resolve(host: str, *options: str) -> _Resolved:
     # Side by side: the login waits for them.
-    asked = [_ask(["-F", os.devnull], "default"), _ask(["-F", config] if config else [], host)]
+    asked = [_ask(["-F", os.devnull], "default"), _ask(list(options), host)]
     default, chosen = [_answer(process) for process in asked]
     ciphers = ""
     if _has_aes() and default.get("ciphers", "") == chosen.get("ciphers"):
@@ -239,6 +246,7 @@ def _ask(options: list[str], host: str) -> subprocess.Popen[str]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        env=plain_environment(),
         text=True,
         start_new_session=True,
     )
@@ -289,7 +297,7 @@ class SshChild:
         control = None
         if shared is not None and shared.can_share:
             control = {"ControlMaster": "no", "ControlPath": str(shared._control)}
-        elif shared is None and not _resolve(settings.ssh_config, settings.host).control_path:
+        elif shared is None and not _resolved(settings).control_path:
             # A master that lives as long as this child, at a path that only we know.
             self._control = _control_path()
             control = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -295,6 +296,26 @@ def test_what_ssh_config_runs_for_too_long_is_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(ssh, "RESOLVE_S", 0.5)
     config = tmp_path / "config"
     config.write_text(f'Match exec "sleep 100; touch {tmp_path}/ran"\n')
-    assert ssh._resolve(str(config), "host").control_path == ""
+    settings = ConnectionSettings(host="host", ssh_config=str(config))
+    assert ssh._resolved(settings).control_path == ""
     # The killed die a moment later.
     wait_until(lambda: not any(str(tmp_path) in command for command in commands()))
+
+
+def test_ssh_config_is_asked_about_the_user_and_port_of_the_settings(tmp_path):
+    config = tmp_path / "config"
+    config.write_text("Match user me\n Ciphers aes256-ctr\n ControlPath ~/%p\n")
+    settings = ConnectionSettings(host="host", ssh_config=str(config), username="me", port=2222)
+    assert ssh._resolved(settings) == ("", f"{Path.home()}/2222")
+    assert "aes256-ctr" not in ssh.ssh_argv(settings)
+    assert ssh._resolved(replace(settings, username="you")).control_path == ""
+
+
+def test_what_ssh_config_runs_when_it_is_read_gets_no_secret(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYREMOTEDATA_PASSWORD", CANARY)
+    config, seen = tmp_path / "config", tmp_path / "seen"
+    config.write_text(f'Match exec "env > {seen}"\n ControlPath /x\n')
+    settings = ConnectionSettings.load(host="host", ssh_config=config)
+    assert ssh._resolved(settings).control_path == "/x"
+    assert "PATH=" in seen.read_text()
+    assert CANARY not in seen.read_text()
