@@ -187,6 +187,15 @@ def test_a_revoked_host_key_is_refused_as_such(carrier, sshd_factory):
     assert server.logins() == 0
 
 
+def test_without_any_ssh_config_its_host_key_is_not_known(carrier, sshd_factory):
+    """``ssh -F none`` reads none, be there a file of that name or not."""
+    server = sshd_factory()
+    key = str(server.directory / "user_key")
+    error = attempt(server.url(), server.settings(carrier=carrier, ssh_config="none", ssh_key=key))
+    assert type(error) is HostKeyRejected
+    assert "sftp -F none" in str(error)
+
+
 @pytest.mark.parametrize("listed", [True, False])
 def test_a_host_key_of_the_list_of_revoked_ones_is_refused(carrier, listed, sshd_factory, tmp_path):
     """Known or not; and a list that cannot be read speaks against every key."""
