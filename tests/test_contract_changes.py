@@ -107,7 +107,18 @@ def test_a_rename_that_cannot_be_leaves_both(site: Site):
         site.engine.rename(site.url("none"), site.url("other")).result(WAIT_S)
     with pytest.raises((RemoteFileNotFound, RemotePermissionDenied)):
         site.engine.rename(site.url("a"), site.url("none/a")).result(WAIT_S)
+    with pytest.raises(ServerRefused, match="is a file; a directory was meant"):
+        site.engine.rename(site.url("sub"), site.url("a")).result(WAIT_S)
     assert tree(site.path()) == {"a": b"1", "sub": None, "sub/x": b"2"}
+
+
+def test_a_file_is_no_directory_to_remove_and_is_not_missing(site: Site):
+    site.make("a", b"1")
+    with pytest.raises(ServerRefused, match="is a file; a directory was meant"):
+        site.engine.rmdir(site.url("a")).result(WAIT_S)
+    with pytest.raises(RemoteFileNotFound):
+        site.engine.rmdir(site.url("none")).result(WAIT_S)
+    assert tree(site.path()) == {"a": b"1"}
 
 
 def test_a_server_copies_a_file_whole_or_says_that_it_cannot(site: Site):

@@ -277,6 +277,9 @@ class LftpSite:
         reply = self.run("rmdir {}", path)
         if not reply.ok:
             error = self._really(path, self.error(reply, path))
+            there = self._listed(path)
+            if there is not None and there.kind != "directory":
+                raise ServerRefused("is a file; a directory was meant", self.url(path))
             if type(error) is TransferError:
                 error = TransferError(
                     f"cannot remove the directory ({error.message}); is it empty?", error.url
@@ -308,6 +311,8 @@ class LftpSite:
         if not overwrite:
             self.check_target(path, overwrite)
             raise error
+        if self.kind(temporary) == "directory":
+            raise ServerRefused("is a file; a directory was meant", self.url(path))
         part = temporary
         if not is_temporary(posixpath.basename(part)):
             part = posixpath.join(posixpath.dirname(path), _temporary_names.next())

@@ -152,14 +152,18 @@ def _remove(session: SftpSession, path: str, kind: int = wire.REMOVE) -> Sequenc
     if is_ok(answer):
         return
     error = error_of(session, path, answer)
-    if not isinstance(error, RemoteFileNotFound):
-        # MiG answers "permission denied" for what is not there.
+    if kind == wire.RMDIR or not isinstance(error, RemoteFileNotFound):
+        # MiG answers "permission denied" for what is not there, and OpenSSH that a file, which
+        # is no directory to remove, is not there.
         stat = yield wire.LSTAT, path_of(path)
         if stat[0] != wire.ATTRS:
             raise error_of(session, path, stat)
-        if wire.read_attrs(stat[1])[0].kind == "directory" and kind == wire.REMOVE:
+        is_directory = wire.read_attrs(stat[1])[0].kind == "directory"
+        if is_directory and kind == wire.REMOVE:
             raise ServerRefused("is a directory; remove it recursively", url_of(session, path))
         if kind == wire.RMDIR:
+            if not is_directory:
+                raise ServerRefused("is a file; a directory was meant", url_of(session, path))
             raise TransferError(
                 f"cannot remove the directory ({error.message}); is it empty?",
                 url_of(session, path),
@@ -205,6 +209,7 @@ def rename(
                         return
                     raise error_of(session, old, source)
                 _refuse_directory(session, new, there)
+                _refuse_file(session, new, there, source)
                 raise error_of(session, new, answer)
     # A plain rename moves *into* a directory on some servers: look first.
     there = yield wire.LSTAT, path_of(new)
@@ -219,6 +224,7 @@ def rename(
         raise error_of(session, old, source)
     if there[0] != wire.ATTRS:
         raise error_of(session, new, answer)
+    _refuse_file(session, new, there, source)
     if not aside:
         name = aside_name(_temporary_names.next())
         aside = posixpath.join(posixpath.dirname(new), name)
@@ -235,6 +241,12 @@ def rename(
 def _refuse_directory(session: SftpSession, path: str, answer: Answer) -> None:
     if answer[0] == wire.ATTRS and wire.read_attrs(answer[1])[0].kind == "directory":
         raise ServerRefused("is a directory; a file was meant", url_of(session, path))
+
+
+def _refuse_file(session: SftpSession, path: str, there: Answer, source: Answer) -> None:
+    """Raise if what would take the place of a file is a directory. OpenSSH calls it not found."""
+    if there[0] == wire.ATTRS and wire.read_attrs(source[1])[0].kind == "directory":
+        raise ServerRefused("is a file; a directory was meant", url_of(session, path))
 
 
 def room_questions(session: SftpSession, path: str) -> list[Request]:
