@@ -61,6 +61,14 @@ def test_kinds_and_links_are_told_apart(session, there):
     assert session.stat("/").kind == session.stat("/", False).kind == "directory"
 
 
+def test_lftp_makes_nothing_in_the_home(sshd, ending, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    connected(sshd).stat("/")
+    assert not list(tmp_path.iterdir())
+
+
 def test_paths_below_the_login_directory_are_resolved(session):
     home = Path.home()
     assert session.realpath("/~") == str(home)

@@ -268,9 +268,9 @@ class LftpProcess:
     def _popen(self, program: str, fds: tuple[int, ...]) -> subprocess.Popen[bytes]:
         environment = plain_environment() if self._ftp else ssh_environment(self._settings)
         environment.pop("LANGUAGE", None)
-        # Texts untranslated, names as bytes, times of the log in UTC, and no directory to keep
-        # history, bookmarks or a log in.
-        environment.update(LC_ALL="C", TZ="UTC0", LFTP_HOME=f"{os.devnull}/none")
+        # Texts untranslated, names as bytes, times of the log in UTC, and a directory in which
+        # nothing can be kept: where there is none, lftp makes one in the user's home.
+        environment.update(LC_ALL="C", TZ="UTC0", LFTP_HOME="/dev/fd")
         password = self._settings.password
         environment["LFTP_PASSWORD"] = password.reveal() if password else ""
         return subprocess.Popen(
