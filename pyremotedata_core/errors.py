@@ -207,6 +207,7 @@ def from_oserror(error: OSError, path: str | os.PathLike[str] = "") -> TransferE
 HUNG_UP = "the server closed the connection"
 IN_LOGIN = "the server broke off the login"
 ENDED_LOGIN = "the server ended the login"  # so paramiko tells it
+NO_SUCH_HOST = "unknown host; check its spelling and your ssh_config"
 _SSH: list[tuple[str, type[TransferError], bool, str]] = [
     # pattern, class, retryable, remedy; the first match wins
     (
@@ -232,11 +233,13 @@ _SSH: list[tuple[str, type[TransferError], bool, str]] = [
         " as some servers ban an address after a few wrong logins",
     ),
     (
-        r"Could not resolve hostname",
+        # Nobody answers who would know it.
+        r"Could not resolve hostname .*[Tt]emporary failure",
         ConnectionLost,
-        False,
-        "unknown host; check its spelling and your ssh_config",
+        True,
+        NO_SUCH_HOST,
     ),
+    (r"Could not resolve hostname", ConnectionLost, False, NO_SUCH_HOST),
     (
         r"Bad configuration option|Bad owner or permissions|terminating, \d+ bad configuration"
         r"|Can't open user config file|Bad port",

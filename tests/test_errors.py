@@ -134,6 +134,12 @@ def test_another_local_error_names_the_path():
             "not tried again",
         ),
         (
+            "ssh: Could not resolve hostname h: Temporary failure in name resolution",
+            ConnectionLost,
+            True,
+            "unknown host",
+        ),
+        (
             "ssh: Could not resolve hostname nowhere: Name or service not known",
             ConnectionLost,
             False,
