@@ -207,6 +207,7 @@ def from_oserror(error: OSError, path: str | os.PathLike[str] = "") -> TransferE
 HUNG_UP = "the server closed the connection"
 IN_LOGIN = "the server broke off the login"
 ENDED_LOGIN = "the server ended the login"  # so paramiko tells it
+NO_WAY_ON = "the jump host does not connect to the server; ask its administrator whether it may"
 NO_SUCH_HOST = "unknown host; check its spelling and your ssh_config"
 _SSH: list[tuple[str, type[TransferError], bool, str]] = [
     # pattern, class, retryable, remedy; the first match wins
@@ -336,6 +337,10 @@ def from_ssh_stderr(
     if exit_status is not None and 0 <= exit_status < 255:
         # Of what the server ran. ssh had nothing to complain of: what it showed was a banner.
         return ended_at_once(url, exit_status)
+    if any("stdio forwarding failed" in line for line in lines):
+        # Said by the jump host, of which ssh says the same as of a server without room for more.
+        why = next((line for line in lines if "open failed" in line), lines[-1])
+        return ConnectionLost(f"{NO_WAY_ON}: {why}", url)
     for pattern, cls, retryable, remedy in _SSH:
         if remedy.startswith(IN_LOGIN) and exit_status is None:
             continue  # ssh says the same of a connection that was in use

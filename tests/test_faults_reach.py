@@ -103,6 +103,19 @@ def test_a_jump_host_that_never_answers(sshd, listener, tmp_path):
     told(error, "the server does not answer")
 
 
+def test_a_jump_host_that_leads_nowhere_is_tried_once(carrier, sshd_factory, tmp_path):
+    """What it says is what a server says that takes no further session."""
+    jump = sshd_factory(lines=["AllowTcpForwarding no"])
+    where = f"Host jump\n HostName 127.0.0.1\n Port {jump.port}\n"
+    config = tmp_path / "config"
+    config.write_text(f"{where}Host inner\n ProxyJump jump\n{jump.ssh_config.read_text()}")
+    with TransferEngine(jump.settings(carrier=carrier, ssh_config=str(config))) as engine:
+        error = engine.stat("sftp://inner/").exception(WAIT_S)
+    assert type(error) is ConnectionLost
+    told(error, "the jump host does not connect")
+    assert jump.logins() == 1
+
+
 def test_a_machine_without_a_way_out(alone):
     command = [*alone, *CLI, "ls", "sftp://192.0.2.1/"]
     said = subprocess.run(command, capture_output=True, text=True, timeout=60)

@@ -23,8 +23,10 @@ from ..askpass import NO_ANSWER, find_answer
 from ..config import ConnectionSettings
 from ..errors import (
     ENDED_LOGIN,
+    NO_WAY_ON,
     AuthenticationFailed,
     ConfigurationError,
+    ConnectionLost,
     TransferError,
     accept_command,
     changed_host_key,
@@ -227,8 +229,8 @@ def _jump(login: Login, site: Site, depth: int) -> Any:
     try:
         return transport.open_channel("direct-tcpip", (site.host, site.port), ("127.0.0.1", 0))
     except paramiko.SSHException as error:
-        text = f"the jump host {jump.name} cannot connect to {site.host}:{site.port}: {error}"
-        raise type(_explain(error, jump))(text) from None
+        why = f"{jump.name} to {site.host}:{site.port}: {error}"
+        raise ConnectionLost(f"{NO_WAY_ON}: {why}") from None
 
 
 def _prefer(transport: paramiko.Transport, site: Site, known: list[str]) -> None:
