@@ -75,7 +75,8 @@ class ConnectionSettings:
     ssh_config : str or None
         A file for ``ssh -F``.
     ssh_key : str or None
-        A private key file; only this key is then offered.
+        A private key file; only this key is then offered, and by ssh, after it, what ssh_config
+        has as IdentityFile for the server.
     accept_new : bool
         Accept the host key of a server seen for the first time (never a changed one).
     ftps_mode : {"auto", "explicit", "implicit"}
@@ -405,6 +406,7 @@ def _directory(value: Any) -> str:
 
 _FLAG, _BYTES = "yes or no", "a number of bytes, as 10M"
 _WANTED = {  # for people
+    "host": "a name or address alone, as io.erda.dk; user, port and directory are set elsewhere",
     "port": "a number from 1 to 65535",
     "accept_new": _FLAG,
     "ftps_mode": " or ".join(FTPS_MODES),

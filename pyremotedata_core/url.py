@@ -34,6 +34,7 @@ def encode_path(path: str) -> str:
 
 def redact(text: str) -> str:
     """Return text without what may be a password before an ``@``."""
+    text = re.sub(r"(//[^/:@\s]*):\S*@", r"\1:***@", text)  # it may hold any character
     return re.sub(r":[^:/@\s]*@", ":***@", text)
 
 

@@ -128,6 +128,16 @@ def test_a_wrong_variable_is_named(monkeypatch, name, value):
     assert repr(value) in str(caught.value)
 
 
+@pytest.mark.parametrize("secret", [CANARY, f"{CANARY}/x", f"x:{CANARY}", f"{CANARY}@x"])
+def test_a_url_in_the_place_of_the_host_is_told_what_is_wanted_and_its_password_not(
+    monkeypatch, secret
+):
+    monkeypatch.setenv("PYREMOTEDATA_REMOTE_URI", f"sftp://me:{secret}@host/")
+    with pytest.raises(ConfigurationError, match="a name or address alone") as caught:
+        ConnectionSettings.load()
+    assert CANARY not in str(caught.value)
+
+
 @pytest.mark.parametrize("line", ["timeout_s: yes", "connections: 2.5", "port: 0x16"])
 def test_a_wrong_value_of_the_file_is_named_as_it_is_written(write_config, line):
     write_config(line)
