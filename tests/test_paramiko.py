@@ -7,6 +7,7 @@ the contract suite.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import paramiko
@@ -25,9 +27,11 @@ from pyremotedata_core import (
     ConfigurationError,
     ConnectionLost,
     ConnectionSettings,
+    HostKeyRejected,
     TransferEngine,
 )
 from pyremotedata_core.carriers import open_carrier, takes_paramiko
+from pyremotedata_core.pyssh.carrier import ERROR
 from pyremotedata_core.pyssh.child import serve
 from pyremotedata_core.pyssh.hostkeys import find_entries, judge, matches, name_of, remember
 from pyremotedata_core.pyssh.login import Login, OnceAsking, log_in
@@ -221,6 +225,18 @@ def test_a_proxy_command_is_run_and_ends_with_the_engine(sshd_factory, tmp_path)
         engine.stat(server.url()).result(WAIT_S)
         assert below(str(relay))
     assert not below(str(relay))
+
+
+def test_what_a_proxy_command_has_begun_to_say_does_not_hide_the_error(sshd):
+    """It writes to the same pipe, and often no end of the line."""
+    child = open_carrier(replace(sshd.settings(carrier="paramiko"), host="127.0.0.1"))
+    try:
+        plain = json.dumps(HostKeyRejected("its key is not known").to_plain())
+        error = child.explain(f"trying ...{ERROR}{plain}\n", "sftp://host")
+    finally:
+        child.kill()
+    assert type(error) is HostKeyRejected
+    assert str(error) == "sftp://host: its key is not known"
 
 
 def test_what_ssh_config_runs_takes_nothing_of_the_session(sshd, tmp_path):

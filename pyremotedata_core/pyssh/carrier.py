@@ -20,7 +20,7 @@ from ..config import ConnectionSettings
 from ..errors import ConfigurationError, ConnectionLost, TransferError, from_plain
 from ..ssh import login_environment, took_code
 
-ERROR = "pyremotedata-error: "  # begins the line in which the child says why it ends
+ERROR = "pyremotedata-error: "  # before what the child says of why it ends
 
 _CHILD = """\
 import sys
@@ -81,8 +81,10 @@ class ParamikoChild:
     def explain(self, said: str, url: str, status: int | None = None) -> TransferError:
         """Return why it ended, from what it said on standard error."""
         for line in said.splitlines():
-            if line.startswith(ERROR):
-                error = from_plain(json.loads(line.removeprefix(ERROR)))
+            # A ProxyCommand may have begun the line.
+            _, found, plain = line.partition(ERROR)
+            if found:
+                error = from_plain(json.loads(plain))
                 return type(error)(error.message, url, error.retryable)
         if said.strip():
             return ConnectionLost(f"paramiko ended: {said.strip().splitlines()[-1]}", url)
