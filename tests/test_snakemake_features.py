@@ -126,6 +126,27 @@ def test_a_new_remote_file_is_noticed_where_the_copy_of_the_old_one_stays(workfl
     assert workflow.local_copy("in").read_bytes() == b"new\n"
 
 
+@pytest.mark.parametrize("cache", ["no", "yes"])  # a copy, a link into the cache
+def test_a_remote_file_of_an_earlier_time_is_noticed_where_the_copy_of_another_stays(
+    workflow, cache
+):
+    workflow.make_remote("in", b"old\n", mtime=1_700_000_002)
+    through = ("--storage-pyremotedata-node-cache", cache)
+    workflow.write(
+        """
+        rule copy:
+            input: access.sequential(storage("@URL@/in", keep_local=True))
+            output: "out"
+            shell: "cp {input} {output}"
+        """
+    )
+    workflow.run(*through).succeeded()
+    workflow.make_remote("in", b"new\n", mtime=1_700_000_001)
+    workflow.run(*through, "--forceall").succeeded()
+    assert workflow.path("out").read_bytes() == b"new\n"
+    assert workflow.local_copy("in").read_bytes() == b"new\n"
+
+
 def test_a_report_holds_remote_files(workflow):
     workflow.make_remote("in", b"figure of merit\n")
     workflow.write(

@@ -281,7 +281,7 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
         if stat.kind == "directory" and self._shared_copy() is None:
             timestamp = await self.provider.lookup.stat(self.url.join(TIMESTAMP), wait)
             stat = timestamp or stat
-        self._outdate_part(stat.mtime)
+        self._outdate_other(stat.mtime)
         return float(stat.mtime)
 
     def _made(self) -> os.stat_result | None:
@@ -292,17 +292,18 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
         path = self.local_path()
         return path.stat() if path.is_file() and self.provider.host.is_output(self) else None
 
-    def _outdate_part(self, mtime: int) -> None:
-        """Have a directory retrieved where only copies of some of its files are.
+    def _outdate_other(self, mtime: int) -> None:
+        """Have that retrieved whose local copy is of another file, or of a part of a directory.
 
-        What an earlier process has retrieved has the remote time.
+        A copy has the remote time, while Snakemake looks for older ones only: of a file that was
+        replaced by one of an earlier time the copy would pass for the current one.
         """
         wanted, self._is_wanted = self._is_wanted, False
         path = self.local_path()
-        if wanted and path.is_dir() and not self.provider.directories.is_copy(path):
+        if wanted and not self.provider.directories.is_copy(path):
             with contextlib.suppress(OSError):
                 if path.stat().st_mtime != mtime:
-                    os.utime(path, (0, 0))
+                    os.utime(path, (0, 0), follow_symlinks=False)
 
     async def _size(self, wait: Wait) -> int:
         made = self._made()
