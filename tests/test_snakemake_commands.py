@@ -87,6 +87,31 @@ def test_temporary_and_protected_outputs_and_what_is_forced(workflow):
     assert workflow.remote_path("in/a").read_text() == "new\n"
 
 
+def test_flags_within_storage_hold_for_the_remote_file(workflow):
+    workflow.make_remote("in/a", b"a\n")
+    workflow.write(
+        """
+        rule last:
+            input: storage("@URL@/passing"), storage("@URL@/tree")
+            output: storage("@URL@/last")
+            shell: "cat {input[0]} {input[1]}/x > {output}"
+        rule first:
+            input: storage("@URL@/in/a")
+            output: storage(temp("@URL@/passing")), storage(temp(directory("@URL@/tree")))
+            shell: "cp {input} {output[0]}; mkdir {output[1]}; cp {input} {output[1]}/x"
+        rule empty:
+            output: storage(ensure("@URL@/empty", non_empty=True))
+            shell: "touch {output}"
+        """
+    )
+    workflow.run().succeeded()
+    assert workflow.remote_path("last").read_text() == "a\na\n"
+    assert not workflow.remote_path("passing").exists()
+    assert not workflow.remote_path("tree").exists()
+    assert workflow.run("empty").status == 1
+    assert not workflow.remote_path("empty").exists()
+
+
 def test_what_a_killed_run_has_begun_is_run_again(workflow):
     workflow.write(STEPS, SPOIL="touch begun; kill -9 $PPID")
     assert run(workflow).status not in (0, 1)

@@ -214,9 +214,12 @@ class StorageProvider(StorageProviderBase):
     def postprocess_query(self, query: str) -> str:
         """Return the canonical form of a query, so that one file has one name."""
         try:
-            return queries.canonical(str(query))
+            canonical = queries.canonical(str(query))
         except TransferError:
             return query  # the validation that follows tells why
+        # Flags, as those of `storage(temp(...))`, are part of the string that Snakemake hands over.
+        new_from = getattr(query, "new_from", None)
+        return new_from(canonical) if new_from else canonical
 
     def safe_print(self, query: str) -> str:
         """Return the query; a password that does not belong there is left out."""
