@@ -5,6 +5,7 @@ The server of the test listens on loopback, so the nodes have to be this machine
 
 from __future__ import annotations
 
+import getpass
 import re
 import shutil
 import socket
@@ -43,16 +44,17 @@ def _slurm():
 @pytest.fixture
 def workflow(counted):
     counted.timeout_s = 250
+    counted.env["USER"] = getpass.getuser()  # which a profile names, and a container may lack
     reads = counted.server.make_directory(f"{counted.remote}/reads")
     counted.known = fastq.make_samples(reads, 3, 500_000)
     return counted
 
 
-def submit(workflow, profile, *arguments):
+def submit(workflow, profile, *arguments, snakefile=WORKFLOWS / "snakemake" / "Snakefile"):
     """Run the example; SLURM needs no accounting for it."""
     return workflow.run(
         *("--profile", str(WORKFLOWS / "slurm" / profile)),
-        *("--snakefile", str(WORKFLOWS / "snakemake" / "Snakefile")),
+        *("--snakefile", str(snakefile)),
         *("--config", f"remote={workflow.server.url(workflow.remote)}", f"thin_every={THIN_EVERY}"),
         *("--slurm-no-account", "--slurm-status-command", "squeue"),
         *("--slurm-init-seconds-before-status-checks", "3", "--seconds-between-status-checks", "3"),
@@ -84,4 +86,28 @@ def test_with_local_copies_on_the_nodes_an_input_comes_to_a_node_once(workflow):
     read = workflow.server.sftp_log.read_text()
     for sample in workflow.known:  # which two rules read
         assert read.count(f'/reads/{sample}.fastq.gz" flags READ') == 1
+    assert set(Path("/tmp").glob("snakemake-*-*")) <= before
+
+
+def test_a_job_leaves_nothing_on_its_node_when_the_server_goes_away(workflow):
+    workflow.make_remote("in", b"in")
+    workflow.make_remote("tree/file", b"in")
+    workflow.write(
+        """
+        rule copy:
+            input: storage("@URL@/in"), storage("@URL@/tree")
+            output: storage("@URL@/out"), storage("@URL@/made")
+            shell: "cp {input[0]} {output[0]}; cp -r {input[1]} {output[1]}; @END@"
+        """,
+        END=f"pkill -9 -P {workflow.server.pid}; kill -9 {workflow.server.pid}",
+    )
+    before = set(Path("/tmp").glob("snakemake-*-*"))
+    outcome = submit(
+        *(workflow, "apart", "--default-storage-prefix", workflow.server.url(workflow.remote)),
+        *("--storage-pyremotedata-timeout", "5"),
+        snakefile=workflow.path("Snakefile"),
+    )
+    assert outcome.status == 1, outcome.text
+    log = next(workflow.path(".snakemake/slurm_logs/rule_copy").glob("*.log")).read_text()
+    assert "Failed to store output" in log
     assert set(Path("/tmp").glob("snakemake-*-*")) <= before

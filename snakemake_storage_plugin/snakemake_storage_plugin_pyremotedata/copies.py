@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from pyremotedata_core.errors import TransferError
+from pyremotedata_core.local import remove_local
 from pyremotedata_core.model import Stat
 
 from .trees import TIMESTAMP
@@ -73,7 +77,8 @@ class Directories:
 class Leavings:
     """What would stay on the disk of a node: Snakemake removes copies of inputs and outputs only.
 
-    Not those of logs and benchmarks, which it stores as well, and no directories. Thread-safe.
+    Not those of logs and benchmarks, which it stores as well, and no directories; and nothing at
+    all where an output could not be stored and the server does not answer. Thread-safe.
 
     Parameters
     ----------
@@ -89,13 +94,17 @@ class Leavings:
         """Note a local copy that was stored, and that nobody wants to keep."""
         self._stored.add(path.absolute())
 
-    def clear(self, job_id: str | None) -> None:
-        """Remove what was noted, and of the directory named after the job all that is empty.
+    def clear(self, job_id: str | None, files: Iterable[Any]) -> None:
+        """Remove what was noted and, in the directory named after the job, what it has used.
+
+        There, what is empty then is removed as well.
 
         Parameters
         ----------
         job_id : str or None
-            None if other jobs may write below the same directory: what is empty may be in use.
+            None if other jobs may write below the same directory: what is there may be in use.
+        files : iterable of StorageObject
+            What the job reads and makes.
         """
         for path in self._stored:
             with contextlib.suppress(OSError):
@@ -103,6 +112,10 @@ class Leavings:
         own = directory_of_job(self._top, job_id) if job_id else None
         if own is None:
             return
+        for file in files:
+            with contextlib.suppress(TransferError):
+                if not file.keep_local:
+                    remove_local(file.local_path())
         for directory, _directories, _files in os.walk(own, topdown=False):
             with contextlib.suppress(OSError):
                 os.rmdir(directory)

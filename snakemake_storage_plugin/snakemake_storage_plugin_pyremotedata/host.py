@@ -119,6 +119,15 @@ class Host:
         except Exception:
             return []
 
+    def files_of(self, provider: Any) -> list[Any]:
+        """Return the objects of a provider that jobs read or make."""
+        try:
+            jobs = self._workflow.dag.jobs
+            files = (f for job in jobs for f in chain(job.input, _made_by(job)) if f.is_storage)
+            return [f.storage_object for f in files if f.storage_object.provider is provider]
+        except Exception:
+            return []
+
     def is_output(self, storage_object: Any) -> bool:
         """Return whether an object is an output of a job."""
         try:
@@ -198,11 +207,15 @@ class Host:
 
 def _stored_of(job: Any) -> Iterator[Any]:
     """Yield the objects of outputs, benchmark and logs of a job that are stored."""
-    benchmark = [job.benchmark] if job.benchmark else []
-    for f in chain(job.output, benchmark, job.log):
+    for f in _made_by(job):
         if (
             f.is_storage
             and f.storage_object.retrieve
             and not any(k in f.flags for k in _NOT_STORED)
         ):
             yield f.storage_object
+
+
+def _made_by(job: Any) -> Iterator[Any]:
+    """Return the outputs, benchmark and logs of a job."""
+    return chain(job.output, [job.benchmark] if job.benchmark else [], job.log)

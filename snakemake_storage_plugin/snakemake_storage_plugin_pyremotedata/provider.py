@@ -82,7 +82,7 @@ class StorageProvider(StorageProviderBase):
         self.directories = Directories(self.local_prefix)
         self.leavings = Leavings(self.local_prefix)
         if apart:
-            atexit.register(lambda: self.leavings.clear(host.own_job_id))
+            atexit.register(lambda: self.leavings.clear(host.own_job_id, host.files_of(self)))
         self.storing = Storing(self.engine, self.lookup, self.host, self.local_prefix)
         self.fetching = Fetching(
             self.engine,
