@@ -1,7 +1,9 @@
-"""Futures: waiting for one, and how one has ended."""
+"""Futures: waiting for one, how one has ended, and what a forked child makes of it."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 
@@ -20,3 +22,14 @@ def wait_for(future: Future[T]) -> T:
 def error_of(future: Future[Any]) -> BaseException | None:
     """Return how a finished future failed, if it did."""
     return CancelledError() if future.cancelled() else future.exception()
+
+
+def unless_forked(call: Callable[[Future[T]], object]) -> Callable[[Future[T]], None]:
+    """Return a callback that is not called in a forked child, where an engine ends its futures."""
+    owner = os.getpid()
+
+    def called(future: Future[T]) -> None:
+        if os.getpid() == owner:
+            call(future)
+
+    return called

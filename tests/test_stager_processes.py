@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import stat
+import threading
 import time
 from pathlib import Path
 
@@ -14,11 +15,12 @@ import pytest
 
 from pyremotedata_core import (
     ConfigurationError,
+    ConnectionLost,
     Stat,
     TransferError,
     TransferTimeout,
 )
-from pyremotedata_core.stager import Stager
+from pyremotedata_core.stager import Stager, daemons
 from pyremotedata_core.stager.inventory import list_entries
 
 from .forks import in_a_fork
@@ -313,6 +315,66 @@ def test_a_forked_child_does_not_hold_the_locks_of_a_parent_that_is_killed(
             assert not stager.lease(url).from_cache
     finally:
         os.kill(child, signal.SIGKILL)
+
+
+def test_a_forked_child_leaves_alone_what_its_parent_brings(far, cache_dir, monkeypatch):
+    server, relay = far
+    data = os.urandom(2_000_000)
+    server.make("a", data)
+    monkeypatch.setattr(daemons, "_IDLE_S", 0.01)  # a transfer takes longer
+    with Stager(server.settings(cache_dir=str(cache_dir))) as stager:
+        relay.stall(after_bytes=500_000)
+        coming = stager.stage(far.url("a"))
+        wait_until_stalled(relay)
+        asked = stager.stat(far.url("b"))
+        wait_until(lambda: not _steps_run())
+
+        def work() -> None:
+            for future in (coming, asked):
+                with pytest.raises(ConnectionLost, match="forked"):
+                    future.result(PATIENCE_S)
+            wait_until(lambda: not _steps_run())
+
+        assert in_a_fork(work) == ""
+        assert len(list((root_of(cache_dir) / "locks").iterdir())) == 1
+        relay.resume()
+        assert coming.result(PATIENCE_S).path.read_bytes() == data
+
+
+def _steps_run() -> bool:
+    return any(thread.name == "pyremotedata-stage" for thread in threading.enumerate())
+
+
+def test_a_child_begins_that_is_forked_in_the_midst_of_a_step(far, cache_dir):
+    server, relay = far
+    server.make("a", b"x" * 2_000_000)
+    with Stager(server.settings(cache_dir=str(cache_dir))) as stager:
+        relay.stall(after_bytes=500_000)
+        coming = stager.stage(far.url("a"))
+        wait_until_stalled(relay)
+        held, go_on = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with stager._mutex, stager._steps._changed, stager._bringing._mutex:
+                held.set()
+                go_on.wait(PATIENCE_S)
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        held.wait(PATIENCE_S)
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        try:
+            wait_until(lambda: os.waitpid(pid, os.WNOHANG)[0], "the child has begun and ended")
+        except BaseException:
+            os.kill(pid, signal.SIGKILL)
+            raise
+        finally:
+            go_on.set()
+            thread.join(PATIENCE_S)
+        relay.resume()
+        assert coming.result(PATIENCE_S).path.stat().st_size == 2_000_000
 
 
 def test_a_child_that_is_forked_while_the_cache_looks_around_blocks_nobody(

@@ -18,7 +18,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LocalStorageFull, TransferError, TransferTimeout, from_oserror
-from ..futures import error_of
+from ..futures import error_of, unless_forked
 from ..model import Stat
 from .daemons import Daemons
 from .lease import Lease, Pins
@@ -219,9 +219,11 @@ class Bringing:
                 staging.enter("transfer")
         if promoted:  # meanwhile
             mover.promote(transfer)
-        transfer.add_done_callback(
-            lambda done: self._steps.submit(self._step, staging, self._transferred, done)
-        )
+
+        def settle(done: Future[Stat]) -> None:
+            self._steps.submit(self._step, staging, self._transferred, done)
+
+        transfer.add_done_callback(unless_forked(settle))
         if ended:
             transfer.cancel()
 

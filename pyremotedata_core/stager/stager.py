@@ -8,14 +8,15 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..config import ConnectionSettings
-from ..errors import RemoteChanged, TransferError, from_oserror
-from ..futures import error_of, wait_for
+from ..errors import ConnectionLost, RemoteChanged, TransferError, from_oserror
+from ..futures import error_of, unless_forked, wait_for
 from ..model import Stat
 from ..url import RemoteURL
 from .bringing import Bringing
@@ -123,10 +124,13 @@ class Stager:
         """
         request = Request(RemoteURL.parse(url), background, LOOKS if expect is None else 0)
         stat = expect if expect is not None else self._remembered(request.url)
+        # What is in the cache is leased on the caller's thread: a few calls on the local disk.
+        if stat is not None and self._open_cache and self._serve(request, stat):
+            return request.future
+        self._awaited.add(request.future)
         if stat is None:
             self._look(request)
-        # What is in the cache is leased on the caller's thread: a few calls on the local disk.
-        elif not (self._open_cache and self._serve(request, stat)):
+        else:
             self._steps.submit(self._join, request, stat)
         return request.future
 
@@ -168,6 +172,7 @@ class Stager:
         if stat is not None:
             future.set_result(stat)
         else:
+            self._awaited.add(future)
             self._ask(url).add_done_callback(lambda answer: _pass_on(answer, future))
         return future
 
@@ -236,7 +241,9 @@ class Stager:
                 return answer
             answer = self._asked[url] = Future()
         try:
-            self.engine.stat(url).add_done_callback(lambda told: self._told(url, told, answer))
+            self.engine.stat(url).add_done_callback(
+                unless_forked(lambda told: self._told(url, told, answer))
+            )
         except Exception as error:
             failed: Future[Stat] = Future()
             failed.set_exception(error)
@@ -363,15 +370,28 @@ class Stager:
         return cache
 
     def _begin(self) -> None:
-        """Set up what threads share; in a forked child, anew: the parent's are not here."""
+        """Set up what threads share."""
         self._mutex = threading.Lock()
         self._opening = threading.Lock()
         self.source: Source | None = None
         self._known: dict[RemoteURL, tuple[Stat, float]] = {}
         self._asked: dict[RemoteURL, Future[Stat]] = {}
         self._steps = Daemons("pyremotedata-stage", STEP_THREADS)
+        self._awaited: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
         self._pins.begin()
         self._bringing = Bringing(self, self._pins, self._steps, self._lend, self._deny)
+
+    def _begin_in_child(self) -> None:
+        """Begin anew: the parent's threads are not here, and what they do is the parent's."""
+        awaited = list(self._awaited)
+        self._begin()
+        for future in awaited:
+            # A thread may have held its lock, and who is to be called is there.
+            vars(future).update(_condition=threading.Condition(), _done_callbacks=[])
+            with suppress(InvalidStateError):
+                future.set_exception(
+                    ConnectionLost("a forked process does not share its parent's transfers")
+                )
 
 
 def shared_stager(settings: ConnectionSettings | None = None, *, share: bool = False) -> Stager:
@@ -411,7 +431,7 @@ def _begin_in_child() -> None:
     global _sharing
     _sharing = threading.Lock()
     for stager in list(_stagers):
-        stager._begin()
+        stager._begin_in_child()
 
 
 atexit.register(_close_shared)
