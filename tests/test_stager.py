@@ -317,15 +317,15 @@ def test_a_lock_that_cannot_be_taken_anew_closes_no_file_of_others(tmp_path, mon
     cache = nodecache.NodeCache(tmp_path, 100)
     opened: list[int] = []
 
-    def open_exclusive(path: Path) -> int:
+    def open_own(path: Path) -> int:
         if opened:
             opened.append(os.open(os.devnull, os.O_RDONLY))  # by the number that has become free
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        opened.append(locks.open_exclusive(path))
+        opened.append(locks.open_own(path))
         path.unlink()  # as its holder does
         return opened[0]
 
-    monkeypatch.setattr(nodecache, "open_exclusive", open_exclusive)
+    monkeypatch.setattr(nodecache, "open_own", open_own)
     with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
         cache.try_lock("a-1")
     assert opened[0] == opened[1]

@@ -377,6 +377,26 @@ def test_a_child_begins_that_is_forked_in_the_midst_of_a_step(far, cache_dir):
         assert coming.result(PATIENCE_S).path.stat().st_size == 2_000_000
 
 
+def test_a_forked_child_does_not_keep_what_was_on_its_way(far, cache_dir):
+    server, relay = far
+    server.make("a", b"x" * 2_000_000)
+    with Stager(server.settings(cache_dir=str(cache_dir))) as stager:
+        relay.stall(after_bytes=500_000)
+        coming = stager.stage(far.url("a"))
+        wait_until_stalled(relay)
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(120)
+            signal.pause()
+        try:
+            relay.resume()
+            coming.result(PATIENCE_S).release()
+            assert len(stager.cache.trim(0)) == 1
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
 def test_a_child_that_is_forked_while_the_cache_looks_around_blocks_nobody(
     small, sshd, remote_directory, monkeypatch
 ):

@@ -91,6 +91,7 @@ class Pins:
 
     def add(self, key: str, pin: Pin) -> Pin:
         """Take in a pin and count it once; return the pin to use."""
+        pin.lend()
         with self._settled():
             held = self._held.setdefault(key, _Held(pin))
             held.count += 1

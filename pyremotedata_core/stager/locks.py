@@ -7,15 +7,17 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-_exclusive: set[int] = set()
-_opening = threading.Lock()
+# Descriptors that no forked child keeps.
+_own: set[int] = set()
+# A lease may be dropped in the midst of opening: the garbage collector comes at any moment.
+_opening = threading.RLock()
 
 
 class Pin:
     """A shared lock that keeps one entry from being evicted, held by this process.
 
-    Closing the descriptor is what releases it (never ``LOCK_UN``): a forked child that inherits
-    the descriptor shares the lock, and keeps it until it closes its own copy.
+    Closing the descriptor is what releases it (never ``LOCK_UN``): a child that is forked after
+    `lend` shares the lock, and keeps it until it closes its own copy.
 
     ``is_first`` says that the cache had nothing of the entry before, not even a part.
     """
@@ -27,13 +29,18 @@ class Pin:
         self.path = path
         self.is_first = is_first
 
+    def lend(self) -> None:
+        """Let forked children hold it, too: somebody gets a lease."""
+        with _opening:
+            _own.discard(self._fd)
+
     def release(self) -> None:
         """Let the entry go; a second call does nothing."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             with suppress(OSError):
                 os.utime(fd)
-            os.close(fd)
+            close_own(fd)
 
 
 class TransferLock:
@@ -56,30 +63,29 @@ class TransferLock:
         if fd >= 0:
             with suppress(OSError):
                 self._path.unlink()
-            close_exclusive(fd)
+            close_own(fd)
 
 
-def open_exclusive(path: Path) -> int:
-    """Open a file that is to be locked exclusively: no forked child keeps it open."""
+def open_own(path: Path, flags: int = os.O_CREAT) -> int:
+    """Open a file that is to be locked: no forked child keeps it open."""
     with _opening:
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = os.open(path, flags, 0o600)
-        _exclusive.add(fd)
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
+        _own.add(fd)
     return fd
 
 
-def close_exclusive(fd: int) -> None:
-    """Close what `open_exclusive` has opened, which ends the lock."""
+def close_own(fd: int) -> None:
+    """Close what `open_own` has opened, which ends the lock."""
     with _opening:
-        _exclusive.discard(fd)
+        _own.discard(fd)
         os.close(fd)
 
 
 def _forget_in_child() -> None:
-    for fd in _exclusive:
+    for fd in _own:
         with suppress(OSError):
             os.close(fd)
-    _exclusive.clear()
+    _own.clear()
     _opening.release()
 
 

@@ -30,7 +30,7 @@ from ..errors import ConfigurationError, LocalStorageFull
 from ..model import Stat
 from ..names import is_temporary
 from ..part import may_go_on
-from .locks import Pin, TransferLock, close_exclusive, open_exclusive
+from .locks import Pin, TransferLock, close_own, open_own
 from .place import CHANGE_PLACE
 
 _DIRECTORIES = ("files", "pins", "locks", "incoming", "trash")
@@ -85,9 +85,9 @@ class NodeCache:
         except (BlockingIOError, FileNotFoundError):
             pass  # it is being evicted, or was never finished
         except OSError:
-            os.close(fd)
+            close_own(fd)
             raise
-        os.close(fd)
+        close_own(fd)
         return None
 
     # --- bringing one in --------------------------------------------------------------------
@@ -307,38 +307,38 @@ class NodeCache:
     def _lock(self, key: str, how: int) -> TransferLock | None:
         path = self.root / "locks" / key
         while True:
-            fd = self._open_exclusive(path)
+            fd = self._open(path)
             try:
                 fcntl.flock(fd, how)
                 if os.fstat(fd).st_nlink:
                     os.utime(fd)
                     return TransferLock(fd, path)
             except BlockingIOError:
-                close_exclusive(fd)
+                close_own(fd)
                 return None
             except BaseException:
-                close_exclusive(fd)
+                close_own(fd)
                 raise
-            close_exclusive(fd)  # its holder has finished meanwhile
+            close_own(fd)  # its holder has finished meanwhile
             if not how & fcntl.LOCK_NB:
                 return None
 
-    def _open_exclusive(self, path: Path) -> int:
+    def _open(self, path: Path) -> int:
         try:
-            return open_exclusive(path)
+            return open_own(path)
         except FileNotFoundError:  # somebody has deleted the cache: begin again
             self._make_directories()
-            return open_exclusive(path)
+            return open_own(path)
 
     def _create_pin(self, key: str, name: str, record: bytes) -> Pin:
         path = self.root / "pins" / key
         while True:
             is_new = not path.exists()
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            fd = open_own(path)
             fcntl.flock(fd, fcntl.LOCK_SH)  # evictors hold `usage`, as we do: no wait
             if os.fstat(fd).st_nlink:
                 break
-            os.close(fd)
+            close_own(fd)
         pin = Pin(fd, self.root / "files" / key / name, is_new)
         try:
             # Not truncated first: ext4 would write such a file to the disk when it is closed.
@@ -400,7 +400,7 @@ class NodeCache:
         except BlockingIOError:
             return True
         finally:
-            os.close(fd)
+            close_own(fd)
         return False
 
     def _remove(self, key: str) -> bool:
@@ -418,12 +418,12 @@ class NodeCache:
         except BlockingIOError:
             return False
         finally:
-            os.close(fd)
+            close_own(fd)
         return True
 
     def _open_pin(self, key: str) -> int | None:
         try:
-            return os.open(self.root / "pins" / key, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            return open_own(self.root / "pins" / key, 0)
         except FileNotFoundError:
             return None
 
@@ -444,12 +444,12 @@ class NodeCache:
 
     @contextmanager
     def _usage(self) -> Iterator[_Usage]:
-        fd = self._open_exclusive(self.root / "usage")
+        fd = self._open(self.root / "usage")
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield _Usage(fd)
         finally:
-            close_exclusive(fd)
+            close_own(fd)
 
 
 class _Usage:
