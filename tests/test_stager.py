@@ -29,7 +29,7 @@ from pyremotedata_core.stager.place import cache_root
 
 from .page import told
 from .stager_nodes import files_in, left_over, make_files, root_of
-from .waiting import PATIENCE_S
+from .waiting import PATIENCE_S, wait_until
 
 # --- one file -----------------------------------------------------------------------------------
 
@@ -145,6 +145,22 @@ def test_a_cached_file_that_lost_bytes_is_fetched_anew(stager, sshd, remote_dire
     lease.path.write_bytes(b"123")
     lease.release()
     assert stager.lease(url).path.read_bytes() == b"12345"
+
+
+@pytest.mark.parametrize("leased", [False, True])
+def test_a_cached_file_that_somebody_has_written_to_is_fetched_anew(
+    stager, sshd, remote_directory, leased
+):
+    sshd.make(f"{remote_directory}/a", b"theirs", mtime=1_600_000_000)
+    url = sshd.url(f"{remote_directory}/a")
+    lease = stager.lease(url)
+    if not leased:
+        lease.release()
+    lease.path.chmod(0o644)
+    lease.path.write_bytes(b"ours!!")
+    again = stager.lease(url)
+    assert not again.from_cache
+    assert again.path.read_bytes() == b"theirs"
 
 
 def test_files_of_two_accounts_are_two_entries(sshd, remote_directory, cache_dir):
@@ -267,15 +283,15 @@ def test_a_lease_that_is_dropped_frees_its_file(small, sshd, remote_directory, c
 
 def test_a_lease_that_is_dropped_in_the_midst_of_another_frees_its_file(tmp_path):
     pins = Pins()
-    pins.add("a", Pin(dropped := os.open(tmp_path, os.O_RDONLY), tmp_path))
+    pins.add("a", Pin(dropped := os.open(tmp_path, os.O_RDONLY), tmp_path, tmp_path))
 
-    class Other(type(tmp_path)):
-        def exists(self, **_):
+    class Other(Pin):
+        def keeps(self, stat: Stat) -> bool:
             pins.give_back_later("a")  # as the collector may
             return True
 
-    pins.add("b", Pin(other := os.open(tmp_path, os.O_RDONLY), Other(tmp_path)))
-    assert pins.borrow("b") is not None
+    pins.add("b", Other(other := os.open(tmp_path, os.O_RDONLY), tmp_path, tmp_path))
+    assert pins.borrow("b", Stat("file", 0, 0)) is not None
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(dropped)
     os.close(other)
@@ -330,6 +346,27 @@ def test_a_lock_that_cannot_be_taken_anew_closes_no_file_of_others(tmp_path, mon
         cache.try_lock("a-1")
     assert opened[0] == opened[1]
     os.close(opened[1])
+
+
+def test_a_lock_whose_file_was_renamed_is_no_lock(tmp_path):
+    """As NFS renames a file that is deleted while somebody has it open."""
+    cache = nodecache.NodeCache(tmp_path, 100)
+    holder = cache.try_lock("a-1")
+    found: list[object] = []
+    waiting = threading.Thread(target=lambda: found.append(cache.wait_lock("a-1")))
+    waiting.start()
+    wait_until(lambda: _waits_for_a_lock(tmp_path / "locks" / "a-1"))
+    os.rename(tmp_path / "locks" / "a-1", tmp_path / "locks" / ".nfs0001")
+    holder.release()
+    waiting.join(PATIENCE_S)
+    assert found == [None], "it is to be asked for anew"
+    assert not list((tmp_path / "locks").glob("a-*"))
+
+
+def _waits_for_a_lock(path: Path) -> bool:
+    inode = f":{path.stat().st_ino} "
+    lines = Path("/proc/locks").read_text().splitlines()
+    return any("->" in line and inode in line for line in lines)
 
 
 def test_who_can_do_without_a_file_is_asked_for_room(small, sshd, remote_directory, cache_dir):
@@ -455,5 +492,9 @@ def test_a_stager_goes_on_when_somebody_has_deleted_the_cache(
     shutil.rmtree(cache_dir if above else root_of(cache_dir))
     assert stager.lease(a).path.stat().st_size == 10_000
     assert stager.lease(b).path.stat().st_size == 10_000
+    again = stager.lease(a)
     lease.release()
+    other = nodecache.NodeCache(root_of(cache_dir), 1_000_000)
+    assert len(other.trim(0)) == 1
+    assert again.path.stat().st_size == 10_000
     assert stat.S_IMODE(root_of(cache_dir).stat().st_mode) == 0o700

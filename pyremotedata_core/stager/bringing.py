@@ -136,7 +136,7 @@ class Bringing:
             self._step(staging, self._bring if staging.lock else self._seek_lock)
 
     def _seek_lock(self, staging: Staging) -> None:
-        pin = self._stager.cache.find(staging.key, staging.url.name)
+        pin = self._stager.cache.find(staging.key, staging.url.name, staging.stat)
         if pin is not None:
             self._finish(staging, pin, from_cache=True)
             return
@@ -174,7 +174,7 @@ class Bringing:
 
     def _bring(self, staging: Staging) -> None:
         cache, key, name = self._stager.cache, staging.key, staging.url.name
-        pin = cache.find(key, name)
+        pin = cache.find(key, name, staging.stat)
         if pin is None:
             try:
                 staging.pin = cache.reserve(key, name, str(staging.url), staging.stat)
@@ -189,7 +189,8 @@ class Bringing:
                 else:
                     self._stager.ask_for_room()
                 return
-            pin = cache.find(key, name)  # an evictor that looked at it may have hidden it before
+            # An evictor that looked at it may have hidden it before.
+            pin = cache.find(key, name, staging.stat)
             if pin is not None:
                 staging.pin.release()
                 staging.pin = None

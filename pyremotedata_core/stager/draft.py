@@ -107,7 +107,7 @@ class Draft:
             lock = cache.try_lock(key)
             if lock is None:
                 return False
-            found = cache.find(key, name)
+            found = cache.find(key, name, stat)
             if found is not None:
                 found.release()
                 return True

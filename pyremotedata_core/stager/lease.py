@@ -95,15 +95,17 @@ class Pins:
         with self._settled():
             held = self._held.setdefault(key, _Held(pin))
             held.count += 1
-        if held.pin is not pin:
-            pin.release()
-        return held.pin
+            # The newer one: somebody may have deleted what the older one holds.
+            older, held.pin = held.pin, pin
+        if older is not pin:
+            older.release()
+        return pin
 
-    def borrow(self, key: str) -> Pin | None:
-        """Count once more a pin that is held, if its file is there; return it."""
+    def borrow(self, key: str, stat: Stat) -> Pin | None:
+        """Count once more a pin that is held, if it keeps its file; return it."""
         with self._settled():
             held = self._held.get(key)
-            if held is None or not held.pin.path.exists():
+            if held is None or not held.pin.keeps(stat):
                 return None
             held.count += 1
             return held.pin

@@ -7,6 +7,8 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
+from ..model import Stat
+
 # Descriptors that no forked child keeps.
 _own: set[int] = set()
 # A lease may be dropped in the midst of opening: the garbage collector comes at any moment.
@@ -22,12 +24,23 @@ class Pin:
     ``is_first`` says that the cache had nothing of the entry before, not even a part.
     """
 
-    __slots__ = ("_fd", "is_first", "path")
+    __slots__ = ("_fd", "_side", "is_first", "path")
 
-    def __init__(self, fd: int, path: Path, is_first: bool = False) -> None:
+    def __init__(self, fd: int, side: Path, path: Path, is_first: bool = False) -> None:
         self._fd = fd
+        self._side = side
         self.path = path
         self.is_first = is_first
+
+    def keeps(self, stat: Stat) -> bool:
+        """Whether it holds a whole entry in place that nobody has written to."""
+        try:
+            found = os.stat(self.path)
+        except FileNotFoundError:
+            return False
+        # A file system that cannot hold its time holds an earlier one.
+        unchanged = found.st_size == stat.size and found.st_mtime <= stat.mtime
+        return unchanged and is_at(self._fd, self._side)
 
     def lend(self) -> None:
         """Let forked children hold it, too: somebody gets a lease."""
@@ -62,7 +75,8 @@ class TransferLock:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             with suppress(OSError):
-                self._path.unlink()
+                if is_at(fd, self._path):
+                    self._path.unlink()
             close_own(fd)
 
 
@@ -79,6 +93,17 @@ def close_own(fd: int) -> None:
     with _opening:
         _own.discard(fd)
         os.close(fd)
+
+
+def is_at(fd: int, path: Path) -> bool:
+    """Whether an open file still is the one of that name.
+
+    Its count of links does not tell on NFS, which renames what is deleted while it is open.
+    """
+    try:
+        return os.path.samestat(os.fstat(fd), os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _forget_in_child() -> None:

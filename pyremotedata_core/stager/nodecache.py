@@ -30,7 +30,7 @@ from ..errors import ConfigurationError, LocalStorageFull
 from ..model import Stat
 from ..names import is_temporary
 from ..part import may_go_on
-from .locks import Pin, TransferLock, close_own, open_own
+from .locks import Pin, TransferLock, close_own, is_at, open_own
 from .place import CHANGE_PLACE
 
 _DIRECTORIES = ("files", "pins", "locks", "incoming", "trash")
@@ -70,20 +70,19 @@ class NodeCache:
 
     # --- looking up -------------------------------------------------------------------------
 
-    def find(self, key: str, name: str) -> Pin | None:
+    def find(self, key: str, name: str, stat: Stat) -> Pin | None:
         """Return a pin on a whole entry, None where there is none."""
         fd = self._open_pin(key)
         if fd is None:
             return None
-        path = self.root / "files" / key / name
-        pin = Pin(fd, path)
+        pin = Pin(fd, self.root / "pins" / key, self.root / "files" / key / name)
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            if os.fstat(fd).st_nlink and os.stat(path).st_size == key_bytes(key):
+            if pin.keeps(stat):
                 os.utime(fd)
                 return pin
-        except (BlockingIOError, FileNotFoundError):
-            pass  # it is being evicted, or was never finished
+        except BlockingIOError:
+            pass  # it is being evicted
         except OSError:
             close_own(fd)
             raise
@@ -310,7 +309,7 @@ class NodeCache:
             fd = self._open(path)
             try:
                 fcntl.flock(fd, how)
-                if os.fstat(fd).st_nlink:
+                if is_at(fd, path):
                     os.utime(fd)
                     return TransferLock(fd, path)
             except BlockingIOError:
@@ -336,10 +335,10 @@ class NodeCache:
             is_new = not path.exists()
             fd = open_own(path)
             fcntl.flock(fd, fcntl.LOCK_SH)  # evictors hold `usage`, as we do: no wait
-            if os.fstat(fd).st_nlink:
+            if is_at(fd, path):
                 break
             close_own(fd)
-        pin = Pin(fd, self.root / "files" / key / name, is_new)
+        pin = Pin(fd, path, self.root / "files" / key / name, is_new)
         try:
             # Not truncated first: ext4 would write such a file to the disk when it is closed.
             os.pwrite(fd, record, 0)

@@ -159,7 +159,7 @@ class Stager:
         url = RemoteURL.parse(url)
         key = self._key(url, stat)
         try:
-            pin = self._pin(key, url.name)
+            pin = self._pin(key, url.name, stat)
         except OSError as error:
             raise from_oserror(error) from None
         return self._lease(key, stat, pin, url, from_cache=True) if pin is not None else None
@@ -285,7 +285,7 @@ class Stager:
         """Lease the entry if it is in the cache."""
         key = self._key(request.url, stat)
         try:
-            pin = self._pin(key, request.url.name)
+            pin = self._pin(key, request.url.name, stat)
         except OSError as error:
             request.fail(from_oserror(error))
             return True
@@ -294,11 +294,11 @@ class Stager:
         self._lend(request, key, stat, pin, from_cache=True)
         return True
 
-    def _pin(self, key: str, name: str) -> Pin | None:
+    def _pin(self, key: str, name: str, stat: Stat) -> Pin | None:
         """Return a pin on an entry that is in the cache, counted once."""
-        pin = self._pins.borrow(key)
+        pin = self._pins.borrow(key, stat)
         if pin is None:
-            found = self.cache.find(key, name)
+            found = self.cache.find(key, name, stat)
             pin = self._pins.add(key, found) if found else None
         return pin
 
