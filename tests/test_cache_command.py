@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from pyremotedata_core import Stager
+from pyremotedata_core import RemoteURL, Stager
 
 from .command import CLI
 
@@ -83,6 +83,18 @@ def test_verify_removes_what_is_broken(cache):
     path.write_bytes(b"short")
     assert urls_of(run("verify")) == [urls[2]]
     assert sorted(urls_of(run())) == sorted([*urls[:2], urls[3]])
+
+
+def test_verify_leaves_a_sound_file_that_was_begun_by_a_longer_url(cache):
+    stager, urls, run = cache
+    run("empty")
+    stat = stager.stat(urls[0]).result(60)
+    key = stager.remember(RemoteURL.parse(urls[0]), stat)
+    longer = urls[0].replace("sftp://", "sftp://somebody-else@")
+    stager.cache.reserve(key, "0.bin", longer, stat).release()  # and it was killed
+    stager.lease(urls[0]).release()
+    assert urls_of(run("verify")) == []
+    assert urls_of(run()) == [urls[0]]
 
 
 def test_empty_leaves_only_what_is_in_use(cache):

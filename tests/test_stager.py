@@ -22,6 +22,7 @@ from pyremotedata_core import (
     Stat,
     TransferError,
 )
+from pyremotedata_core.names import TemporaryNames
 from pyremotedata_core.stager import Stager, copying, locks, nodecache, shared_stager
 from pyremotedata_core.stager.lease import Pins
 from pyremotedata_core.stager.locks import Pin
@@ -161,6 +162,14 @@ def test_a_cached_file_that_somebody_has_written_to_is_fetched_anew(
     again = stager.lease(url)
     assert not again.from_cache
     assert again.path.read_bytes() == b"theirs"
+
+
+def test_a_file_that_is_called_like_one_of_our_temporary_files_is_staged(
+    stager, sshd, remote_directory
+):
+    name = f"{remote_directory}/{TemporaryNames().next()}"
+    sshd.make(name, b"left by an upload")
+    assert stager.lease(sshd.url(name)).path.read_bytes() == b"left by an upload"
 
 
 def test_files_of_two_accounts_are_two_entries(sshd, remote_directory, cache_dir):
@@ -367,6 +376,29 @@ def _waits_for_a_lock(path: Path) -> bool:
     inode = f":{path.stat().st_ino} "
     lines = Path("/proc/locks").read_text().splitlines()
     return any("->" in line and inode in line for line in lines)
+
+
+def test_the_budget_holds_when_somebody_has_deleted_what_counts_it(
+    small, sshd, remote_directory, cache_dir
+):
+    a, b, c, d, e = make_files(sshd, remote_directory, "abcde")
+    for url in (a, b, c):
+        small.lease(url).release()
+    (root_of(cache_dir) / "usage").unlink()
+    for url in (d, e):
+        small.lease(url).release()
+    assert files_in(cache_dir) == {"c", "d", "e"}
+
+
+def test_files_go_when_somebody_has_deleted_the_place_for_what_goes(
+    small, sshd, remote_directory, cache_dir
+):
+    urls = make_files(sshd, remote_directory, "abcde")
+    (small.cache.root / "trash").rmdir()
+    for url in urls:
+        small.lease(url).release()
+    assert files_in(cache_dir) == {"c", "d", "e"}
+    assert not left_over(cache_dir)
 
 
 def test_who_can_do_without_a_file_is_asked_for_room(small, sshd, remote_directory, cache_dir):

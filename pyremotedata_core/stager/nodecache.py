@@ -193,7 +193,8 @@ class NodeCache:
         """Make an incoming file the entry, read-only. The caller holds its lock and a pin."""
         os.chmod(incoming / name, 0o444)
         for other in os.listdir(incoming):
-            if is_temporary(other):  # of a broken-off transfer; another node gave the file
+            # Of a broken-off transfer; another node gave the file.
+            if is_temporary(other) and other != name:
                 os.unlink(incoming / other)
         final = self.root / "files" / key
         if final.exists():  # what is there is not whole, or the caller would have found it
@@ -340,8 +341,9 @@ class NodeCache:
             close_own(fd)
         pin = Pin(fd, path, self.root / "files" / key / name, is_new)
         try:
-            # Not truncated first: ext4 would write such a file to the disk when it is closed.
+            # Not emptied first: ext4 would write such a file to the disk when it is closed.
             os.pwrite(fd, record, 0)
+            os.ftruncate(fd, len(record))
         except BaseException:
             if is_new:
                 path.unlink(missing_ok=True)
@@ -433,8 +435,13 @@ class NodeCache:
                 yield self.root / "incoming" / name
 
     def _throw_away(self, path: Path) -> None:
-        with suppress(FileNotFoundError):
-            os.rename(path, self.root / "trash" / secrets.token_hex(8))
+        trash = self.root / "trash" / secrets.token_hex(8)
+        try:
+            os.rename(path, trash)
+        except FileNotFoundError:
+            if path.exists():  # somebody has deleted the empty place for it
+                self._make_directories()
+                os.rename(path, trash)
 
     def _empty_trash(self) -> None:
         with suppress(FileNotFoundError):
@@ -446,7 +453,10 @@ class NodeCache:
         fd = self._open(self.root / "usage")
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
-            yield _Usage(fd)
+            usage = _Usage(fd)
+            if not os.fstat(fd).st_size:  # new, or somebody has deleted it
+                usage.write(sum(size for _, size, _ in self._entries()))
+            yield usage
         finally:
             close_own(fd)
 
