@@ -16,6 +16,7 @@ import pytest
 from pyremotedata_core import (
     ConfigurationError,
     ConnectionLost,
+    RemoteURL,
     Stat,
     TransferError,
     TransferTimeout,
@@ -138,6 +139,21 @@ def test_a_holder_that_shows_no_life_is_named(far, cache_dir, processes):
         os.kill(holder.pid, signal.SIGCONT)
         assert "error" not in holder.answer()
         assert stager.lease(url).from_cache
+
+
+def test_who_waits_for_another_process_hears_of_a_cache_that_is_no_more(
+    sshd, remote_directory, cache_dir
+):
+    (url,) = make_files(sshd, remote_directory, "a")
+    with Stager(sshd.settings(cache_dir=str(cache_dir), timeout_s=2.0)) as stager:
+        key = stager.remember(RemoteURL.parse(url), stager.stat(url).result(PATIENCE_S))
+        with open(stager.cache.root / "locks" / key, "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            waiting = stager.stage(url)
+            shutil.rmtree(cache_dir)
+            cache_dir.touch()
+            with pytest.raises(ConfigurationError, match="PYREMOTEDATA_CACHE_DIR"):
+                waiting.result(PATIENCE_S)
 
 
 def test_a_holder_that_lives_is_waited_for_longer_than_the_time_limit(far, cache_dir, processes):

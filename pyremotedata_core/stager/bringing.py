@@ -343,6 +343,8 @@ class Bringing:
             for staging in stagings:
                 try:
                     self._look_at(staging)
+                except TransferError as error:
+                    self._fail(staging, error)
                 except OSError as error:
                     self._fail(staging, from_oserror(error))
 
