@@ -190,6 +190,8 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 def from_oserror(error: OSError, path: str | os.PathLike[str] = "") -> TransferError:
     """Turn an error of a local file operation into an error that names the local path."""
+    if isinstance(error, TransferError):
+        return error
     where = os.fspath(path) or error.filename or "local file"
     why = error.strerror or str(error)
     if error.errno in _FULL:

@@ -23,6 +23,7 @@ from pyremotedata_core import (
 )
 from pyremotedata_core.stager import Stager, daemons
 from pyremotedata_core.stager.inventory import list_entries
+from pyremotedata_core.stager.nodecache import NodeCache
 
 from .forks import in_a_fork
 from .page import told
@@ -139,6 +140,24 @@ def test_a_holder_that_shows_no_life_is_named(far, cache_dir, processes):
         os.kill(holder.pid, signal.SIGCONT)
         assert "error" not in holder.answer()
         assert stager.lease(url).from_cache
+
+
+def test_what_a_stopped_process_keeps_locked_is_an_error_that_names_it(
+    sshd, remote_directory, cache_dir
+):
+    urls = make_files(sshd, remote_directory, "abcdefgh")
+    settings = sshd.settings(cache_dir=str(cache_dir), timeout_s=1.0)
+    with Stager(settings) as stager, open(stager.cache.root / "usage", "r+") as usage:
+        fcntl.flock(usage, fcntl.LOCK_EX)
+        for future in [stager.stage(url) for url in urls]:
+            with pytest.raises(TransferTimeout, match=f"process {os.getpid()} on") as caught:
+                future.result(PATIENCE_S)
+            told(caught.value, "has shown no life")
+        with pytest.raises(TransferTimeout, match="no life for 1 s"):
+            NodeCache(stager.cache.root, 100, 1.0)
+        fcntl.flock(usage, fcntl.LOCK_UN)
+        for url in urls:
+            stager.lease(url).release()
 
 
 def test_who_waits_for_another_process_hears_of_a_cache_that_is_no_more(

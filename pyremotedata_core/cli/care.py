@@ -43,7 +43,8 @@ def cache(options: argparse.Namespace) -> int:
 
     settings = ConnectionSettings.load()
     target = _target(options, settings)
-    cache = NodeCache(cache_root(settings.cache_dir), settings.cache_bytes)
+    root = cache_root(settings.cache_dir)
+    cache = NodeCache(root, settings.cache_bytes, settings.timeout_s)
     before = list_entries(cache)
     gone: list[CacheEntry] = []
     if options.action == "verify":

@@ -378,7 +378,7 @@ class Bringing:
 
     def _no_life(self, staging: Staging, who: str) -> TransferTimeout:
         return TransferTimeout(
-            f"{who} on this node holds the file's lock in {self._stager.cache.root} and has shown"
+            f"{who} on this node holds a lock in {self._stager.cache.root} and has shown"
             f" no life for {self._stager.settings.timeout_s:g} s; end it, or let it go on",
             str(staging.url),
         )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
 from contextlib import suppress
 from pathlib import Path
+from time import monotonic
 
 from ..model import Stat
 
@@ -13,6 +15,9 @@ from ..model import Stat
 _own: set[int] = set()
 # A lease may be dropped in the midst of opening: the garbage collector comes at any moment.
 _opening = threading.RLock()
+_MOMENT_S = 1.0
+# What waits for a lock that is held for moments only, and since when.
+_waits: dict[Path, tuple[threading.Thread, float]] = {}
 
 
 class Pin:
@@ -93,6 +98,33 @@ def close_own(fd: int) -> None:
     with _opening:
         _own.discard(fd)
         os.close(fd)
+
+
+def lock_soon(fd: int, path: Path, within_s: float) -> bool:
+    """Lock a file that others lock for moments only; False if one has kept it for so long."""
+    while True:
+        with suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        # A lock has no deadline, a thread has. One is enough, however many callers come.
+        waiting, since = _waits.get(path, (None, 0.0))
+        if waiting is None or not waiting.is_alive():
+            with _opening:
+                copy = os.dup(fd)  # the caller may close its own, and another file get the number
+                _own.add(copy)
+            waiting, since = threading.Thread(target=_lock, args=(copy,), daemon=True), monotonic()
+            waiting.start()
+            _waits[path] = waiting, since
+        # It may have got the lock just now.
+        waiting.join(max(_MOMENT_S, since + within_s - monotonic()))
+        if waiting.is_alive():
+            return False
+
+
+def _lock(copy: int) -> None:
+    with suppress(OSError):
+        fcntl.flock(copy, fcntl.LOCK_EX)
+    close_own(copy)
 
 
 def is_at(fd: int, path: Path) -> bool:

@@ -26,11 +26,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import ConfigurationError, LocalStorageFull
+from ..errors import ConfigurationError, LocalStorageFull, TransferTimeout
 from ..model import Stat
 from ..names import is_temporary
 from ..part import may_go_on
-from .locks import Pin, TransferLock, close_own, is_at, open_own
+from .locks import Pin, TransferLock, close_own, is_at, lock_soon, open_own
 from .place import CHANGE_PLACE
 
 _DIRECTORIES = ("files", "pins", "locks", "incoming", "trash")
@@ -54,6 +54,8 @@ class NodeCache:
         The directory, from `place.cache_root`.
     budget_bytes : int
         What all entries together may take.
+    timeout_s : float
+        How long another process may keep what it is to keep for moments only.
 
     Notes
     -----
@@ -61,9 +63,10 @@ class NodeCache:
     another process's transfer. Local errors pass through as `OSError`.
     """
 
-    def __init__(self, root: Path, budget_bytes: int) -> None:
+    def __init__(self, root: Path, budget_bytes: int, timeout_s: float = 60.0) -> None:
         self.root = root
         self.budget_bytes = budget_bytes
+        self._timeout_s = timeout_s
         self._make_directories()
         self._check_locks()
         self.sweep()
@@ -111,16 +114,7 @@ class NodeCache:
 
     def holder_of(self, key: str) -> str:
         """Return words that name the process which holds an entry's lock."""
-        try:
-            inode = os.stat(self.root / "locks" / key).st_ino
-            # 1: FLOCK  ADVISORY  WRITE 4711 fe:00:1234567 0 EOF
-            for line in Path("/proc/locks").read_text().splitlines():
-                fields = line.split()
-                if fields[1] == "FLOCK" and fields[5].endswith(f":{inode}"):
-                    return f"process {fields[4]}"
-        except (OSError, IndexError):
-            pass
-        return "another process"
+        return _holder_of(self.root / "locks" / key)
 
     def reserve(
         self, key: str, name: str, url: str, stat: Stat, *, is_on_disk: bool = False
@@ -298,6 +292,8 @@ class NodeCache:
                 fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return
+        except TransferTimeout:
+            raise
         except OSError as error:
             raise ConfigurationError(
                 f"{self.root} cannot hold the cache ({error.strerror}); {CHANGE_PLACE}"
@@ -452,7 +448,12 @@ class NodeCache:
     def _usage(self) -> Iterator[_Usage]:
         fd = self._open(self.root / "usage")
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            if not lock_soon(fd, self.root / "usage", self._timeout_s):
+                who = _holder_of(self.root / "usage")
+                raise TransferTimeout(
+                    f"{who} on this node holds a lock in {self.root} and has shown no life for"
+                    f" {self._timeout_s:g} s; end it, or let it go on"
+                )
             usage = _Usage(fd)
             if not os.fstat(fd).st_size:  # new, or somebody has deleted it
                 usage.write(sum(size for _, size, _ in self._entries()))
@@ -485,6 +486,19 @@ def key_bytes(key: str) -> int:
     """Return the bytes of an entry from its key."""
     size = key.rpartition("-")[2]
     return int(size) if size.isdigit() else 0
+
+
+def _holder_of(path: Path) -> str:
+    try:
+        inode = os.stat(path).st_ino
+        # 1: FLOCK  ADVISORY  WRITE 4711 fe:00:1234567 0 EOF
+        for line in Path("/proc/locks").read_text().splitlines():
+            fields = line.split()
+            if fields[1] == "FLOCK" and fields[5].endswith(f":{inode}"):
+                return f"process {fields[4]}"
+    except (OSError, IndexError):
+        pass
+    return "another process"
 
 
 def _free_bytes(path: Path) -> int:

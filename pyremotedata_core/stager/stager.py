@@ -366,7 +366,8 @@ class Stager:
                 cache = self._open_cache
                 if cache is None or not cache.root.parent.is_dir():
                     root = cache_root(self.settings.cache_dir)
-                    cache = self._open_cache = NodeCache(root, self.settings.cache_bytes)
+                    budget, timeout_s = self.settings.cache_bytes, self.settings.timeout_s
+                    cache = self._open_cache = NodeCache(root, budget, timeout_s)
         return cache
 
     def _begin(self) -> None:
