@@ -288,6 +288,15 @@ def test_a_draft_larger_than_the_cache_is_delivered_all_the_same(
     assert not left_over(cache_dir)
 
 
+def test_a_draft_that_finds_no_place_leaves_nothing(stager, cache_dir):
+    incoming = stager.cache.root / "incoming"
+    incoming.rmdir()
+    incoming.touch()
+    with pytest.raises(TransferError, match="Not a directory"):
+        stager.draft("sftp://nowhere.invalid/a")
+    assert not list((root_of(cache_dir) / "locks").iterdir())
+
+
 def test_a_draft_is_delivered_though_the_cache_takes_nothing_more(
     sshd, remote_directory, cache_dir
 ):

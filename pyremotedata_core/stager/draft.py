@@ -41,10 +41,13 @@ class Draft:
         self._stager = stager
         # A key that no file has: whoever finds its lock free removes the directory.
         key = f"draft.{secrets.token_hex(8)}"
+        lock = None
         try:
-            self._lock = stager.cache.try_lock(key)
+            self._lock = lock = stager.cache.try_lock(key)
             self._directory = stager.cache.incoming(key)
         except OSError as error:
+            if lock is not None:
+                lock.release()
             raise from_oserror(error) from None
         self.path = self._directory / url.name
 
