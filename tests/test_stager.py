@@ -248,6 +248,7 @@ def test_a_copy_is_whole_where_the_kernel_copies_nothing(
 def test_a_process_has_one_stager_for_the_same_settings(sshd, cache_dir):
     one, other = (sshd.settings(cache_dir=str(cache_dir)) for _ in range(2))
     assert shared_stager(one) is shared_stager(other)
+    assert shared_stager(replace(one, password="a secret")) is not shared_stager(one)
 
 
 # --- budget and eviction ------------------------------------------------------------------------

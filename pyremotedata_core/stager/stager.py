@@ -14,7 +14,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..config import ConnectionSettings
+from ..config import SECRETS, ConnectionSettings
 from ..errors import ConnectionLost, RemoteChanged, TransferError, from_oserror
 from ..futures import error_of, unless_forked, wait_for
 from ..model import Stat
@@ -402,9 +402,11 @@ def shared_stager(settings: ConnectionSettings | None = None, *, share: bool = F
     """
     settings = settings if settings is not None else ConnectionSettings.load()
     with _sharing:
-        stager = _shared.get((settings, share))
+        # Secrets take no part in the comparison of settings, but make another login.
+        key = (settings, share, *(getattr(settings, name) for name in SECRETS))
+        stager = _shared.get(key)
         if stager is None:
-            stager = _shared[settings, share] = Stager(settings, share=share)
+            stager = _shared[key] = Stager(settings, share=share)
         return stager
 
 
@@ -419,7 +421,7 @@ def _pass_on(done: Future[Any], to: Future[Any]) -> None:
 
 
 _sharing = threading.Lock()
-_shared: dict[tuple[ConnectionSettings, bool], Stager] = {}
+_shared: dict[tuple[Any, ...], Stager] = {}
 _stagers: weakref.WeakSet[Stager] = weakref.WeakSet()
 
 
