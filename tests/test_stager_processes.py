@@ -123,6 +123,25 @@ def test_killed_at_any_moment_a_process_leaves_a_sound_cache(
     assert int((root_of(cache_dir) / "usage").read_text()) == 10_000 * len(files_in(cache_dir))
 
 
+@pytest.mark.parametrize("hours", [0, 1])
+def test_what_came_just_before_the_machine_was_started_anew_is_fetched_anew(
+    sshd, remote_directory, cache_dir, hours
+):
+    """A power cut leaves zeros where the kernel has not written, in a file of the right size."""
+    (url,) = make_files(sshd, remote_directory, "a")
+    settings = sshd.settings(cache_dir=str(cache_dir))
+    with Stager(settings) as stager:
+        stager.lease(url).release()
+        root = stager.cache.root
+    (root / "boot").write_text("another one")
+    used = time.time() + hours * 3600  # for so long was it used after that
+    os.utime(root / "usage", (used, used))
+    for _ in range(2):
+        with Stager(settings) as stager:
+            assert stager.lease(url).from_cache == bool(hours)
+        hours = 1  # it is looked at once
+
+
 def test_a_holder_that_shows_no_life_is_named(far, cache_dir, processes):
     server, relay = far
     server.make("a", b"x" * 3_000_000)

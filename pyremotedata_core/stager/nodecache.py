@@ -10,6 +10,7 @@ Below one private directory per user and node::
                           has come of a large file until its transfer was broken off
     trash/                files on their way out, anybody's to delete
     usage                 the bytes of all pins; exclusive flock while it changes
+    boot                  the start of the machine in which the cache was last opened
 
 The kernel frees the locks of a process that dies, however it dies, so no state needs a clean end.
 A lock file is deleted by its holder; who gets a lock on a deleted file looks again.
@@ -29,13 +30,15 @@ from pathlib import Path
 from ..errors import ConfigurationError, LocalStorageFull, TransferTimeout
 from ..model import Stat
 from ..names import is_temporary
-from ..part import may_go_on
+from ..part import boot, may_go_on
 from .locks import Pin, TransferLock, close_own, is_at, lock_soon, open_own
 from .place import CHANGE_PLACE
 
 _DIRECTORIES = ("files", "pins", "locks", "incoming", "trash")
 # The process that moves the bytes outlives a killed one for a moment.
 _DYING_S = 1.0
+# The kernel writes to the disk within half a minute, if the disk keeps pace.
+_UNWRITTEN_S = 120.0
 # With many entries, a scan for victims frees somewhat more than asked, so that the next ones
 # need no scan.
 _MANY_ENTRIES = 500
@@ -275,11 +278,32 @@ class NodeCache:
             finally:
                 lock.release()
         with self._usage() as usage:
+            self._distrust_newest()
             pins = os.listdir(self.root / "pins")
             for key in set(os.listdir(self.root / "files")).difference(pins):
                 self._throw_away(self.root / "files" / key)  # something deleted its side file
             usage.write(sum(map(key_bytes, pins)))
         self._empty_trash()
+
+    def _distrust_newest(self) -> None:
+        """Remove what a power cut may have left with its size and time, but zeros for bytes.
+
+        That is what came in last before the machine was started anew.
+        """
+        mark = self.root / "boot"
+        if not boot() or (mark.exists() and mark.read_text() == boot()):
+            return
+        if mark.exists():  # else the cache is new, or somebody has deleted it since
+            came: dict[str, float] = {}
+            for path in (self.root / "files").glob("*/*"):
+                with suppress(FileNotFoundError):
+                    came[path.parent.name] = path.stat().st_ctime
+            last = max([*came.values(), (self.root / "usage").stat().st_mtime])
+            for key, when in came.items():
+                if when > last - _UNWRITTEN_S:
+                    self._remove(key)
+        with suppress(OSError):  # on a full disk; then it is for the next one
+            mark.write_text(boot())
 
     def _make_directories(self) -> None:
         for name in ("", *_DIRECTORIES):
