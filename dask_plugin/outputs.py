@@ -34,7 +34,7 @@ def stage_out(url: str) -> Output:
         A context manager, and a path to write to. When the block raises, nothing is uploaded;
         when the upload fails, the block's end raises the `TransferError`, and ``retries=`` makes
         another attempt. The server has the whole file or none at any time, whatever dies. A file
-        that replaces one of its size within a second gets an mtime of its own, later by a second.
+        that replaces another one within a second gets an mtime of its own, later by a second.
     """
     return Output(url)
 

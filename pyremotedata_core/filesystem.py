@@ -34,6 +34,7 @@ from .errors import (
 from .filesystem_files import ReadFile, WriteFile, WriteText
 from .filesystem_looking import FILES_AT_ONCE, LISTINGS_AT_ONCE, LookingFileSystem, each, mirror
 from .futures import wait_for
+from .local import NOTHING_TOLD, date_after
 from .model import Stat
 from .stager import Lease, lending
 from .stream import BLOCK_BYTES, block_bytes
@@ -200,6 +201,8 @@ class RemoteFileSystem(LookingFileSystem):
     async def _pipe_file(self, path: Any, value: Any, mode: str = "overwrite", **_: Any) -> None:
         with _local_place() as local:
             await asyncio.to_thread(_write, local, value)
+            with contextlib.suppress(*NOTHING_TOLD):
+                date_after(local, await self._ask("stat", self.url(path)))
             await self._store(local, path, mode)
 
     async def _cp_file(self, path1: Any, path2: Any, **_: Any) -> None:

@@ -18,6 +18,7 @@ from fsspec.core import OpenFile
 
 from .errors import TransferError, from_oserror
 from .futures import wait_for
+from .local import NOTHING_TOLD, date_after
 from .model import Stat
 from .stream import BLOCK_BYTES, RemoteReader
 
@@ -199,10 +200,10 @@ class WriteFile(io.BufferedRandom):
                 local = self._local
                 if self._compression:
                     local = _locally(local, _compress, local, self._compression)
-                future = self.fs.engine.store(
-                    local, self.fs.url(self.path), overwrite=self._mode != "xb"
-                )
-                wait_for(future)
+                engine, url = self.fs.engine, self.fs.url(self.path)
+                with contextlib.suppress(*NOTHING_TOLD):
+                    date_after(local, wait_for(engine.stat(url)))
+                wait_for(engine.store(local, url, overwrite=self._mode != "xb"))
         finally:
             self.discard()
             self.fs.invalidate_cache()

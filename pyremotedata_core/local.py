@@ -8,11 +8,22 @@ import os
 import shutil
 import stat
 
-from .errors import LocalStorageFull, TransferError, from_oserror
-from .model import sftp_time
+from .errors import (
+    LocalStorageFull,
+    RemoteFileNotFound,
+    RemotePermissionDenied,
+    ServerRefused,
+    TransferError,
+    from_oserror,
+)
+from .model import Stat, sftp_time
 from .names import check_local, local_parent
 
 CHECK_SPACE_BYTES = 1 << 20
+# A file from further in the future than this tells of a wrong clock.
+_AHEAD_S = 86_400
+# A server that answers so has, or tells of, nothing that would be replaced.
+NOTHING_TOLD = RemoteFileNotFound, RemotePermissionDenied, ServerRefused
 
 
 def make_directory(path: str) -> None:
@@ -91,6 +102,24 @@ def check_target(final: str, size: int) -> None:
             f"{final} needs {size} bytes, but {local_parent(final)} has {free_bytes} free;"
             " free some space and run again"
         )
+
+
+def date_after(path: str | os.PathLike[str], replaced: Stat) -> None:
+    """Give a local file a later mtime than the remote file has that it is to replace.
+
+    Size and mtime tell contents apart, in caches and to who reads meanwhile: of one size, and
+    written within one second, the new one would be taken for the old one.
+
+    Raises
+    ------
+    TransferError
+    """
+    try:
+        info = os.stat(path)
+        if int(info.st_mtime) <= replaced.mtime < info.st_mtime + _AHEAD_S:
+            os.utime(path, (info.st_atime, replaced.mtime + 1))
+    except OSError as error:
+        raise from_oserror(error, path) from None
 
 
 class _NoFile:

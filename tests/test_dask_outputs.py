@@ -11,6 +11,7 @@ from dask_plugin import stage_out, stats
 from pyremotedata_core import TransferError
 
 from .dask_cluster import read
+from .dask_nodes import content, on_each, workers_of
 from .waiting import wait_until
 
 distributed = pytest.importorskip("distributed")
@@ -87,6 +88,22 @@ def test_an_output_of_a_killed_worker_is_written_by_another_attempt(far, served,
     wait_until(
         lambda: not any(cache_dir.glob("*/incoming/*")), "the draft of the killed one is gone"
     )
+
+
+def test_an_output_that_replaces_another_nodes_is_read_everywhere(archive, start_nodes):
+    client = start_nodes(2)
+    nodes = workers_of(client)
+
+    def write(url, data):
+        with stage_out(url) as out:
+            out.path.write_bytes(data)
+            os.utime(out, (12345, 12345))
+        return out.file
+
+    url = archive.server.url("state")
+    for node, data in zip(nodes, (b"old", b"new"), strict=True):
+        file = client.submit(write, url, data, workers=[node]).result()
+    assert client.gather(on_each(client, content, file)) == [b"new", b"new"]
 
 
 def test_an_output_outside_of_tasks_works(sshd, remote_directory, monkeypatch):

@@ -55,6 +55,26 @@ def write_half(writer, half=b"half", then=None) -> None:
 # --- open files -----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("way", ["open", "pipe"])
+def test_a_file_that_replaces_another_is_later(fs, place, way):
+    def write(data: bytes) -> None:
+        if way == "pipe":
+            fs.pipe_file(f"{place}/a", data)
+            return
+        with fs.open(f"{place}/a", "wb") as file:
+            file.write(data)
+
+    times = []
+    for number in range(4):
+        write(b"%d" % number)
+        times.append(fs.info(f"{place}/a")["mtime"])
+    assert sorted(set(times)) == times
+    far = times[-1] + 10 * 86_400  # by a wrong clock
+    os.utime(os.path.join(place, "a"), (far, far))
+    write(b"more")
+    assert fs.info(f"{place}/a")["mtime"] < far
+
+
 def test_a_file_appears_whole_when_it_is_closed(fs, place):
     data = os.urandom(LARGE)
     with fs.open(f"{place}/new/a", "wb") as file:

@@ -263,7 +263,7 @@ def test_a_draft_becomes_the_remote_file_and_an_entry_of_the_cache(sshd_factory,
 
 
 def test_a_draft_that_replaces_one_of_its_size_and_second_is_another_entry(
-    stager, sshd, remote_directory
+    stager, sshd, remote_directory, tmp_path
 ):
     url = sshd.url(f"{remote_directory}/state")
     stats = []
@@ -274,7 +274,26 @@ def test_a_draft_that_replaces_one_of_its_size_and_second_is_another_entry(
         stats.append(draft.deliver())
         with stager.lease(url, expect=stats[-1]) as lease:
             assert lease.path.read_bytes() == content
-    assert [stat.mtime for stat in stats] == [12345, 12346, 12346, 12347]
+    assert [stat.mtime for stat in stats] == [12345, 12346, 12347, 12348]
+    # Another node's cache has only what it has read.
+    with Stager(sshd.settings(cache_dir=str(tmp_path / "node"))) as elsewhere:
+        draft = elsewhere.draft(url)
+        draft.path.write_bytes(b"new")
+        os.utime(draft.path, (12345, 12345))
+        written = draft.deliver()
+    with stager.lease(url, expect=written) as lease:
+        assert lease.path.read_bytes() == b"new"
+
+
+def test_a_draft_in_place_of_one_that_is_gone_is_another_entry(stager, sshd, remote_directory):
+    url = sshd.url(f"{remote_directory}/state")
+    for content in (b"one", b"two"):
+        draft = stager.draft(url)
+        draft.path.write_bytes(content)
+        os.utime(draft.path, (12345, 12345))
+        with stager.lease(url, expect=draft.deliver()) as lease:
+            assert lease.path.read_bytes() == content
+        (sshd.root / remote_directory / "state").unlink()
 
 
 def test_a_draft_that_is_discarded_or_empty_handed_leaves_nothing(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from filecmp import cmp
+from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigurationError, LocalStorageFull, TransferError, from_oserror
 from ..futures import wait_for
+from ..local import NOTHING_TOLD, date_after
 from ..model import Stat
 from ..url import RemoteURL
 
@@ -84,21 +85,21 @@ class Draft:
             lock.release()
 
     def _set_apart(self) -> None:
-        """Give the file an mtime of its own among those of its URL and size in the cache.
+        """Give the file an mtime that tells it from the one which it replaces.
 
-        Size and mtime name what is there: the file that this one replaces, if written within the
-        same second, would be taken for it.
+        It is later than that of the file on the server, which other nodes may have. Of one that
+        has gone from there the cache may know.
         """
         if self.path.is_symlink():
             return
+        with suppress(*NOTHING_TOLD):
+            date_after(self.path, wait_for(self._stager.engine.stat(self.url)))
         found = os.stat(self.path)
         for mtime in count(int(found.st_mtime)):
             lease = self._stager.find(self.url, Stat("file", found.st_size, mtime))
             if lease is None:
                 return
-            with lease:
-                if cmp(lease.path, self.path, shallow=False):
-                    return
+            lease.release()
             os.utime(self.path, (found.st_atime, mtime + 1))
 
     def _keep(self, stat: Stat) -> bool:
