@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from pyremotedata_core import ConnectionSettings, Lease, RemoteChanged, RemoteURL, Stager, Stat
+from pyremotedata_core.futures import wait_for
 from pyremotedata_core.stager import shared_stager
 
 if TYPE_CHECKING:
@@ -108,8 +109,9 @@ def lend_here(
 ) -> Future[Lease] | None:
     """Lend the fsspec file system a file of the node's cache; see `pyremotedata_core`'s lending.
 
-    A task's file is used and counted as if a handle had opened it. None where nothing stages
-    files, for another account than the plugin's, and on a worker's event loop, which must not
+    A task's file is used and counted as if a handle had opened it. What is not known of it the
+    server is asked now, as a file system's user expects. None where nothing stages files, for what
+    is no file, for another account than the plugin's, and on a worker's event loop, which must not
     wait, unless the file is there; xarray opens files while it is unpickled.
     """
     from .remotefile import RemoteFile
@@ -122,10 +124,15 @@ def lend_here(
         return None
     if _is_on_loop(worker):
         return _lend_at_once(stager, url, stat)
+    found = stat if stat is not None else wait_for(stager.stat(url, anew=True))
+    if found.kind != "file":
+        return None
     if staging is not None and key is not None:
-        handle = RemoteFile(str(url), *((stat.size, stat.mtime) if stat else ()))
-        stat = staging.claim(key, [handle])[0].stat
-        return stager.stage(url, expect=stat)
+        if stat is not None:
+            handle = RemoteFile(str(url), stat.size, stat.mtime)
+        else:
+            handle = staging.handle_on(key, str(url), found)
+        return stager.stage(url, expect=staging.claim(key, [handle])[0].stat)
     lent = stager.stage(url, expect=stat)
     if (staging := staging or _any_staging()) is not None:
         lent.add_done_callback(staging.note_lent)

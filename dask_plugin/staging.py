@@ -184,6 +184,20 @@ class WorkerStaging:
             for wish in claimed:
                 wish.awaited = False
 
+    def handle_on(self, key: Hashable, url: str, stat: Stat) -> RemoteFile:
+        """Return a handle by which a task opens a file that is this now.
+
+        It is the one of the prefetch, unless the task has opened by that what the file was before.
+        """
+        handle = RemoteFile(url)
+        with self._changed:
+            wish = self._tasks.get(key, {}).get(handle)
+            if wish is None or (wish.lease is None and wish.demand is None):
+                return handle
+            if wish.lease is not None and wish.lease.stat.same_content(stat):
+                return handle
+        return RemoteFile(url, stat.size, stat.mtime)
+
     def _others(self, wishes: Iterable[Wish]) -> list[Wish]:
         """Return what is to come with the files that a task opens, as far as the bounds allow."""
         most_bytes = 0 if self._paused else self._ahead_bytes
@@ -198,7 +212,8 @@ class WorkerStaging:
         return others
 
     def _demand(self, wish: Wish) -> None:
-        demand = self.stager.stage(wish.handle.url, expect=wish.stat)
+        # Not what the prefetch was told: that may be long ago.
+        demand = self.stager.stage(wish.handle.url, expect=wish.handle.expected)
         wish.demand = demand
         demand.add_done_callback(lambda done: self._note_moved(wish, done))
         if self._lets_go:  # `end` may have looked before
@@ -211,11 +226,9 @@ class WorkerStaging:
             try:
                 lease = wish.demand.result()
             except RemoteChanged:
-                if wish.handle.expected is not None:
-                    raise changed(wish.handle) from None
-                wish.stat = None  # what the prefetch found; the task may have the file of now
-                self._demand(wish)
-                lease = wish.demand.result()
+                if wish.handle.expected is None:
+                    raise
+                raise changed(wish.handle) from None
             check(wish.handle, lease.stat)
         except BaseException:
             wish.demand = None  # an error is not remembered: who opens the file again asks again

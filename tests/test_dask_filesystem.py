@@ -141,6 +141,37 @@ def test_bytes_that_are_asked_for_by_range_come_from_the_cache(client, folder, o
     assert len(list(cache_dir.glob("*/files/*/t2.csv"))) == 1
 
 
+def read_and_write(url, options, contents):
+    found = []
+    for content in contents:
+        with fsspec.open(url, "wb", **options) as file:
+            file.write(content)
+        with fsspec.open(url, "rb", **options) as file:
+            found.append(file.read())
+    return found
+
+
+def test_a_task_reads_what_it_has_written(client, folder, options):
+    contents = [b"%d" % number for number in range(12)]
+    task = client.submit(read_and_write, f"{folder}/state", options, contents)
+    assert task.result() == contents
+
+
+def test_a_task_reads_what_another_one_has_written(client, folder, options, sshd, remote_directory):
+    url = f"{folder}/state"
+    fs, path = fsspec.url_to_fs(url, **options)
+    for content in (b"old", b"newer"):
+        client.submit(fs.pipe_file, path, content, pure=False).result()
+        with fsspec.open(url, **options) as file:
+            assert client.submit(file.read, pure=False).result() == content
+
+        def read_by_name(url=url):
+            with fsspec.open(url, **options) as file:
+                return file.read()
+
+        assert client.submit(read_by_name, pure=False).result() == content
+
+
 def test_the_next_partition_comes_while_one_is_computed(client, folder, options, cache_dir):
     first, second = (fsspec.open(f"{folder}/t{n}.csv", **options) for n in range(2))
 

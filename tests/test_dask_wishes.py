@@ -70,6 +70,36 @@ def test_files_are_fetched_ahead_once_settings_are_right_again(
     assert files_in(cache_dir) == {"a"}
 
 
+def test_a_file_that_changes_after_it_was_fetched_ahead_is_opened_as_it_is(
+    serve, stager, sshd, remote_directory
+):
+    (url,) = make_files(sshd, remote_directory, "a")
+    staging = serve(lambda: stager)
+    staging.want("task", (0,), [RemoteFile(url)])
+    wait_until(lambda: staging.counts().files, "the file was fetched ahead")
+    sshd.make(f"{remote_directory}/a", b"new")
+    stager.stat(url, anew=True).result()  # the answer to the prefetch is out of date
+    (lease,) = staging.claim("task", [RemoteFile(url)])
+    assert lease.path.read_bytes() == b"new"
+
+
+def test_a_task_opens_anew_what_has_changed_since_it_opened_it(
+    serve, stager, sshd, remote_directory
+):
+    (url,) = make_files(sshd, remote_directory, "a")
+    staging = serve(lambda: stager)
+    staging.want("task", (0,), [RemoteFile(url)])
+    wait_until(lambda: staging.counts().files, "the file was fetched ahead")
+    stat = stager.stat(url).result()
+    assert staging.handle_on("task", url, stat) == RemoteFile(url)
+    staging.claim("task", [RemoteFile(url)])
+    counts = staging.counts()
+    assert (counts.files, counts.cache_files) == (1, 0)  # as it was fetched ahead
+    assert staging.handle_on("task", url, stat) == RemoteFile(url)
+    changed = stat._replace(mtime=stat.mtime + 1)
+    assert staging.handle_on("task", url, changed).mtime == changed.mtime
+
+
 def test_a_task_that_ends_while_its_file_is_ordered_keeps_nothing(
     serve, sshd, remote_directory, cache_dir
 ):

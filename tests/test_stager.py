@@ -29,7 +29,7 @@ from pyremotedata_core.stager.locks import Pin
 from pyremotedata_core.stager.place import cache_root
 
 from .page import told
-from .stager_nodes import files_in, left_over, make_files, root_of
+from .stager_nodes import files_in, left_over, make_files, root_of, wait_until_stalled
 from .waiting import PATIENCE_S, wait_until
 
 # --- one file -----------------------------------------------------------------------------------
@@ -110,6 +110,22 @@ def test_a_file_that_changed_since_the_last_look_is_looked_at_anew(stager, sshd,
     assert stager.stat(url).result().size == 5
     sshd.make(f"{remote_directory}/a", b"123456", mtime=1_600_000_001)
     assert stager.lease(url).path.read_bytes() == b"123456"
+
+
+def test_an_answer_that_is_late_does_not_hide_what_was_stored_meanwhile(far, cache_dir):
+    server, relay = far
+    server.make("a", b"old")
+    url = far.url("a")
+    with Stager(server.settings(cache_dir=str(cache_dir))) as stager:
+        stager.lease(url).release()
+        relay.stall(after_bytes=1)
+        late = stager.stat(url, anew=True)
+        wait_until_stalled(relay)
+        info = server.make("a", b"newer").stat()
+        stager.remember(RemoteURL.parse(url), Stat("file", 5, int(info.st_mtime)))
+        relay.resume()
+        assert late.result().size == 3
+        assert stager.lease(url).path.read_bytes() == b"newer"
 
 
 def test_a_missing_file_is_not_remembered_as_missing(stager, sshd, remote_directory):

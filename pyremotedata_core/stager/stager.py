@@ -164,16 +164,19 @@ class Stager:
             raise from_oserror(error) from None
         return self._lease(key, stat, pin, url, from_cache=True) if pin is not None else None
 
-    def stat(self, url: str | RemoteURL) -> Future[Stat]:
-        """Ask for a file's size and mtime; an answer is remembered for `STAT_LASTS_S` seconds."""
+    def stat(self, url: str | RemoteURL, *, anew: bool = False) -> Future[Stat]:
+        """Ask for a file's size and mtime; an answer is remembered for `STAT_LASTS_S` seconds.
+
+        With ``anew`` the server is asked now, whatever is remembered.
+        """
         url = RemoteURL.parse(url)
         future: Future[Stat] = Future()
-        stat = self._remembered(url)
+        stat = None if anew else self._remembered(url)
         if stat is not None:
             future.set_result(stat)
         else:
             self._awaited.add(future)
-            self._ask(url).add_done_callback(lambda answer: _pass_on(answer, future))
+            self._ask(url, anew=anew).add_done_callback(lambda answer: _pass_on(answer, future))
         return future
 
     def draft(self, url: str | RemoteURL) -> Draft:
@@ -189,9 +192,8 @@ class Stager:
     def remember(self, url: RemoteURL, stat: Stat) -> str:
         """Take it that the server would answer so now; return the key of the file's entry."""
         with self._mutex:
-            if len(self._known) >= _REMEMBERED:
-                self._known.clear()
-            self._known[url] = (stat, monotonic() + STAT_LASTS_S)
+            self._asked.pop(url, None)  # what it was before
+            self._remember(url, stat)
         return self._key(url, stat)
 
     def copy_out(self, lease: Lease, path: str | os.PathLike[str]) -> Path:
@@ -229,14 +231,19 @@ class Stager:
 
     # --- what is known of the remote file ---------------------------------------------------
 
+    def _remember(self, url: RemoteURL, stat: Stat) -> None:
+        if len(self._known) >= _REMEMBERED:
+            self._known.clear()
+        self._known[url] = (stat, monotonic() + STAT_LASTS_S)
+
     def _remembered(self, url: RemoteURL) -> Stat | None:
         stat, until = self._known.get(url, (None, 0.0))
         return stat if monotonic() < until else None
 
-    def _ask(self, url: RemoteURL) -> Future[Stat]:
+    def _ask(self, url: RemoteURL, *, anew: bool = False) -> Future[Stat]:
         """Return the answer that is on its way, or ask."""
         with self._mutex:
-            answer = self._asked.get(url)
+            answer = self._asked.get(url) if not anew else None
             if answer is not None:
                 return answer
             answer = self._asked[url] = Future()
@@ -251,10 +258,11 @@ class Stager:
         return answer
 
     def _told(self, url: RemoteURL, told: Future[Stat], answer: Future[Stat]) -> None:
-        if error_of(told) is None:
-            self.remember(url, told.result())
         with self._mutex:
-            self._asked.pop(url, None)
+            if self._asked.get(url) is answer:  # else there is a later answer, or will be
+                del self._asked[url]
+                if error_of(told) is None:
+                    self._remember(url, told.result())
         _pass_on(told, answer)
 
     # --- a request is served, or joins those who wait ---------------------------------------
