@@ -87,7 +87,7 @@ class WorkerStaging:
     ) -> None:
         """Fetch files ahead for a task that has come."""
         with self._changed:
-            if self._closed:
+            if self._closed or not (self._ahead_files and self._ahead_bytes):
                 return
             wishes = self._tasks.setdefault(key, {})
             for handle in handles:

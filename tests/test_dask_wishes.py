@@ -100,6 +100,16 @@ def test_a_task_opens_anew_what_has_changed_since_it_opened_it(
     assert staging.handle_on("task", url, changed).mtime == changed.mtime
 
 
+def test_nothing_is_fetched_ahead_where_no_file_may_be(stager, sshd, remote_directory):
+    (url,) = make_files(sshd, remote_directory, "a")
+    for bounds in ((0, 2**30), (64, 0)):
+        staging = WorkerStaging(lambda: stager, *bounds, lambda _opened: None)
+        staging.want("task", (0,), [known(stager, url)])
+        assert not staging.has_files("task")
+        assert staging.claim("task", [RemoteFile(url)])
+        staging.close()
+
+
 def test_a_task_that_ends_while_its_file_is_ordered_keeps_nothing(
     serve, sshd, remote_directory, cache_dir
 ):
