@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from inspect import iscoroutinefunction
+from inspect import iscoroutinefunction, isgeneratorfunction
 from typing import Any, TypeVar
 
 from pyremotedata_core import Lease
@@ -23,7 +23,8 @@ def local(function: Function) -> Function:
 
     For libraries that insist on ``str``. Handles are found in lists, tuples, sets, dictionaries
     and keyword arguments; their files are fetched all at once and stay until the call ends.
-    Serves coroutine functions, too, without blocking their event loop.
+    Serves coroutine functions, too, without blocking their event loop, and generator functions,
+    whose files are fetched with the first item and stay until the last.
     """
     if iscoroutinefunction(function):
 
@@ -34,6 +35,16 @@ def local(function: Function) -> Function:
                 return await function(*args, **kwargs)
 
         return with_paths_async  # type: ignore[return-value]
+
+    if isgeneratorfunction(function):
+
+        @wraps(function)
+        def with_paths_yielding(*args: Any, **kwargs: Any) -> Any:
+            with _paths(_hold((args, kwargs))) as path_of:
+                args, kwargs = replace_handles((args, kwargs), path_of)
+                return (yield from function(*args, **kwargs))
+
+        return with_paths_yielding  # type: ignore[return-value]
 
     @wraps(function)
     def with_paths(*args: Any, **kwargs: Any) -> Any:

@@ -23,6 +23,7 @@ from pyremotedata_core import (
     RemoteChanged,
     RemoteFileNotFound,
 )
+from pyremotedata_core.stager import shared_stager
 
 from .page import told
 
@@ -207,6 +208,21 @@ def test_local_serves_coroutines(remote):
         return Path(path).read_text()
 
     assert asyncio.run(read(remote("a", b"text"))) == "text"
+
+
+def test_local_keeps_the_files_of_a_generator_until_it_ends(remote):
+    @local
+    def lines(path):
+        with open(path) as text:
+            yield from text
+
+    cache = shared_stager().cache
+    reading = lines(remote("a", b"one\ntwo\n"))
+    cache.trim(0)
+    assert next(reading) == "one\n"
+    assert not cache.trim(0)
+    assert list(reading) == ["two\n"]
+    assert len(cache.trim(0)) == 1
 
 
 def test_an_error_of_local_names_the_file_and_releases_the_others(remote):
