@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 Worker = str
@@ -53,7 +54,8 @@ class Ledger:
         self._pulling: dict[Node, int] = defaultdict(int)  # from these
         # Files whose next reader waits for others to end: foreground, background.
         self._queues: tuple[OrderedDict[Hashable, None], ...] = (OrderedDict(), OrderedDict())
-        self._stuck: dict[Hashable, None] = {}  # files whose holders are busy
+        # Files that wait until one may be pulled from a node; some of them do no longer.
+        self._stuck: dict[Node, OrderedDict[Hashable, None]] = defaultdict(OrderedDict)
 
     # --- what workers tell ------------------------------------------------------------------
 
@@ -73,6 +75,7 @@ class Ledger:
             return [(worker, ("fetch", file, None))]
         entry = self._entry(file)
         entry.holders.discard(node)  # it has evicted the file
+        source = self._source_of(entry, worker)
         if lost is not None:
             self._release(entry, worker)
             if lost == entry.reader:  # it shows no life, or has failed
@@ -83,7 +86,7 @@ class Ledger:
         if worker in entry.pulls:
             return [(worker, ("pull", file, entry.pulls[worker][1]))]
         entry.waiting[worker] = background
-        words = self._go_on(file)
+        words = [*self._go_on(file), *self._use_pulls(source)]
         if worker in entry.waiting:
             words.append((worker, ("wait", file, None)))
         return words
@@ -100,16 +103,18 @@ class Ledger:
         """A worker has the file in its cache, or does not bring it any more."""
         entry = self._entry(file)
         entry.waiting.pop(worker, None)
+        source = self._source_of(entry, worker)
         self._release(entry, worker)
         if is_here and worker in self._nodes:
             entry.holders.add(self._nodes[worker])
-        return self._go_on_with({file: None, **self._stuck})
+        return [*self._go_on(file), *self._use_pulls(source), *self._use_slots()]
 
     def leave(self, worker: Worker) -> list[Word]:
         """A worker has gone; what it was bringing others bring."""
         node = self._nodes.pop(worker, None)
         is_empty = node not in self._nodes.values()
-        touched: dict[Hashable, None] = {}
+        touched = dict.fromkeys(chain(*self._stuck.values()))
+        self._stuck.clear()
         for file, entry in self._files.items():
             if is_empty and node is not None:
                 entry.holders.discard(node)
@@ -117,7 +122,7 @@ class Ledger:
                 entry.waiting.pop(worker, None)
                 self._release(entry, worker)
                 touched[file] = None
-        return self._go_on_with({**touched, **self._stuck})
+        return [*(word for file in touched for word in self._go_on(file)), *self._use_slots()]
 
     # --- what others ask --------------------------------------------------------------------
 
@@ -158,9 +163,6 @@ class Ledger:
 
     # --- decisions --------------------------------------------------------------------------
 
-    def _go_on_with(self, files: Iterable[Hashable]) -> list[Word]:
-        return [*(word for file in files for word in self._go_on(file)), *self._use_slots()]
-
     def _go_on(self, file: Hashable) -> list[Word]:
         """Let those who wait for a file pull it, or one of them read it."""
         entry = self._files.get(file)
@@ -169,14 +171,17 @@ class Ledger:
         words: list[Word] = []
         for worker in sorted(entry.waiting, key=lambda one: entry.waiting[one]):
             source = self._source_for(entry)
-            if source is not None:
-                del entry.waiting[worker]
-                entry.pulls[worker] = (self._nodes[source], source)
-                self._pulling[self._nodes[source]] += 1
-                words.append((worker, ("pull", file, source)))
-        self._stuck.pop(file, None)
-        if entry.waiting and (entry.holders or entry.pulls or entry.is_shared):
-            self._stuck[file] = None
+            if source is None:
+                break
+            del entry.waiting[worker]
+            entry.pulls[worker] = (self._nodes[source], source)
+            self._pulling[self._nodes[source]] += 1
+            words.append((worker, ("pull", file, source)))
+        if entry.waiting:
+            for node in entry.holders:
+                self._stuck[node][file] = None
+            if entry.reader is not None and entry.is_shared:
+                self._stuck[self._nodes[entry.reader]][file] = None
         reads = bool(entry.waiting) and not (entry.holders or entry.pulls or entry.reader)
         in_background = all(entry.waiting.values())
         for background, queue in enumerate(self._queues):
@@ -199,6 +204,22 @@ class Ledger:
             return reader if is_free else None
         best = min(free, key=lambda node: (self._pulling[node], node))
         return next((one for one, node in self._nodes.items() if node == best), None)
+
+    def _source_of(self, entry: File, worker: Worker) -> Node | None:
+        """Return the node from which a worker pulls a file, if it does."""
+        return entry.pulls[worker][0] if worker in entry.pulls else None
+
+    def _use_pulls(self, node: Node | None) -> list[Word]:
+        """Let files that wait for a node be pulled from it, as far as the limit allows."""
+        words: list[Word] = []
+        if node is None:
+            return words
+        for _ in range(len(self._stuck[node])):
+            if self._pulling[node] >= PULLS_PER_NODE:
+                break
+            file, _ = self._stuck[node].popitem(last=False)
+            words.extend(self._go_on(file))
+        return words
 
     def _use_slots(self) -> list[Word]:
         """Let files be read from the archive as far as the limit allows, foreground first."""

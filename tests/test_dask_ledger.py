@@ -139,6 +139,37 @@ def test_pulls_from_a_node_are_bounded_and_what_waits_for_it_goes_on():
     assert ledger.ended("w1", "a", is_here=True) == [(last, ("pull", "b", "w0"))]
 
 
+def test_a_pull_that_fails_makes_way_for_what_waits_for_its_node():
+    ledger = cluster(PULLS_PER_NODE + 2)
+    for file in "ab":
+        ledger.ended("w0", file, is_here=True)
+    for number in range(1, PULLS_PER_NODE + 1):
+        ledger.want(f"w{number}", "a", background=False)
+    last = f"w{PULLS_PER_NODE + 1}"
+    ledger.want(last, "b", background=False)
+    assert (last, ("pull", "b", "w0")) in ledger.want("w1", "a", background=False, lost="w0")
+
+
+def test_when_a_file_has_come_only_what_may_be_pulled_then_is_looked_at(monkeypatch):
+    looked_at = []
+    go_on = Ledger._go_on
+    monkeypatch.setattr(
+        Ledger, "_go_on", lambda self, file: looked_at.append(file) or go_on(self, file)
+    )
+    files = range(1000)
+    ledger = cluster(3)
+    for file in files:
+        ledger.ended("w0", file, is_here=True)
+        ledger.want("w1", file, background=True)
+    ended = 0
+    while ledger.want("w1", ended, background=True) == [("w1", ("pull", ended, "w0"))]:
+        ended += 1
+    assert ended == PULLS_PER_NODE
+    looked_at.clear()
+    assert ledger.ended("w1", 0, is_here=True) == [("w1", ("pull", PULLS_PER_NODE, "w0"))]
+    assert len(looked_at) < 5
+
+
 def test_the_nearest_workers_are_those_whose_node_holds_the_most_bytes():
     ledger = cluster(4, per_node=2)
     assert ledger.nearest([("a", 10), ("b", 20)]) == set()
