@@ -369,6 +369,18 @@ def test_a_sync_that_deletes_removes_remote_links_and_not_what_they_lead_to(site
     assert tree(site.path("t")) == {"a": b"1", "sub": None, "sub/b": b"3"}
 
 
+def test_a_sync_with_patterns_deletes_nothing_behind_a_remote_link(site: Site, tmp_path):
+    if site.miglike:
+        pytest.skip("such a server follows every link")
+    make_remote_tree(site, "precious", {"theirs": b"2"})
+    site.make_directory("t")
+    site.path("t/sub").symlink_to("../precious")
+    make_tree(tmp_path / "t", {"sub/b": b"3"})
+    put(site, tmp_path / "t", "t", compare=True, delete=True, include=["sub/*"])
+    assert tree(site.path("precious")) == {"theirs": b"2"}
+    assert tree(site.path("t")) == {"sub": None, "sub/b": b"3"}
+
+
 # --- what fails alone -----------------------------------------------------------------------
 
 

@@ -73,7 +73,11 @@ class StoreTree(Tree):
                 kind, size = self._look(path)
             except OSError:
                 continue  # it is told of when the local directory is read
-            may_go = self._delete and self._filter.is_meant(path, there.kind == "directory")
+            may_go = self._delete and (
+                self._filter.is_meant(path, there.kind == "directory")
+                # What it leads to is not ours to clear.
+                or (there.kind == "link" and kind == "directory")
+            )
             if kind is None:
                 # A link that is not followed is still there: what it once was is not to go.
                 if may_go and not os.path.lexists(self._local(path)):
