@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import struct
 import subprocess
@@ -19,14 +20,23 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 INIT, VERSION, OPEN, CLOSE, READ, WRITE, LSTAT, FSTAT = 1, 2, 3, 4, 5, 6, 7, 8
-SETSTAT, OPENDIR, READDIR, REMOVE, MKDIR, REALPATH, STAT, RENAME = 9, 11, 12, 13, 14, 16, 17, 18
+OPENDIR, READDIR, REMOVE, MKDIR, RMDIR, REALPATH, STAT, RENAME = 11, 12, 13, 14, 15, 16, 17, 18
+SETSTAT = 9
 STATUS, HANDLE, DATA, NAME, ATTRS, EXTENDED, EXTENDED_REPLY = 101, 102, 103, 104, 105, 200, 201
 OK, EOF, NO_SUCH_FILE, DENIED, FAILURE = 0, 1, 2, 3, 4
 
 FILE = bytes(range(256)) * 400  # what every file of a liar holds
 DIRECTORY_MODE, FILE_MODE = 0o040755, 0o100644
+WITH_PATHS = {OPEN, LSTAT, SETSTAT, OPENDIR, REMOVE, MKDIR, RMDIR, STAT, RENAME, EXTENDED}
 HOLD_S = 60.0  # at the most
-NAMES = {RENAME: "rename", REMOVE: "remove", MKDIR: "mkdir", CLOSE: "close", SETSTAT: "setstat"}
+NAMES = {
+    SETSTAT: "setstat",
+    CLOSE: "close",
+    OPENDIR: "opendir",
+    REMOVE: "remove",
+    MKDIR: "mkdir",
+    RENAME: "rename",
+}
 # What "limits WHAT" answers to limits@openssh.com.
 LIMITS = {
     "limits cut": b"\xff" * 5,
@@ -228,12 +238,14 @@ class Middleman:
         Reads and writes of the server, at the most: longer reads are answered short.
     end_after : str, mark : str
         Ends the connection instead of sending the answer to the first request of this kind
-        (``rename``, ``create``, ``remove``, ``mkdir``); the file ``mark`` is then made, and
-        keeps it from doing so again.
+        (``rename``, ``create``, ``remove``, ``mkdir``, ``opendir``); the file ``mark`` is then
+        made, and keeps it from doing so again.
     hold : str, mark : str, times : int
         Keeps the first requests of this kind, one if not told otherwise, until somebody opens the
         pipe that is then made, ``mark`` and a number, for writing. When it is answered, there is a
         file of the pipe's name and ``.done``.
+    fold : bool
+        Keeps names in lower case, as servers of some systems keep theirs in one normal form.
     refuse : list of str
         Kinds of requests that are answered with "permission denied", or with ``refusal``, a code.
     spoil : str, mark : str
@@ -268,6 +280,8 @@ class Middleman:
                 del self.asked[body[:4]]
                 self.send(STATUS, body[:4] + struct.pack(">I", OK) + string(b"") * 2)
                 continue
+            if kind in WITH_PATHS and self.options.get("fold"):
+                body = body[:4] + re.sub(rb"/[^\0]*", lambda path: path[0].lower(), body[4:])
             limit = self.options.get("read_bytes")
             if kind == READ and limit:
                 (length,) = struct.unpack(">I", body[-4:])

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pyremotedata_core import ServerRefused, TransferEngine
+from pyremotedata_core import ServerRefused, TransferEngine, TransferError
+from pyremotedata_core.trees.many import FILES_UNDER_WAY
 
 from .servers import ScriptedSshd
 from .sites import WAIT_S, temporaries, tree
@@ -20,11 +21,11 @@ LARGE = 9 * 2**20
 
 
 class Held:
-    """A server that keeps requests to rename until they are let go."""
+    """A server that keeps requests of a kind until they are let go."""
 
-    def __init__(self, place: Path, times: int = 1) -> None:
+    def __init__(self, place: Path, times: int = 1, kind: str = "rename") -> None:
         self._mark = str(place / "held")
-        self.server = ScriptedSshd("relay", {"hold": "rename", "mark": self._mark, "times": times})
+        self.server = ScriptedSshd("relay", {"hold": kind, "mark": self._mark, "times": times})
 
     def wait(self, number: int = 0) -> None:
         """Wait until a request is kept."""
@@ -131,3 +132,40 @@ def test_a_file_that_may_not_be_replaced_is_not_although_it_comes_late(tmp_path,
         assert isinstance(error, ServerRefused)
         assert "exists already" in str(error)
         assert tree(place) == {"a": b"of somebody else"}
+
+
+@pytest.mark.parametrize("what", ["gone", "another disk"])
+def test_a_local_directory_that_goes_while_the_server_lists_takes_nothing_along(
+    tmp_path, mount_disk, what
+):
+    held, here = Held(tmp_path, kind="opendir"), tmp_path / "here"
+    here.mkdir()
+    (here / "a").write_bytes(b"1")
+    with held.server as server, TransferEngine(server.settings()) as engine:
+        place = server.make("t/a", b"1").parent
+        server.make("t/sub/b", b"2")
+        moved = engine.store_tree(here, server.url("t"), compare=True, delete=True)
+        held.wait()
+        here.rename(tmp_path / "away")
+        if what == "another disk":
+            mount_disk(here, "1m")
+        held.let_go()
+        with pytest.raises(TransferError, match="here"):
+            moved.result(WAIT_S)
+        assert tree(place) == {"a": b"1", "sub": None, "sub/b": b"2"}
+
+
+def test_a_sync_that_is_given_up_deletes_no_more(tmp_path):
+    held, here = Held(tmp_path, kind="remove"), tmp_path / "here"
+    here.mkdir()
+    with held.server as server, TransferEngine(server.settings(connections=1)) as engine:
+        for number in range(2000):
+            (server.make_directory("t/old") / f"{number}").touch()
+        moved = engine.store_tree(here, server.url("t"), delete=True)
+        held.wait()
+        moved.cancel()
+        held.let_go()
+        assert engine.wait_cancelled()
+        engine.stat(server.url("t")).result(WAIT_S)
+        left = len(engine.scandir(server.url("t/old")).result(WAIT_S))
+        assert left >= 2000 - FILES_UNDER_WAY

@@ -12,6 +12,8 @@ from pyremotedata_core import ConfigurationError, Remote, TransferEngine, Transf
 from pyremotedata_core.filters import Filter, tree_options
 from pyremotedata_core.trees.many import FILES_UNDER_WAY
 
+from .servers import ScriptedSshd
+
 TREE = ["a.csv", "b.txt", "raw/c.csv", "raw/d.txt", "raw/old/e.csv", "tmp/f.csv", "[x].csv"]
 
 
@@ -145,6 +147,20 @@ def test_what_a_link_that_is_not_followed_once_was_is_not_deleted(sides, directi
         result = r.sync("", local, direction=direction, delete=True)
     assert [why for path, why in result.skipped if path.endswith("results")]
     assert (target / "results/only.csv").read_bytes() == b"only"
+
+
+def test_what_a_server_knows_by_another_name_is_there_after_a_sync_that_deletes(tmp_path):
+    here = tmp_path / "here"
+    here.mkdir()
+    for number in range(300):
+        (here / f"A{number}.csv").write_bytes(b"%d" % number)
+    wanted = {name.lower(): content for name, content in files(here).items()}
+    with ScriptedSshd("relay", {"fold": True}) as server:
+        there = server.make_directory("t")
+        with Remote(server.url("t"), ssh_config=str(server.ssh_config)) as r:
+            for _ in range(2):
+                r.sync("", here, direction="up", delete=True)
+                assert files(there) == wanted
 
 
 def test_a_dry_run_into_nowhere_makes_no_directory(sides, tmp_path):

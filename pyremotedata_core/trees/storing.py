@@ -21,7 +21,7 @@ from ..store import Store
 from ..url import child_path
 from .many import DIRECTORY_IN_THE_WAY, FILE_IN_THE_WAY, SPECIAL_IN_THE_WAY, Tree
 
-REMOVALS_UNDER_WAY = 64
+REMOVALS_UNDER_WAY = 64  # in each directory
 ORPHAN_AGE_S = 7 * 24 * 3600  # temporary files of nobody knows whom go at this age
 
 
@@ -30,8 +30,6 @@ class StoreTree(Tree):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._waiting_removals = Spool()
-        self._removals = 0
         settings = self._mover.settings
         if settings.fsync or settings.publish == "direct":
             self._bundles = False
@@ -43,13 +41,13 @@ class StoreTree(Tree):
     def _list(self, item: str) -> None:
         try:
             os.scandir(self._local(item)).close()
+            directory = _Directory(item, os.stat(self._local(item)).st_dev)
         except OSError as error:
             self._not_listed(item, from_oserror(error, self._local(item)))
             return
         if not (self._compare or self._delete):
             self._make(item)
             return
-        directory = _Directory(item)
 
         def done(_: Any, error: TransferError | None) -> None:
             self._children.discard(job)
@@ -99,13 +97,25 @@ class StoreTree(Tree):
     def _got_all(self, directory: _Directory, error: TransferError | None) -> None:
         if isinstance(error, RemoteFileNotFound):
             self._make(directory.path)
-        elif error is not None:
-            self._not_listed(directory.path, error)
+        elif error is None and (error := self._went_away(directory)) is None:
+            # Removed while it is listed, they could hide others. Nothing comes before they have
+            # gone: to a server that tells no case, or no normal forms, apart it is one name.
+            self._remove_more(directory)
         else:
-            self._enter(directory.path, directory.settled)
-            while directory.others:  # removed while it is listed, they could hide others
-                self._waiting_removals.append(directory.others.popleft())
-            self._remove_more()
+            self._not_listed(directory.path, error)
+
+    def _went_away(self, directory: _Directory) -> TransferError | None:
+        """Return what to say if the local directory is not there any more.
+
+        A disk that has gone takes nothing along at the server.
+        """
+        local = self._local(directory.path)
+        try:
+            if os.stat(local).st_dev == directory.device:
+                return None
+        except OSError as error:
+            return from_oserror(error, local)
+        return TransferError(f"{local}: another file system has taken its place; run again")
 
     def _not_listed(self, path: str, error: TransferError) -> None:
         if path == "":
@@ -198,29 +208,40 @@ class StoreTree(Tree):
         old = time.time() - stat.mtime > ORPHAN_AGE_S
         return old and path.endswith(".part") and not self._mover.journal(url).holds(url.path)
 
-    def _remove_more(self) -> None:
-        if self._fatal is not None:
-            self._waiting_removals.clear()
-        while self._waiting_removals and self._removals < REMOVALS_UNDER_WAY:
-            path, why, kind, size = self._waiting_removals.popleft()
+    def _remove_more(self, directory: _Directory) -> None:
+        """Remove what is to go; then queue what the local directory holds."""
+        gives_up = self._fatal is not None or self.cancelled
+        if gives_up:
+            directory.others.clear()
+        while directory.others and directory.removals < REMOVALS_UNDER_WAY:
+            path, why, kind, size = directory.others.popleft()
             if not self._dry_run:
-                self._remove(path, why, kind, size)
+                self._remove(directory, path, why, kind, size)
             elif why != "part":
                 self._plan("delete", path)
                 self._queue(path, kind, size)
+        if not directory.others and not directory.removals:
+            if gives_up:
+                self._listed()
+            else:
+                self._enter(directory.path, directory.settled)
 
-    def _remove(self, path: str, why: str, kind: str | None, size: int) -> None:
+    def _remove(
+        self, directory: _Directory, path: str, why: str, kind: str | None, size: int
+    ) -> None:
         def removed(_: Any, error: TransferError | None) -> None:
-            self._removals -= 1
+            self._children.discard(job)
+            directory.removals -= 1
             if error is None:
                 self._deleted += why != "part"
                 self._queue(path, kind, size)
-            self._remove_more()
+            self._remove_more(directory)
             self._listed(error)
 
-        self._removals += 1
+        directory.removals += 1
         self._listings += 1
-        self._mover.remove(self._remote(path), removed, recursive=True, missing_ok=True)
+        job = self._mover.remove(self._remote(path), removed, recursive=True, missing_ok=True)
+        self._children.add(job)
 
     def _is_small(self, item: tuple[str, tuple[Any, ...] | None, int]) -> bool:
         return item[1] is None and item[2] <= SMALL_BYTES
@@ -276,7 +297,9 @@ def in_the_way(there: str, wanted: str) -> str | None:
 class _Directory:
     """A remote directory while it is listed."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, device: int) -> None:
         self.path = path
+        self.device = device  # of the local one
         self.settled = NameSet()  # nothing is left to be done about these
         self.others = Spool()  # what is to go
+        self.removals = 0  # under way
