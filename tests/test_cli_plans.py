@@ -119,6 +119,7 @@ def test_a_dry_run_tells_the_failures_of_the_run(run, url, make, here, there):
         ["put", "none", url("x")],
         ["put", ".", url("f")],
         ["put", "f", url("f") + "/"],
+        ["sync", ".", url("f")],
         ["mkdir", url("f")],
         ["mkdir", url("f") + "/x/y"],
         ["rm", url("none")],

@@ -194,11 +194,15 @@ def test_a_sync_that_deletes_turns_files_into_directories_and_back(site: Site, t
     other = {"x": b"3", "z": None, "z/w": b"4"}
     make_remote_tree(site, "t", one)
     make_tree(tmp_path / "t", other)
-    get(site, "t", tmp_path / "t", compare=True, delete=True)
+    planned = get(site, "t", tmp_path / "t", compare=True, delete=True, dry_run=True)
+    done = get(site, "t", tmp_path / "t", compare=True, delete=True)
     assert tree(tmp_path / "t") == one
+    assert planned[:6] == done[:6]
     make_tree(tmp_path / "u", other)
-    put(site, tmp_path / "u", "t", compare=True, delete=True)
+    planned = put(site, tmp_path / "u", "t", compare=True, delete=True, dry_run=True)
+    done = put(site, tmp_path / "u", "t", compare=True, delete=True)
     assert tree(site.path("t")) == other
+    assert planned[:6] == done[:6]
 
 
 def test_a_file_in_the_way_of_a_directory_fails_alone(site: Site, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -147,6 +148,37 @@ def test_what_a_link_that_is_not_followed_once_was_is_not_deleted(sides, directi
         result = r.sync("", local, direction=direction, delete=True)
     assert [why for path, why in result.skipped if path.endswith("results")]
     assert (target / "results/only.csv").read_bytes() == b"only"
+
+
+@pytest.mark.parametrize("direction", ["down", "up"])
+def test_a_dry_run_does_not_look_behind_a_link_that_a_directory_would_replace(
+    sides, direction, tmp_path
+):
+    server, remote, local = sides
+    source, target = (remote, local) if direction == "down" else (local, remote)
+    shutil.copytree(source, tmp_path / "behind", dirs_exist_ok=True)
+    (tmp_path / "behind/raw/old/more.csv").touch()
+    shutil.rmtree(target / "raw")
+    (target / "raw").symlink_to(tmp_path / "behind/raw")
+    with Remote(server.url("tree"), ssh_config=str(server.ssh_config)) as r:
+        planned = r.sync("", local, direction=direction, delete=True, dry_run=True)
+        done = r.sync("", local, direction=direction, delete=True)
+    assert planned[:6] == done[:6]
+    assert [path for action, path in planned.planned if action == "delete"] == ["raw"]
+    assert files(target) == files(source)
+    assert (tmp_path / "behind/raw/old/more.csv").exists()
+
+
+def test_a_dry_run_tells_of_remote_links_that_lead_to_no_directory(sides):
+    server, remote, local = sides
+    shutil.rmtree(remote / "tmp")
+    (remote / "tmp").symlink_to("nowhere")
+    shutil.rmtree(remote / "raw")
+    (remote / "raw").symlink_to("a.csv")
+    with Remote(server.url("tree"), ssh_config=str(server.ssh_config)) as r:
+        for dry_run in (True, False):
+            with pytest.raises(TransferError, match="and 1 more"):
+                r.sync("", local, direction="up", dry_run=dry_run)
 
 
 def test_what_a_server_knows_by_another_name_is_there_after_a_sync_that_deletes(tmp_path):

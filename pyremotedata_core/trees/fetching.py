@@ -109,6 +109,8 @@ class FetchTree(Tree):
             return
         directory.prepared = True
         relative = directory.path
+        if self._would_be_new(relative):
+            return
         local = self._local(relative)
         # A link in the tree is replaced: what it leads to is not ours to clear. The tree's own
         # root may well be one.
@@ -118,7 +120,8 @@ class FetchTree(Tree):
             os.path.islink(local) or self._filter.is_meant(relative, is_directory=False)
         )
         if in_the_way and may_go:
-            self._clear(relative, local)
+            if self._clear(relative, local) and self._dry_run:
+                self._new.add(relative)
         elif self._dry_run:
             directory.failure = in_place_of_directory(local) if os.path.lexists(local) else None
         if not self._dry_run:
@@ -149,7 +152,7 @@ class FetchTree(Tree):
     def _delete_others(self, directory: _Directory) -> None:
         """Remove what the remote directory does not hold."""
         local = self._local(directory.path)
-        if not os.path.isdir(local):
+        if not os.path.isdir(local) or self._would_be_new(directory.path):
             return
         try:
             with os.scandir(local) as here:
@@ -183,9 +186,10 @@ class FetchTree(Tree):
         if new:
             self._wait((path, tuple(stat)))
             return
-        if not self._make_way(path):
+        is_there = not self._would_be_new(path)
+        if is_there and not self._make_way(path):
             return
-        if (self._dry_run or not self._verify) and self._agrees(path, stat):
+        if is_there and (self._dry_run or not self._verify) and self._agrees(path, stat):
             self._unchanged += 1
         elif self._dry_run:
             self._plan("fetch", path, stat.size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable
@@ -248,6 +249,7 @@ class Tree(Many):
         # Alone go what is to be read twice, and what a limit of bandwidth is to pace.
         limited = mover.settings.bandwidth is not None
         self._bundles = mover.segments(url) and not options.verify and not limited
+        self._new: set[str] = set()  # what a dry run would make anew, with all that is in it
         self._waiting_listings.append("")
         self._ask_more()
 
@@ -256,6 +258,12 @@ class Tree(Many):
 
     def _local(self, relative: str) -> str:
         return f"{self._directory}/{relative}" if relative else self._directory
+
+    def _would_be_new(self, path: str) -> bool:
+        """Whether a dry run would find nothing at the destination of a directory or file."""
+        while path and self._new and path not in self._new:
+            path = posixpath.dirname(path)
+        return path in self._new
 
     @abstractmethod
     def _is_small(self, item: Any) -> bool:

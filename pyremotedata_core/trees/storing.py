@@ -11,13 +11,14 @@ from functools import cached_property, partial
 from typing import Any
 
 from ..bundle import SMALL_BYTES, StoreBundle
-from ..errors import RemoteFileNotFound, TransferError, from_oserror
+from ..errors import RemoteFileNotFound, ServerRefused, TransferError, from_oserror
 from ..jobs import Job
 from ..listing import ListDirectory
 from ..model import Entry, Stat
 from ..names import is_temporary
 from ..spool import NameSet, Spool
 from ..store import Store
+from ..transports.base import Done
 from ..url import child_path
 from .many import DIRECTORY_IN_THE_WAY, FILE_IN_THE_WAY, SPECIAL_IN_THE_WAY, Tree
 
@@ -45,7 +46,7 @@ class StoreTree(Tree):
         except OSError as error:
             self._not_listed(item, from_oserror(error, self._local(item)))
             return
-        if not (self._compare or self._delete):
+        if not (self._compare or self._delete) or self._would_be_new(item):
             self._make(item)
             return
 
@@ -123,17 +124,40 @@ class StoreTree(Tree):
         self._listed(error if path else None)
 
     def _make(self, path: str) -> None:
-        if self._dry_run:
-            self._enter(path, NameSet())
-            return
-
         def made(_: Any, error: TransferError | None) -> None:
             if error is not None:
                 self._not_listed(path, error)
             else:
                 self._enter(path, NameSet())
 
-        self._mover.mkdir(self._remote(path), made, parents=path == "", exist_ok=True)
+        if not self._dry_run:
+            self._mover.mkdir(self._remote(path), made, parents=path == "", exist_ok=True)
+        elif self._would_be_new(path):
+            self._enter(path, NameSet())
+        else:
+            looked = partial(self._could_be_made, path, made)
+            self._mover.stat(self._remote(path), looked, follow=False)
+
+    def _could_be_made(
+        self, path: str, made: Done, there: Stat | None, error: TransferError | None
+    ) -> None:
+        """Tell of a dry run what making a directory would tell."""
+
+        def followed(stat: Stat | None, error: TransferError | None) -> None:
+            if stat is None or stat.kind != "directory":
+                why = "cannot make a directory: a file of that name exists"
+                error = ServerRefused(why, str(self._remote(path)))
+            made(None, error)
+
+        if isinstance(error, RemoteFileNotFound):
+            self._new.add(path)
+            made(None, None)
+        elif there is not None and there.kind == "link":
+            self._mover.stat(self._remote(path), followed)
+        elif there is not None:
+            followed(there, None)
+        else:
+            made(None, error)
 
     def _enter(self, directory: str, settled: NameSet) -> None:
         """Queue what a local directory holds, but for the names that are settled."""
@@ -219,6 +243,8 @@ class StoreTree(Tree):
                 self._remove(directory, path, why, kind, size)
             elif why != "part":
                 self._plan("delete", path)
+                if kind == "directory":
+                    self._new.add(path)
                 self._queue(path, kind, size)
         if not directory.others and not directory.removals:
             if gives_up:
