@@ -15,6 +15,7 @@ import os
 import posixpath
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from glob import has_magic
 from typing import Any
@@ -231,8 +232,13 @@ class RemoteFileSystem(LookingFileSystem):
         if asked:
             await self._makedirs(target, exist_ok=True)
         into = asked or not one or await self._isdir(target)
-        for source in sources:
-            new = child_path(target, posixpath.basename(source)) if into else target
+        places = [
+            child_path(target, posixpath.basename(one)) if into else target for one in sources
+        ]
+        twice = next((place for place, times in Counter(places).items() if times > 1), None)
+        if twice is not None:
+            raise ConfigurationError("two of the sources would become this", str(self.url(twice)))
+        for source, new in zip(sources, places, strict=True):
             if self.url(source) != self.url(new):
                 await self._change("rename", self.url(source), self.url(new))
 

@@ -13,6 +13,7 @@ import fsspec
 import pytest
 
 from pyremotedata_core import (
+    ConfigurationError,
     ConnectionLost,
     LocalStorageFull,
     RemotePermissionDenied,
@@ -290,6 +291,18 @@ def test_files_and_directories_are_renamed_and_not_copied(fs, place):
     fs.mv(f"{place}/e/*", f"{place}/new/")
     fs.mv(f"{place}/new/x", f"{place}/new/x")
     assert tree(place) == {"e": None, "new": None, "new/x": b"1", "new/b": b"2"}
+
+
+def test_two_sources_of_one_name_are_not_renamed_into_one_directory(fs, place):
+    for name in ("a/x", "b/x"):
+        (place / name).parent.mkdir()
+        (place / name).write_bytes(name.encode())
+    (place / "all").mkdir()
+    before = tree(place)
+    for sources in (f"{place}/[ab]/x", [f"{place}/a/x", f"{place}/b/x"]):
+        with pytest.raises(ConfigurationError, match="all/x"):
+            fs.mv(sources, f"{place}/all")
+        assert tree(place) == before
 
 
 def test_removing_takes_what_was_named_and_nothing_else(fs, place):
