@@ -25,7 +25,7 @@ from .filters import TreeKeywords, tree_options
 from .helper import plain, plain_url
 from .link import Answer, Caller, Link
 from .model import Entry, Stat, TreeResult
-from .names import check_local
+from .names import absolute, check_local
 from .progress import Progress
 from .url import RemoteURL
 
@@ -457,7 +457,7 @@ def _plain(url: AnyURL) -> Any:
 
 
 def _absolute(path: AnyPath) -> str:
-    return check_local(os.path.abspath(os.fspath(path)))
+    return check_local(absolute(os.fspath(path)))
 
 
 def _of_one_server(old: AnyURL, new: AnyURL, verb: str) -> tuple[RemoteURL, RemoteURL]:

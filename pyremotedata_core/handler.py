@@ -28,6 +28,7 @@ from .errors import (
 from .futures import wait_for
 from .local import remove_local
 from .model import Stat, TreeResult
+from .names import absolute
 from .placing import raise_failures, wait_for_stores
 from .remote import Remote
 from .url import RemoteURL, normalise
@@ -315,7 +316,7 @@ class IOHandler:
         if local_destination is None:
             local = self._local_path(name or ".")
         else:
-            local = Path(os.path.abspath(os.path.expandvars(Path(local_destination).expanduser())))
+            local = Path(absolute(os.path.expandvars(Path(local_destination).expanduser())))
         if local == local.parent and not allow_root:
             raise ValueError("this is the root of the local file system; allow_root=True allows it")
         local.mkdir(parents=True, exist_ok=True)
@@ -406,7 +407,7 @@ class IOHandler:
         return replace(self._directory.join(path), trailing_slash=False)
 
     def _local_path(self, path: str) -> Path:
-        return Path(os.path.normpath(Path(self.lpwd()) / Path(path).expanduser()))
+        return Path(absolute(os.path.join(self.lpwd(), Path(path).expanduser())))
 
     def _download_many(self, remote_paths: Sequence[str], destination: Paths | None) -> Any:
         urls = [self._url(path) for path in remote_paths]

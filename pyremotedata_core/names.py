@@ -98,6 +98,15 @@ def file_name_for(server: str) -> str:
     return quote(server, safe="@+,=:")[:200]
 
 
+def absolute(path: str) -> str:
+    """Return a local path from the root; ``..`` goes up from where a link leads, as everywhere."""
+    parts = path.split(os.sep)
+    if os.pardir in parts:
+        end = len(parts) - parts[::-1].index(os.pardir)
+        path = os.path.join(os.path.realpath(os.sep.join(parts[:end])), *parts[end:])
+    return os.path.abspath(path)
+
+
 def local_parent(path: str) -> str:
     """Return the directory that holds a local path."""
     return os.path.dirname(path) or "."

@@ -31,6 +31,7 @@ from .futures import wait_for
 from .local import check_target
 from .manifest import check_manifest, make_manifest
 from .model import Stat, TreeResult
+from .names import absolute
 from .progress import Progress, expect
 from .url import RemoteURL, looks_like_url
 
@@ -194,7 +195,7 @@ def local_target(url: RemoteURL, destination: AnyPath) -> Path:
 
 def own_name(path: AnyPath) -> str:
     """Return the name of a local file: a link's own, the real one of ``.`` and ``..``."""
-    return os.path.basename(os.path.abspath(path))
+    return os.path.basename(absolute(os.fspath(path)))
 
 
 def wait_for_stores(stores: Sequence[Future[Stat]], tell: Progress | None = None) -> TreeResult:

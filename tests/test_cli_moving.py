@@ -172,6 +172,22 @@ def test_sync_makes_the_second_equal_the_first(run, url, make, here, there):
     assert tree(there / "t") == tree(here / "t")
 
 
+def test_a_local_path_goes_up_from_where_a_link_leads(run, url, make, here, there):
+    """As in the shell, and to the kernel."""
+    make("t/a", b"1")
+    (here / "real/in").mkdir(parents=True)
+    (here / "link").symlink_to("real/in")
+    for name in ("up", "real/up"):
+        (here / name).mkdir()
+        (here / name / "mine").write_bytes(name.encode())
+    run("sync", "--delete", url("t"), "link/../up")
+    assert tree(here / "up") == {"mine": b"up"}
+    assert tree(here / "real") == {"in": None, "up": None, "up/a": b"1"}
+    run("put", "link/../up/a", "link/..", url("b") + "/")
+    assert tree(there / "b") == {"a": b"1", "real": None, "real/in": None, "real/up": None,
+                                 "real/up/a": b"1"}  # fmt: skip
+
+
 def test_what_is_in_the_way_of_a_sync_is_told_and_goes_when_asked_for(run, url, here, there):
     (here / "t/dir").mkdir(parents=True)
     (here / "t/file").write_bytes(b"1")
