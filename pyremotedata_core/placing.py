@@ -23,12 +23,11 @@ from .errors import (
     RemoteFileNotFound,
     ServerRefused,
     TransferError,
-    from_oserror,
     from_plain,
 )
 from .filters import Filter, TreeKeywords
 from .futures import wait_for
-from .local import check_target
+from .local import LocalSource, check_target
 from .manifest import check_manifest, make_manifest
 from .model import Stat, TreeResult
 from .names import absolute
@@ -69,6 +68,8 @@ def get_all(
     for url, target, look in zip(urls, targets, looks, strict=True):
         with outcome:
             stat = wait_for(look)
+            if stat.kind == "other":
+                raise ServerRefused("is not a regular file; a file was meant", str(url))
             if stat.kind != "directory":
                 check_target(str(target), 0)  # its room is checked once its directory is there
                 files.append((url, target, stat))
@@ -130,7 +131,10 @@ def put_all(
                     tree = engine.store_tree(source, target, dry_run=dry_run, **how)
                     outcome.add(wait_for(tree), str(target))
                 elif dry_run:
-                    outcome.plan("store", str(target), _size_of(source))
+                    size = LocalSource(absolute(os.fspath(source))).size
+                    if _kind(engine, target) == "directory":
+                        raise ServerRefused("is a directory; a file was meant", str(target))
+                    outcome.plan("store", str(target), size)
                 else:
                     stores.append(engine.store(source, target, **how))
                     ends.callback(stores[-1].cancel)
@@ -292,13 +296,6 @@ def _kind(engine: TransferEngine, url: RemoteURL) -> str | None:
         return wait_for(engine.stat(url)).kind
     except RemoteFileNotFound:
         return None
-
-
-def _size_of(path: AnyPath) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError as error:
-        raise from_oserror(error, os.path.abspath(path)) from None
 
 
 def _one_file(stat: Stat, tell: Progress | None) -> TreeResult:

@@ -112,6 +112,7 @@ def test_a_dry_run_tells_the_failures_of_the_run(run, url, make, here, there):
     make("t/a")
     make("f")
     (here / "f").touch()
+    (there / "d/f").mkdir(parents=True)
     for arguments in (
         ["get", url("t"), "f"],
         ["get", url("none"), "x"],
@@ -119,6 +120,7 @@ def test_a_dry_run_tells_the_failures_of_the_run(run, url, make, here, there):
         ["put", "none", url("x")],
         ["put", ".", url("f")],
         ["put", "f", url("f") + "/"],
+        ["put", "f", url("d")],
         ["sync", ".", url("f")],
         ["mkdir", url("f")],
         ["mkdir", url("f") + "/x/y"],
@@ -131,6 +133,15 @@ def test_a_dry_run_tells_the_failures_of_the_run(run, url, make, here, there):
         dry = run.failure(arguments[0], "-n", *arguments[1:])
         assert dry == said or ("is a file" in dry and "is a file" in said)
         assert (tree(here), tree(there)) == before
+
+
+def test_a_dry_run_tells_that_a_pipe_is_no_file(run, url, here, there):
+    for place in (here, there):
+        os.mkfifo(place / "pipe")
+    for arguments in (["get", url("pipe"), "x"], ["put", "pipe", url("x")]):
+        said = run.failure(*arguments)
+        assert "not a regular file" in said
+        assert run.failure(arguments[0], "-n", *arguments[1:]) == said
 
 
 def test_removing_all_of_a_server_is_refused(run, sshd, url):
