@@ -58,19 +58,18 @@ def rm(engine: TransferEngine, options: argparse.Namespace) -> int:
 
     def choose(path: str) -> None:
         try:
-            urls.extend(url for url, _ in meant(remote, path))
+            found = [url for url, _ in meant(remote, path)]
         except RemoteFileNotFound:
             if not options.force:
                 raise
+            return
+        for url in found:
+            if _is_everything(url, path, remote):
+                raise ConfigurationError("this would remove all that is there; name it", str(url))
+        urls.extend(found)
 
     for path in options.paths:
         changes.attempt(choose, path)
-    # A variable that is not set must not mean the configured directory.
-    unnamed = any(not looks_like_url(path) and not path.startswith("/") for path in options.paths)
-    whole = ("/", "/~", remote.url.path) if unnamed else ("/", "/~")
-    everything = next((url for url in urls if url.path in whole), None)
-    if everything is not None:
-        raise ConfigurationError("this would remove all that is there; name it", str(everything))
     if options.dry_run:
         looks = [engine.stat(url, follow=False) for url in urls]
         for url, look in zip(urls, looks, strict=True):
@@ -87,6 +86,17 @@ def rm(engine: TransferEngine, options: argparse.Namespace) -> int:
     for url, removal in zip(urls, removals, strict=True):
         changes.attempt(see, url, removal)
     return changes.end()
+
+
+def _is_everything(url: RemoteURL, path: str, remote: Remote) -> bool:
+    """Whether a path means more than anybody would remove by it.
+
+    A variable that is not set must not mean the configured directory, nor one above it.
+    """
+    if url.path in ("/", "/~"):
+        return True
+    is_named = looks_like_url(path) or path.startswith("/")
+    return not is_named and f"{remote.url.path}/".startswith(f"{url.path}/")
 
 
 def _say_what_goes(
