@@ -57,18 +57,19 @@ class Filter:
     -----
     ``*`` and ``?`` match within a name, ``**`` across directories, ``[abc]`` one character. A
     pattern without ``/`` is matched against names at any depth, one with ``/`` against the path
-    from the top of the tree.
+    from the top of the tree. One that ends in ``/`` is of directories, with all that is in them.
     """
 
     def __init__(self, include: Iterable[str] = (), exclude: Iterable[str] = ()) -> None:
         self.include, self.exclude = _listed(include), _listed(exclude)
-        self._include = [_compile(pattern) for pattern in self.include]
-        self._exclude = [_compile(pattern) for pattern in self.exclude]
+        self._include = [_compile(one, "/.*" * one.endswith("/")) for one in self.include]
+        self._exclude = [_compile(one) for one in self.exclude]
+        self._exclude_files = [_compile(one) for one in self.exclude if not one.endswith("/")]
 
     def wants_file(self, path: str) -> bool:
         """Whether a file is meant; its directory is taken to be."""
         included = not self._include or any(one.fullmatch(path) for one in self._include)
-        return included and not any(one.fullmatch(path) for one in self._exclude)
+        return included and not any(one.fullmatch(path) for one in self._exclude_files)
 
     def wants_directory(self, path: str) -> bool:
         """Whether a directory may hold files that are meant."""
@@ -90,7 +91,7 @@ def _listed(patterns: Iterable[str]) -> list[str]:
     return [patterns] if isinstance(patterns, str) else list(patterns)
 
 
-def _compile(pattern: str) -> re.Pattern[str]:
+def _compile(pattern: str, more: str = "") -> re.Pattern[str]:
     body = pattern.rstrip("/").removeprefix("./")
     if not body:
         raise ConfigurationError(f"not a pattern for files: {pattern!r}")
@@ -112,6 +113,6 @@ def _compile(pattern: str) -> re.Pattern[str]:
         else:
             expression += re.escape(piece)
     try:
-        return re.compile(expression, re.DOTALL)
+        return re.compile(expression + more, re.DOTALL)
     except re.error:
         raise ConfigurationError(f"not a pattern for files: {pattern!r}") from None

@@ -31,6 +31,8 @@ TREE = ["a.csv", "b.txt", "raw/c.csv", "raw/d.txt", "raw/old/e.csv", "tmp/f.csv"
         (["[!b-z].*"], [], ["a.csv"]),
         (["raw[!x]c.csv"], [], []),  # no character of a pattern stands for a slash
         ("*.txt", "raw", ["b.txt"]),
+        ([], ["*/", "b.txt/"], ["a.csv", "b.txt", "[x].csv"]),  # directories, and no files
+        (["old/", "tmp/"], [], ["raw/old/e.csv", "tmp/f.csv"]),
     ],
 )
 def test_patterns_choose_files(include, exclude, meant):
