@@ -68,11 +68,14 @@ def check_manifest(manifest: Path, url: RemoteURL, directory: str, chosen: Filte
     Raises
     ------
     RemoteChanged
-        Naming a file that is missing or different.
+        Naming a file that is missing or different; or if the manifest lists nothing although there
+        are files.
     UnsafeName
         If the manifest leads out of the directory.
     """
     expected = read_manifest(os.fsdecode(manifest.read_bytes()), str(url))
+    if not expected and any(path != url.name for path in _files(directory, chosen)):
+        raise RemoteChanged("lists no file: was it cut short?", str(url), retryable=False)
     meant = [path for path in expected if chosen.wants_path(path)]
     for path in meant:
         if path.startswith("/") or ".." in path.split("/"):

@@ -223,10 +223,19 @@ def test_manifests_of_other_sums_are_read_and_what_is_none_is_named(
     (there / "MD5SUMS").write_text("9dd4e461268c8034f5c8564e155c67a6  x\nnonsense\n")
     with pytest.raises(ConfigurationError, match="MD5SUMS, line 2"):
         remote.sync("t", tmp_path / "t", verify="MD5SUMS")
+    (there / "MD5SUMS").write_text("")
+    with pytest.raises(RemoteChanged, match="lists no file"):
+        remote.sync("t", tmp_path / "t", verify="MD5SUMS")
     with pytest.raises(RemoteFileNotFound):
         remote.sync("t", tmp_path / "t", verify="no-such-manifest")
     with pytest.raises(ConfigurationError, match="replaced by the manifest"):
         remote.sync("t", tmp_path / "t", direction="up", verify="MD5SUMS")
+
+
+def test_the_manifest_of_nothing_lists_nothing(remote, tmp_path):
+    (tmp_path / "up").mkdir()
+    remote.sync("t", tmp_path / "up", direction="up", verify="SHA256SUMS")
+    assert remote.sync("t", tmp_path / "down", verify="SHA256SUMS").files == 1
 
 
 def test_a_manifest_lists_what_was_sent_and_nothing_that_was_left_out(
