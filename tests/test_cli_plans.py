@@ -144,6 +144,14 @@ def test_a_dry_run_tells_that_a_pipe_is_no_file(run, url, here, there):
         assert run.failure(arguments[0], "-n", *arguments[1:]) == said
 
 
+def test_a_dry_run_of_put_tells_what_is_in_the_way_within_a_tree(run, url, here, there):
+    (there / "t/f").mkdir(parents=True)
+    (here / "t").mkdir()
+    (here / "t/f").touch()
+    for options in ([], ["-n"]):
+        assert "is a directory" in run.failure("put", *options, "t", url())
+
+
 def test_removing_all_of_a_server_is_refused(run, sshd, url):
     root = url().partition(str(sshd.root))[0] + "/"
     assert "name it" in run.failure("rm", "-r", root, status=2)

@@ -46,7 +46,8 @@ class StoreTree(Tree):
         except OSError as error:
             self._not_listed(item, from_oserror(error, self._local(item)))
             return
-        if not (self._compare or self._delete) or self._would_be_new(item):
+        looks = self._compare or self._delete or self._dry_run
+        if not looks or self._would_be_new(item):
             self._make(item)
             return
 
