@@ -54,7 +54,8 @@ class RemoteReader(io.BufferedIOBase):
 
     def __init__(self, engine: TransferEngine, url: RemoteURL, stat: Stat) -> None:
         if stat.kind != "file":
-            raise ServerRefused(f"is a {stat.kind}; a file was meant", str(url))
+            kind = "a directory" if stat.kind == "directory" else "not a regular file"
+            raise ServerRefused(f"is {kind}; a file was meant", str(url))
         self.name = str(url)
         self.stat = stat
         self._engine = engine

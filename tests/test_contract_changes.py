@@ -140,6 +140,10 @@ def test_a_server_copies_a_file_whole_or_says_that_it_cannot(site: Site):
     site.make("sub/x", b"2")
     with pytest.raises(ServerRefused, match="directory"):
         site.engine.copy(site.url("sub"), site.url("c")).result(WAIT_S)
+    os.mkfifo(site.path("pipe"))
+    with pytest.raises(ServerRefused, match="not a regular file"):
+        site.engine.copy(site.url("pipe"), site.url("c")).result(WAIT_S)
+    site.path("pipe").unlink()
     for old, new in (("none", "c"), ("a", "none/c")):
         with pytest.raises(RemoteFileNotFound):
             site.engine.copy(site.url(old), site.url(new)).result(WAIT_S)

@@ -31,6 +31,10 @@ def copy(
         return None
     if again and temporary != path:
         yield wire.REMOVE, path_of(temporary)
+    looked: Stat = attrs_of(session, source, (yield wire.STAT, path_of(source)))
+    if looked.kind != "file":  # to open a pipe would wait for a writer
+        kind = "a directory" if looked.kind == "directory" else "not a regular file"
+        raise ServerRefused(f"is {kind}; a file was meant", url_of(session, source))
     opened = yield wire.OPEN, path_of(source) + wire.u32(wire.O_READ) + wire.NO_ATTRS
     if opened[0] != wire.HANDLE:
         raise error_of(session, source, opened)
@@ -59,8 +63,6 @@ def _fill(
 ) -> Sequence:
     old = handles[0]
     stat: Stat = attrs_of(session, source, (yield wire.FSTAT, old))
-    if stat.kind != "file":
-        raise ServerRefused(f"is a {stat.kind}; a file was meant", url_of(session, source))
     flags = creation_flags(temporary, path, overwrite)
     made = yield wire.OPEN, path_of(temporary) + wire.u32(flags) + wire.NO_ATTRS
     if made[0] != wire.HANDLE:
