@@ -46,6 +46,8 @@ class Growth:
         self.waiting_bytes = self.expected_bytes = self.expected_files = 0
         self.done_bytes = self.done_files = 0
         self.connect_s = 0.0
+        self._moving = 0
+        self._moving_s = self._moving_since = 0.0
         self._sample = (0.0, 0, 0)
         self._rate_bytes = self._rate_files = 0.0
         self._before: tuple[float, int] | None = None  # rate and sessions, when others were added
@@ -57,6 +59,26 @@ class Growth:
         """Return how much is to move, with what waits in the queue."""
         # The segments in the queue are among those that are expected.
         return self.waiting_bytes + max(self.expected_bytes, queued_bytes)
+
+    def begin_move(self) -> None:
+        """Note that an operation that moves bytes is asked for."""
+        if not self._moving:
+            self._moving_since = time.monotonic()
+        self._moving += 1
+
+    def end_move(self) -> None:
+        """Note that one has ended."""
+        self._moving -= 1
+        if not self._moving:
+            self._moving_s += time.monotonic() - self._moving_since
+
+    def past_bytes(self, rtt_s: float, sessions: int) -> int:
+        """Return how much has moved, if that took long for want of windows and not of a line.
+
+        Who has asked for much so far, a few files at a time, will ask for as much again.
+        """
+        window_bound = self.done_bytes * rtt_s > 0.25 * CHANNEL_BYTES * sessions * self._moving_s
+        return self.done_bytes if window_bound else 0
 
     def begin_sample(self) -> None:
         """Measure from now on."""

@@ -99,6 +99,8 @@ class Pool:
         final = operation.done
         operation.done = partial(self._outcome, operation, final)
         operation.on_bytes = partial(self._count, operation.on_bytes)
+        if operation.load_bytes:
+            self.growth.begin_move()
         self._queues.append(operation, background=background)
         self._dispatch()
 
@@ -159,6 +161,8 @@ class Pool:
             again = partial(self._again, operation)
             self._loop.call_later(pause_s(operation.attempts), again)
             return
+        if operation.load_bytes:
+            self.growth.end_move()
         if error is None:
             self.growth.done_files += operation.weight if operation.load_bytes else 0
         elif (
@@ -255,8 +259,8 @@ class Pool:
             return
         handed_out = sum(session.load_bytes for session in self._sessions)
         known_bytes = self.growth.known_bytes(self._queues.load_bytes + handed_out)
-        # Who has asked for much so far, a few files at a time, will ask for as much again.
-        wanted = windows_worth_having(known_bytes + self.growth.done_bytes, leader.rtt_s)
+        past_bytes = self.growth.past_bytes(leader.rtt_s, len(self._sessions))
+        wanted = windows_worth_having(known_bytes + past_bytes, leader.rtt_s)
         for _ in range(min(wanted, self._limit) - len(self._sessions)):
             if not leader.can_share or not self._open(leader):
                 self._can_share = leader.can_share

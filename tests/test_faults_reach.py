@@ -281,12 +281,12 @@ def test_who_moves_much_in_small_portions_gets_more_windows_on_the_same_login(
     carrier, sshd_factory, relay_factory, tmp_path
 ):
     server = sshd_factory(log_requests=True)
-    relay = relay_factory(server.port, one_way_ms=20)
-    (tmp_path / "a").write_bytes(data := os.urandom(4 * 2**20))
+    relay = relay_factory(server.port, one_way_ms=50)
+    (tmp_path / "a").write_bytes(data := os.urandom(8 * 2**20))
     with TransferEngine(server.settings(carrier=carrier, timeout_s=30.0)) as engine:
-        for number in range(6):
+        for number in range(4):
             engine.store(tmp_path / "a", relay.url(server.url(f"up/{number}"))).result(WAIT_S)
-    assert tree(server.root / "up") == {str(number): data for number in range(6)}
+    assert tree(server.root / "up") == {str(number): data for number in range(4)}
     assert server.requests("limits") > 1  # each session asks once
     assert server.logins() == 1
 
