@@ -133,7 +133,8 @@ class RemoteURL:
     @property
     def parent(self) -> RemoteURL:
         """The directory that holds it; the root is its own parent."""
-        return replace(self, path=parent_path(self.path), trailing_slash=True)
+        path = parent_path(self.path)
+        return RemoteURL(self.scheme, self.host, path, self.user, self.port, trailing_slash=True)
 
     def below(self, relative: str) -> RemoteURL:
         """Return the URL of a path that is normal already, as names from a listing are."""

@@ -70,8 +70,15 @@ class Directories:
 
     def is_within_copy(self, path: Path) -> bool:
         """Return whether the copy of a file is part of that of a directory."""
-        above = (each for each in path.parents if each.is_relative_to(self._top))
-        return any(self.is_copy(each) for each in above if each != self._top)
+        each = self._top
+        parts = path.relative_to(each).parts if path.is_relative_to(each) else ()
+        for part in parts[:-1]:
+            each = each / part
+            if not each.is_dir():
+                break  # nor is there anything in it
+            if self.is_copy(each):
+                return True
+        return False
 
 
 class Leavings:
