@@ -370,7 +370,6 @@ def test_ssh_config_is_read_as_ssh_reads_it(tmp_path, monkeypatch):
         "Host=alias # mine\n Port = 9 # don't\n User 'a b'\n HostName %h.org",
         "Host alias\n ProxyJump u@j:9\n User x\nHost *\n ProxyCommand nc %h",
         "Host alias\n ProxyCommand none\nHost *\n ProxyJump j",
-        "Host alias\n ProxyJump none\nHost *\n ProxyCommand nc x",
         'UserKnownHostsFile ~/k/%h-%n-%p-%r-%k "${{HOME}}/b"\nPort 9\nHostKeyAlias Z',
         "User DOM\\me\nIdentityFile ~/#1",
     ],

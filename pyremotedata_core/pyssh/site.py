@@ -293,11 +293,11 @@ def _expand(text: str, tokens: Mapping[str, str]) -> str:
 
 def _way(options: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
     """Return the ProxyCommand and the jump hosts, of which the one that stands first holds."""
-    jump = options.get("proxyjump", "none")
     ways = [option for option in options if option in ("proxycommand", "proxyjump")]
-    if jump.lower() == "none" or ways[0] == "proxycommand":
+    if not ways or ways[0] == "proxycommand":
         return options.get("proxycommand") or "", ()
-    return "", tuple(jump.split(","))
+    jump = options["proxyjump"]
+    return "", () if jump.lower() == "none" else tuple(jump.split(","))
 
 
 def _number(option: str, text: str) -> int:
