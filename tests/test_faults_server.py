@@ -206,7 +206,10 @@ def test_an_empty_file_for_a_disk_that_takes_none_is_told(sshd, remote_directory
 # --- local files that are not what they were --------------------------------------------------
 
 
-@pytest.mark.parametrize(("size", "verify"), [(0, False), (0, True), (300_000, False)])
+@pytest.mark.parametrize(
+    ("size", "verify"),
+    [(0, False), pytest.param(0, True, marks=pytest.mark.full), (300_000, False)],
+)
 @pytest.mark.parametrize("becomes", ["nothing", "a pipe", "a directory"])
 def test_a_file_that_is_none_any_more_when_it_is_sent_fails_alone(
     sshd_factory, relay_factory, tmp_path, size, verify, becomes

@@ -112,7 +112,9 @@ def submit_and_spoil(workflow, spoiling):
     return workflow.submit(before=f"sed -i 's|--mode .remote.|& \\&\\& sh {spoil}|' \"$1\"")
 
 
-@pytest.mark.parametrize("spoil", ["content", "remote", "note"])
+@pytest.mark.parametrize(
+    "spoil", ["content", "remote", pytest.param("note", marks=pytest.mark.full)]
+)
 def test_in_doubt_an_output_is_stored_again(counted, spoil):
     """What one line of the submit script does between the job and the main process."""
     data = make_inputs(counted)
@@ -168,7 +170,7 @@ def shared(counted):
     return counted, check
 
 
-@pytest.mark.parametrize("jobs", [1, 3])
+@pytest.mark.parametrize("jobs", [pytest.param(1, marks=pytest.mark.full), 3])
 def test_jobs_of_a_node_move_a_common_input_once(shared, jobs):
     workflow, check = shared
     submit_apart(workflow, jobs=jobs).succeeded()
@@ -210,7 +212,7 @@ def test_a_limit_of_requests_for_one_storage_reaches_the_jobs(counted):
     assert counted.remote_path("out").read_bytes() == b"x"
 
 
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("fails", [pytest.param(False, marks=pytest.mark.full), True])
 def test_a_job_leaves_no_log_or_benchmark_on_the_disk_of_its_node(counted, fails):
     counted.make_remote("in", b"x")
     counted.write(
@@ -310,7 +312,10 @@ REMADE = """
 """
 
 
-@pytest.mark.parametrize(("kind", "place"), [("file", "apart"), ("directory", "shared")])
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    [pytest.param("file", "apart", marks=pytest.mark.full), ("directory", "shared")],
+)
 def test_what_depends_on_a_remade_output_is_remade_after_a_checkpoint(counted, kind, place):
     text = REMADE
     if kind == "file":

@@ -466,17 +466,22 @@ def test_a_forked_child_does_not_keep_what_was_on_its_way(far, cache_dir):
         relay.stall(after_bytes=500_000)
         coming = stager.stage(far.url("a"))
         wait_until_stalled(relay)
+        here, there = os.pipe()
         pid = os.fork()
         if pid == 0:
             signal.alarm(120)
+            os.write(there, b"!")  # all that it does not keep is closed
             signal.pause()
         try:
+            os.read(here, 1)
             relay.resume()
             coming.result(PATIENCE_S).release()
             assert len(stager.cache.trim(0)) == 1
         finally:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+            os.close(here)
+            os.close(there)
 
 
 def test_a_child_that_is_forked_while_the_cache_looks_around_blocks_nobody(
