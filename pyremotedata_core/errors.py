@@ -314,6 +314,7 @@ _SSH: list[tuple[str, type[TransferError], bool, str]] = [
 
 _NOISE = re.compile(
     r"^(Warning: Permanently added|debug\d|\*\* |Pseudo-terminal"
+    r"|Authenticated (to|using) |Transferred: sent |Bytes per second: "  # of LogLevel VERBOSE
     r"|pyremotedata: a question waits)"
 )
 

@@ -62,7 +62,9 @@ def ssh_version() -> tuple[int, int]:
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
-def ssh_argv(settings: ConnectionSettings, control: dict[str, str] | None = None) -> list[str]:
+def ssh_argv(
+    settings: ConnectionSettings, control: dict[str, str] | None = None, log_level: str = "INFO"
+) -> list[str]:
     """Return the ssh program and its options, without host and command.
 
     Never holds a secret. User and port are included when they are set.
@@ -73,6 +75,8 @@ def ssh_argv(settings: ConnectionSettings, control: dict[str, str] | None = None
     control : dict, optional
         Options about sharing a connection. Default: a master of the user's own is used, none
         is started that would outlive this process.
+    log_level : str
+        How much it says on standard error.
     """
     options = {
         "ForwardX11": "no",
@@ -82,7 +86,7 @@ def ssh_argv(settings: ConnectionSettings, control: dict[str, str] | None = None
         "RemoteCommand": "none",
         "RequestTTY": "no",
         **(control or {"ControlMaster": "no"}),
-        "LogLevel": "INFO",
+        "LogLevel": log_level,
         "ConnectTimeout": str(max(1, round(settings.timeout_s))),
         "NumberOfPasswordPrompts": "1",
         # A child that outlived its owner in a silent network would wait for ever.
@@ -305,7 +309,10 @@ class SshChild:
                 "ControlPath": str(self._control),
                 "ControlPersist": "no",
             }
-        argv = [*ssh_argv(settings, control), "-s", "--", settings.host, "sftp"]
+        # Else ssh says the same of a busy server, which ends before it greets, and of one that
+        # breaks a login off.
+        options = ssh_argv(settings, control, "VERBOSE")
+        argv = [*options, "-s", "--", settings.host, "sftp"]
         self.socket, theirs = wide_socketpair()
         try:
             # A session of its own: no terminal to prompt on, no Ctrl-C in mid-transfer, and one

@@ -207,6 +207,15 @@ def test_what_ssh_only_warns_of_is_not_the_cause():
     assert "Permanently" not in str(error)
 
 
+def test_what_ssh_tells_of_its_work_is_not_the_cause():
+    said = """\
+        Authenticated to h ([192.0.2.1]:22) using "publickey".
+        Transferred: sent 3240, received 2888 bytes, in 0.5 seconds
+        Bytes per second: sent 6480.0, received 5776.0
+    """
+    assert "ssh ended without a word" in str(from_ssh_stderr(said, URL))
+
+
 def test_what_a_banner_says_is_not_the_cause():
     banner = "Permission denied to all but members\n"
     error = from_ssh_stderr(banner + "subsystem request failed on channel 0\n", URL, 255)
