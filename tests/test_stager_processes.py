@@ -188,8 +188,13 @@ def test_who_waits_for_another_process_hears_of_a_cache_that_is_no_more(
         with open(stager.cache.root / "locks" / key, "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             waiting = stager.stage(url)
-            shutil.rmtree(cache_dir)
-            cache_dir.touch()
+
+            def is_gone() -> bool:  # the stager may be making it anew
+                shutil.rmtree(cache_dir, ignore_errors=True)
+                cache_dir.touch()
+                return cache_dir.is_file()
+
+            wait_until(is_gone)
             with pytest.raises(ConfigurationError, match="PYREMOTEDATA_CACHE_DIR"):
                 waiting.result(PATIENCE_S)
 
