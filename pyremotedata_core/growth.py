@@ -77,7 +77,9 @@ class Growth:
 
         Who has asked for much so far, a few files at a time, will ask for as much again.
         """
-        window_bound = self.done_bytes * rtt_s > 0.25 * CHANNEL_BYTES * sessions * self._moving_s
+        now_s = time.monotonic() - self._moving_since if self._moving else 0.0
+        took_s = self._moving_s + now_s
+        window_bound = self.done_bytes * rtt_s > 0.25 * CHANNEL_BYTES * sessions * took_s
         return self.done_bytes if window_bound else 0
 
     def begin_sample(self) -> None:
