@@ -17,7 +17,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from ..errors import LocalStorageFull, TransferError, TransferTimeout, from_oserror
+from ..errors import LocalStorageFull, TransferError, from_oserror
 from ..futures import error_of, unless_forked
 from ..model import Stat
 from .daemons import Daemons
@@ -359,7 +359,7 @@ class Bringing:
             self._steps.submit(self._step, staging, self._bring)
         elif staging.phase == "room" and self._overdue(staging, 2):
             # A step hangs in a lock that is held for milliseconds only.
-            self._fail(staging, self._no_life(staging, "a process"))
+            self._fail(staging, self._stager.cache.no_life("a process", str(staging.url)))
         elif staging.phase == "lock":
             sign = self._stager.cache.last_sign_of(staging.key)
             if not sign:  # all waiting threads are taken, or this one's has not come to run yet
@@ -371,17 +371,10 @@ class Bringing:
                 staging.sign, staging.since = sign, monotonic()
             elif self._overdue(staging):
                 who = self._stager.cache.holder_of(staging.key)
-                self._fail(staging, self._no_life(staging, who))
+                self._fail(staging, self._stager.cache.no_life(who, str(staging.url)))
 
     def _overdue(self, staging: Staging, factor: float = 1) -> bool:
         return monotonic() - staging.since > factor * self._stager.settings.timeout_s
-
-    def _no_life(self, staging: Staging, who: str) -> TransferTimeout:
-        return TransferTimeout(
-            f"{who} on this node holds a lock in {self._stager.cache.root} and has shown"
-            f" no life for {self._stager.settings.timeout_s:g} s; end it, or let it go on",
-            str(staging.url),
-        )
 
 
 _Queue = OrderedDict[Staging, None]

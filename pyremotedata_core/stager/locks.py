@@ -138,6 +138,20 @@ def is_at(fd: int, path: Path) -> bool:
         return False
 
 
+def holder_of(path: Path) -> str:
+    """Return words that name the process which holds a file's lock."""
+    try:
+        inode = os.stat(path).st_ino
+        # 1: FLOCK  ADVISORY  WRITE 4711 fe:00:1234567 0 EOF
+        for line in Path("/proc/locks").read_text().splitlines():
+            fields = line.split()
+            if fields[1] == "FLOCK" and fields[5].endswith(f":{inode}"):
+                return f"process {fields[4]}"
+    except (OSError, IndexError):
+        pass
+    return "another process"
+
+
 def _forget_in_child() -> None:
     for fd in _own:
         with suppress(OSError):

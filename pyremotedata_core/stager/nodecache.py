@@ -31,7 +31,7 @@ from ..errors import ConfigurationError, LocalStorageFull, TransferTimeout
 from ..model import Stat
 from ..names import is_temporary
 from ..part import boot, may_go_on
-from .locks import Pin, TransferLock, close_own, is_at, lock_soon, open_own
+from .locks import Pin, TransferLock, close_own, holder_of, is_at, lock_soon, open_own
 from .place import CHANGE_PLACE
 
 _DIRECTORIES = ("files", "pins", "locks", "incoming", "trash")
@@ -117,7 +117,15 @@ class NodeCache:
 
     def holder_of(self, key: str) -> str:
         """Return words that name the process which holds an entry's lock."""
-        return _holder_of(self.root / "locks" / key)
+        return holder_of(self.root / "locks" / key)
+
+    def no_life(self, who: str, url: str = "") -> TransferTimeout:
+        """Return the error for a process that holds a lock and does nothing."""
+        return TransferTimeout(
+            f"{who} on this node holds a lock in {self.root} and has shown no life for"
+            f" {self._timeout_s:g} s; end it, or let it go on",
+            url,
+        )
 
     def reserve(
         self, key: str, name: str, url: str, stat: Stat, *, is_on_disk: bool = False
@@ -473,11 +481,7 @@ class NodeCache:
         fd = self._open(self.root / "usage")
         try:
             if not lock_soon(fd, self.root / "usage", self._timeout_s):
-                who = _holder_of(self.root / "usage")
-                raise TransferTimeout(
-                    f"{who} on this node holds a lock in {self.root} and has shown no life for"
-                    f" {self._timeout_s:g} s; end it, or let it go on"
-                )
+                raise self.no_life(holder_of(self.root / "usage"))
             usage = _Usage(fd)
             if not os.fstat(fd).st_size:  # new, or somebody has deleted it
                 usage.write(sum(size for _, size, _ in self._entries()))
@@ -510,19 +514,6 @@ def key_bytes(key: str) -> int:
     """Return the bytes of an entry from its key."""
     size = key.rpartition("-")[2]
     return int(size) if size.isdigit() else 0
-
-
-def _holder_of(path: Path) -> str:
-    try:
-        inode = os.stat(path).st_ino
-        # 1: FLOCK  ADVISORY  WRITE 4711 fe:00:1234567 0 EOF
-        for line in Path("/proc/locks").read_text().splitlines():
-            fields = line.split()
-            if fields[1] == "FLOCK" and fields[5].endswith(f":{inode}"):
-                return f"process {fields[4]}"
-    except (OSError, IndexError):
-        pass
-    return "another process"
 
 
 def _free_bytes(path: Path) -> int:
