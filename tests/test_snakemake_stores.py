@@ -171,6 +171,47 @@ def test_no_upload_is_begun_in_a_directory_that_is_not_there(counted):
     assert server.requests("mkdir") <= 6, server.request_kinds()
 
 
+IMPATIENT = """
+    from snakemake_storage_plugin_pyremotedata import memory
+    memory.NEGATIVE_S = 0.0
+    rule all:
+        input: storage(expand("@URL@/out/{n}", n=range(6)))
+    rule one:
+        output: storage("@URL@/out/{n}")
+        shell: "echo {wildcards.n} > {output}"
+"""
+
+
+def test_a_job_does_not_ask_for_what_only_it_can_make(counted):
+    """However long the jobs before it have taken."""
+    counted.make_remote("out/other")
+    counted.write(IMPATIENT)
+    counted.run("--dry-run").succeeded()
+    building = asked(counted.server)
+    counted.run("--jobs", "1").succeeded()
+    for n in range(6):
+        assert counted.remote_path(f"out/{n}").read_text() == f"{n}\n"
+    # Of each once more, when it is stored.
+    assert asked(counted.server) <= 2 * building + 6 + 2, counted.server.request_kinds()
+
+
+def test_what_a_job_writes_to_the_server_by_itself_is_seen(workflow):
+    workflow.write(
+        f"""
+        rule one:
+            output: storage("@URL@/out/x", retrieve=False)
+            shell: "mkdir {workflow.remote_path("out")} && echo 1 > {workflow.remote_path("out/x")}"
+        """
+    )
+    workflow.run().succeeded()
+    assert "Nothing to be done" in workflow.run().succeeded().text
+
+
+def asked(server):
+    """Return how often anything was asked about."""
+    return server.requests("stat") + server.requests("lstat") + server.requests("opendir")
+
+
 EIGHT = """
     rule many:
         output: storage(expand("@URL@/out/{n}", n=range(8)))

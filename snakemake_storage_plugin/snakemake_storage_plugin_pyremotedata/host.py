@@ -98,8 +98,12 @@ class Host:
         methods = getattr(settings, "deployment_method", ())
         if settings is None or any(method.name == "APPTAINER" for method in methods):
             return False
-        is_local_run = self.is_main_process and getattr(self._workflow, "local_exec", False)
-        return is_local_run or not self.shares_local_copies
+        return self._runs_jobs or not self.shares_local_copies
+
+    @property
+    def _runs_jobs(self) -> bool:
+        """Whether this process runs, and stores the outputs of, all jobs that it schedules."""
+        return self.is_main_process and bool(getattr(self._workflow, "local_exec", False))
 
     def siblings(self, storage_object: Any) -> list[Any]:
         """Return the other objects that Snakemake is about to store with an output of a job.
@@ -132,6 +136,14 @@ class Host:
         """Return whether an object is an output of a job."""
         try:
             return self._job(storage_object) is not None
+        except Exception:
+            return False
+
+    def makes(self, storage_object: Any) -> bool:
+        """Return whether an object is an output of a job that this process schedules and runs."""
+        try:
+            building = self._workflow.iocache.active
+            return self._runs_jobs and not building and self.is_output(storage_object)
         except Exception:
             return False
 

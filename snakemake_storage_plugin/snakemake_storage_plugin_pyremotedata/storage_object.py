@@ -35,6 +35,7 @@ from . import changes, inventory, sidecar
 from . import query as queries
 from .copies import stat_of_copy
 from .failures import explain
+from .memory import POSITIVE_S
 from .tally import rate_text, size_text
 from .trees import TIMESTAMP, fetch_directory, tree_bytes, walk
 from .waiting import Wait, blocking, on_loop, run_now
@@ -255,6 +256,8 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
         for output in self.provider.host.stored_elsewhere():
             if output.provider is self.provider:
                 self.provider.lookup.memory.forget(output.url)
+        if self._is_to_be_made():
+            return None
         stat = self._shared_copy() or await self.provider.lookup.stat(self.url, wait)
         if stat is not None:
             # Before any job's input is brought, which may take the room of this one.
@@ -265,6 +268,16 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
         """Return what memory says that the file is, None where it knows of none."""
         known = self.provider.lookup.memory.recall(self.url)
         return known.stat if known is not None else None
+
+    def _is_to_be_made(self) -> bool:
+        """Whether it was missing within the last minute, and a job here has yet to make it.
+
+        Before it runs a job, Snakemake asks about each of its outputs once more.
+        """
+        known = self.provider.lookup.memory.recall(self.url, time.monotonic() - POSITIVE_S)
+        if known is None or known.stat is not None or not self.retrieve:
+            return False
+        return self.provider.host.makes(self) and not os.path.lexists(self.local_path())
 
     def _shared_copy(self) -> Stat | None:
         """Return what the local copy of a cluster job says, if the main process has made it."""
@@ -435,7 +448,11 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob, St
     def _limit(self, operation: Operation) -> contextlib.AbstractAsyncContextManager[Any]:
         """Return the user's rate limit, nothing for a question that memory answers."""
         asks = operation in (Operation.EXISTS, Operation.MTIME, Operation.SIZE)
-        known = asks and (self.provider.lookup.memory.recall(self.url) or self._shared_copy())
+        known = asks and (
+            self.provider.lookup.memory.recall(self.url)
+            or self._is_to_be_made()
+            or self._shared_copy()
+        )
         if known:
             return contextlib.nullcontext()
         return self._rate_limiter(operation)
