@@ -64,7 +64,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what of the contract suite runs over paramiko, and over FTP, with ``--full`` only."""
+    """Mark the sites that run much of the contract suite with ``--full`` only."""
     for item in items:
         if not SOMETIMES.search(item.name) or not {"site", "_site"} & set(item.fixturenames):
             continue

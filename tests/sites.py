@@ -22,6 +22,8 @@ TRANSPORTS = ["sftp"]
 if shutil.which("lftp"):
     TRANSPORTS.append("lftp")
 SERVERS = ["openssh", "plain", *(["chrooted"] if os.getuid() == 0 else []), "miglike"]
+# Where lftp differs little: the rest runs with --full only.
+SFTP_MOSTLY = [t if t == "sftp" else pytest.param(t, marks=pytest.mark.full) for t in TRANSPORTS]
 needs_lftp = pytest.mark.skipif("lftp" not in TRANSPORTS, reason="lftp is not installed")
 _RARELY = {("lftp", "plain"), ("lftp", "chrooted")}  # to lftp they are as any other
 _FTP = ["ftp", "ftps", "ftplist"] if "lftp" in TRANSPORTS else []
@@ -33,13 +35,14 @@ SITES = [
     for transport in TRANSPORTS
     for server in SERVERS
 ]
-# The SFTP session carried by paramiko, and FTP. Of these only what differs most runs every time.
+# Of the SFTP session carried by paramiko, FTP, and lftp at a MiG-like server only what differs most
+# runs every time.
 SITES += [pytest.param(f"paramiko-{server}") for server in SERVERS]
 SITES += [pytest.param(f"lftp-{kind}") for kind in _FTP]
-SOMETIMES = re.compile(r"\[(paramiko|lftp-ftp)")
+SOMETIMES = re.compile(r"\[(paramiko|lftp-ftp|lftp-miglike)")
 SOMETIMES_ALWAYS = re.compile(
     r"(fetched_file_has|stored_file_has|listed_with|many_files|a_rename_replaces|any_name_go"
-    r"|tree_is_fetched|tree_is_stored|is_told_from).*\[(paramiko-openssh|lftp-ftp\b)"
+    r"|tree_is_fetched|tree_is_stored|is_told_from).*\[(paramiko-openssh|lftp-ftp\b|lftp-miglike)"
 )
 
 _MIG_REFUSES = set('"\\*?#[]{}|<>^`')

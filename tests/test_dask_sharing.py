@@ -69,7 +69,7 @@ def test_a_node_pulls_what_the_reader_has_already(archive, relay, half_way, one_
     assert archive.bytes_read("large") == SIZE
 
 
-@pytest.mark.parametrize("one_host", [False, True])
+@pytest.mark.parametrize("one_host", [pytest.param(False, marks=pytest.mark.full), True])
 def test_when_the_reader_dies_another_one_reads(relay, half_way, tmp_path, one_host):
     """The puller as a rule, or the dead one's successor, should that be there first."""
     client, data, first, second = half_way(one_host=one_host)

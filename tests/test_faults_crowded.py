@@ -33,7 +33,13 @@ def logins(server: MigLike, how: str) -> int:
 
 
 @pytest.mark.parametrize(
-    "through", [{"carrier": "openssh"}, {"carrier": "paramiko"}, {"transport": "lftp"}], ids=str
+    "through",
+    [
+        {"carrier": "openssh"},
+        pytest.param({"carrier": "paramiko"}, marks=pytest.mark.full),
+        {"transport": "lftp"},
+    ],
+    ids=str,
 )
 def test_one_login_too_many_waits_for_the_session_of_another_process(crowded_factory, through):
     server = crowded_factory(1)

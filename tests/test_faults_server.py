@@ -208,7 +208,11 @@ def test_an_empty_file_for_a_disk_that_takes_none_is_told(sshd, remote_directory
 
 @pytest.mark.parametrize(
     ("size", "verify"),
-    [(0, False), pytest.param(0, True, marks=pytest.mark.full), (300_000, False)],
+    [
+        pytest.param(0, False, marks=pytest.mark.full),
+        pytest.param(0, True, marks=pytest.mark.full),
+        (300_000, False),
+    ],
 )
 @pytest.mark.parametrize("becomes", ["nothing", "a pipe", "a directory"])
 def test_a_file_that_is_none_any_more_when_it_is_sent_fails_alone(

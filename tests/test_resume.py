@@ -92,7 +92,7 @@ upwards = pytest.mark.parametrize("line", ["store"], indirect=True)
 
 
 @both_ways
-@pytest.mark.parametrize("how", ["owner", "everything"])
+@pytest.mark.parametrize("how", [pytest.param("owner", marks=pytest.mark.full), "everything"])
 def test_what_a_killed_process_has_moved_is_not_moved_again(line, how):
     line.break_off(how)
     assert not line.target.exists()

@@ -93,7 +93,7 @@ TREE = """
 """
 
 
-@pytest.mark.parametrize("spoil", [None, "sub/x"])
+@pytest.mark.parametrize("spoil", [None, pytest.param("sub/x", marks=pytest.mark.full)])
 def test_a_directory_that_a_job_has_stored_is_not_stored_again(counted, spoil):
     data = make_inputs(counted)
     counted.write(TREE)

@@ -126,7 +126,8 @@ def test_a_new_remote_file_is_noticed_where_the_copy_of_the_old_one_stays(workfl
     assert workflow.local_copy("in").read_bytes() == b"new\n"
 
 
-@pytest.mark.parametrize("cache", ["no", "yes"])  # a copy, a link into the cache
+# A copy, a link into the cache.
+@pytest.mark.parametrize("cache", [pytest.param("no", marks=pytest.mark.full), "yes"])
 def test_a_remote_file_of_an_earlier_time_is_noticed_where_the_copy_of_another_stays(
     workflow, cache
 ):
@@ -194,7 +195,8 @@ def test_transfers_and_jobs_are_written_down_and_drawn(workflow):
     assert workflow.path("seen/report.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("limit", ["2.0001", "2"])  # the first is not 20001 in 10000 s
+# Not 20001 in 10000 s.
+@pytest.mark.parametrize("limit", ["2.0001", pytest.param("2", marks=pytest.mark.full)])
 def test_transfers_begin_no_faster_than_the_user_wants_them(workflow, limit):
     for n in range(5):
         workflow.make_remote(f"in/{n}", b"x")

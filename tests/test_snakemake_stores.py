@@ -130,7 +130,9 @@ def test_delete_all_output_removes_the_outputs_and_nothing_else(copied):
     assert remote_files(copied) == [*INPUTS, "out/other.txt"]
 
 
-@pytest.mark.parametrize("arguments", [(), ("--keep-storage-local-copies",)])
+@pytest.mark.parametrize(
+    "arguments", [pytest.param((), marks=pytest.mark.full), ("--keep-storage-local-copies",)]
+)
 def test_cleaning_up_local_copies_removes_no_remote_input(copied, arguments):
     copied.run(*arguments).succeeded()
     kept = copied.local_copy("in.txt").exists()
@@ -235,7 +237,14 @@ def test_the_outputs_of_a_job_are_stored_at_the_same_time_and_once(counted, rela
     assert begun.count("flags WRITE") >= 2
 
 
-@pytest.mark.parametrize("arguments", [(), ("--keep-storage-local-copies",), ("--keep-going",)])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("--keep-storage-local-copies",),
+        pytest.param(("--keep-going",), marks=pytest.mark.full),
+    ],
+)
 def test_one_output_that_cannot_be_stored_fails_the_run(chrooted, arguments):
     chrooted.make_remote("out/x")
     closed = chrooted.remote_path("closed")
