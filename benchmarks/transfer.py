@@ -53,7 +53,7 @@ SAMPLE_S = 0.1
 # Tools that ask for one file after the other take minutes for thousands of them on a long line.
 ONE_BY_ONE = ("sftp", "paramiko")
 
-DATA = ("large", "thousand", "many", "mixed")
+DATA = ("large", "thousand", "many", "mixed", "folders")
 DOWN: dict[str, Command] = {
     OURS: ours_get,
     "rsync": rsync_get,
@@ -260,10 +260,15 @@ def make_data(root: Path, names: set[str], large_mib: int) -> None:
             for number in range(count):
                 write(root / name / f"f{number:05d}.bin", size)
     if "mixed" in names:
-        for folder in range(20):
+        for part in range(20):
             for number in range(100):
                 size = 200 * 10 ** (number % 4) if number else 10 * MIB
-                write(root / "mixed" / f"d{folder}" / f"f{number}", size)
+                write(root / "mixed" / f"d{part}" / f"f{number}", size)
+    if "folders" in names:
+        for number in range(1000):
+            folder = root / "folders" / f"d{number // 40}" / f"e{number}"
+            for file in range(5):
+                write(folder / f"f{file}", 4096)
 
 
 def write(path: Path, size: int) -> None:

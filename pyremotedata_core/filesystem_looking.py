@@ -25,10 +25,10 @@ from .engine import TransferEngine, shared_engine
 from .errors import ConfigurationError, RemoteFileNotFound, ServerRefused, TransferError
 from .filesystem_files import details
 from .futures import wait_for
+from .spool import LISTINGS_AT_ONCE
 from .url import PREFIX, RemoteURL, child_path, looks_like_url, normalise, parent_path
 
 FILES_AT_ONCE = 512
-LISTINGS_AT_ONCE = 16
 REMEMBER_S = 5.0
 REMEMBERED = 100_000  # some 50 MB
 

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import RemoteFileNotFound, ServerRefused
 from .model import Entry, Stat
+from .spool import LISTINGS_AT_ONCE
 from .url import RemoteURL, looks_like_url
 
 if TYPE_CHECKING:
     from .engine import TransferEngine
 
-ASKED_AT_ONCE = 16
 _Numbers = frozenset[int]
 _MAGIC = re.compile(r"[*?\[]")
 _ENCODED = re.compile(r"%(2A|3F|5B)", re.IGNORECASE)
@@ -83,7 +83,7 @@ class _Search:
         self._enter(self._base, frozenset([0]))
         asked: deque[tuple[RemoteURL, _Numbers, Future[Any]]] = deque()
         while self._places or asked:
-            while self._places and len(asked) < ASKED_AT_ONCE:
+            while self._places and len(asked) < LISTINGS_AT_ONCE:
                 url, numbers = self._places.popleft()
                 ask = self._engine.scandir if numbers else self._engine.stat
                 asked.append((url, numbers, ask(url)))

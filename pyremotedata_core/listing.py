@@ -15,7 +15,7 @@ from .spool import NameSet, Spool
 from .transports.base import Done
 from .url import RemoteURL
 
-WINDOW_ENTRIES = 8192  # on their way to a reader in another process
+WINDOW_ENTRIES = 2048  # on their way to a reader in another process
 BATCH_ENTRIES = 1024
 
 Take = Callable[[list[Entry]], None]

@@ -24,11 +24,10 @@ from .futures import wait_for
 from .model import Entry, Stat, TreeResult
 from .placing import get_all, own_name, put_all, raise_failures, sync_trees
 from .progress import Progress, shown
-from .spool import Spool
+from .spool import LISTINGS_AT_ONCE, Spool
 from .stream import BLOCK_BYTES, RemoteReader, Streamed, stream_files
 from .url import RemoteURL, looks_like_url
 
-LISTINGS_AT_ONCE = 16
 SORTED_ENTRIES = 10_000
 
 

@@ -10,6 +10,7 @@ from array import array
 from collections import deque
 from typing import IO, Any
 
+LISTINGS_AT_ONCE = 64  # of one walk: a directory takes some three round trips
 KEPT_ITEMS = 4096  # at either end, in memory
 CHUNK_ITEMS = 1024
 

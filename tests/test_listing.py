@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import threading
 from itertools import chain
 
@@ -100,6 +101,26 @@ def test_a_slow_reader_gets_all_and_the_listing_does_not_wait_for_it():
         server.kill_sessions()
         rest = [entry.name for entry in entries]
     assert [first.name, *rest] == [f"{number:016d}" for number in range(total)]
+
+
+@pytest.mark.parametrize("way", ["walk", "glob", "sync down", "sync up", "remove"])
+def test_many_directories_are_listed_at_once(sshd_factory, relay_factory, tmp_path, way):
+    server = sshd_factory(log_requests=True)
+    for number in range(80):
+        server.make(f"top/{number}/file", b"x")
+    relay = relay_factory(server.port, one_way_ms=25)
+    top = relay.url(server.url("top"))
+    shutil.copytree(server.root / "top", tmp_path / "top")
+    with Remote(top, ssh_config=str(server.ssh_config)) as remote:
+        if way == "walk":
+            assert sum(stat.kind == "file" for _, stat in remote.walk()) == 80
+        elif way == "glob":
+            assert len(list(remote.glob("*/*"))) == 80
+        elif way == "remove":
+            remote.rm("", recursive=True)
+        else:
+            remote.sync("", tmp_path / "top", direction=way.split()[1])
+    assert server.most_open("opendir") > 32
 
 
 # --- without end --------------------------------------------------------------------------------

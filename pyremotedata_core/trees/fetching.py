@@ -133,15 +133,9 @@ class FetchTree(Tree):
         if directory.failure is not None:
             raise directory.failure
 
-    def _make_way(self, path: str) -> bool:
+    def _make_way(self, path: str, mode: int) -> bool:
         """Remove what is to be a file and is none; return whether the file may come."""
         local = self._local(path)
-        try:
-            mode = os.stat(local).st_mode
-        except OSError:
-            return True
-        if _stat.S_ISREG(mode):
-            return True
         is_directory = _stat.S_ISDIR(mode)
         if self._delete and self._filter.is_meant(path, is_directory and not os.path.islink(local)):
             return self._clear(path, local)
@@ -186,10 +180,12 @@ class FetchTree(Tree):
         if new:
             self._wait((path, tuple(stat)))
             return
-        is_there = not self._would_be_new(path)
-        if is_there and not self._make_way(path):
-            return
-        if is_there and (self._dry_run or not self._verify) and self._agrees(path, stat):
+        here = None if self._would_be_new(path) else self._stat_here(path)
+        if here is not None and not _stat.S_ISREG(here.st_mode):
+            if not self._make_way(path, here.st_mode):
+                return
+            here = None
+        if (self._dry_run or not self._verify) and self._agrees(here, stat):
             self._unchanged += 1
         elif self._dry_run:
             self._plan("fetch", path, stat.size)
@@ -221,7 +217,7 @@ class FetchTree(Tree):
 
     def _begin_file(self, item: tuple[str, tuple[Any, ...]]) -> Job:
         path, stat = item[0], Stat(*item[1])
-        if self._verify and self._agrees(path, stat):
+        if self._verify and self._agrees(self._stat_here(path), stat):
             return self._unless_same(path, stat, partial(self._fetch, path, stat))
         return self._fetch(path, stat)
 

@@ -27,12 +27,11 @@ from ..growth import Growth
 from ..jobs import Job
 from ..model import Stat, TreeResult, sftp_time
 from ..mover import Mover
-from ..spool import Spool
+from ..spool import LISTINGS_AT_ONCE, Spool
 from ..transports.base import Done
 from ..url import RemoteURL
 
 FILES_UNDER_WAY = 512
-LISTINGS_UNDER_WAY = 8
 ENTRIES_WAITING = 4096  # more of them are kept on disk, and nothing else is listed
 FAILURES_KEPT = 10_000
 PLANNED_KEPT = 1_000_000  # each is a line of a dry run
@@ -104,7 +103,7 @@ class Many(Job):
             self._begin_next()
         while (
             self._waiting_listings
-            and self._listings < LISTINGS_UNDER_WAY
+            and self._listings < LISTINGS_AT_ONCE
             and len(self._waiting_files) < ENTRIES_WAITING
         ):
             self._listings += 1
@@ -298,17 +297,20 @@ class Tree(Many):
             self._fail(error)
         self._ask_more()
 
-    def _agrees(self, path: str, stat: Stat) -> bool:
+    def _agrees(self, here: os.stat_result | None, there: Stat) -> bool:
         """Whether size and mtime say that nothing is to be moved."""
-        if not self._compare:
+        if not self._compare or here is None:
             return False
+        mtime = int(here.st_mtime)
+        dated_alike = self._size_only or there.mtime in (mtime, sftp_time(mtime))
+        return here.st_size == there.size and dated_alike
+
+    def _stat_here(self, path: str) -> os.stat_result | None:
+        """Return the stat of a local file, None if there is none."""
         try:
-            info = os.stat(self._local(path))
+            return os.stat(self._local(path))
         except OSError:
-            return False
-        mtime = int(info.st_mtime)
-        dated_alike = self._size_only or stat.mtime in (mtime, sftp_time(mtime))
-        return info.st_size == stat.size and dated_alike
+            return None
 
     def _unless_same(self, path: str, stat: Stat, begin: Callable[[], Job]) -> Job:
         """Compare a file's content; move it if that differs, or cannot be compared."""

@@ -11,10 +11,10 @@ from ..jobs import Job
 from ..listing import ListDirectory
 from ..model import Entry, Stat
 from ..mover import Mover
-from ..spool import Spool
+from ..spool import LISTINGS_AT_ONCE, Spool
 from ..transports.base import Done
 from ..url import RemoteURL, child_path, parent_path
-from .many import ENTRIES_WAITING, FILES_UNDER_WAY, LISTINGS_UNDER_WAY
+from .many import ENTRIES_WAITING, FILES_UNDER_WAY
 
 PASSES = 3  # over a directory that is not empty after all in it was removed
 
@@ -58,7 +58,7 @@ class RemoveTree(Job):
             self._submit(name, (path,), partial(self._removed, name, path))
         while (
             self._waiting_directories
-            and len(self._listings) < LISTINGS_UNDER_WAY
+            and len(self._listings) < LISTINGS_AT_ONCE
             and len(self._waiting) < ENTRIES_WAITING
         ):
             self._list(self._waiting_directories.pop())  # depth first: few are begun at a time

@@ -70,7 +70,7 @@ class StoreTree(Tree):
                     directory.others.append((path, "part", None, 0))
                 continue
             try:
-                kind, size = self._look(path)
+                kind, here = self._look(path)
             except OSError:
                 continue  # it is told of when the local directory is read
             may_go = self._delete and (
@@ -85,16 +85,16 @@ class StoreTree(Tree):
             elif why := in_the_way(there.kind, kind):
                 if may_go:
                     directory.settled.add(name)
-                    directory.others.append((path, "in the way", kind, size))
+                    directory.others.append((path, "in the way", kind, _size(here)))
                 elif there.kind != "link":
                     directory.settled.add(name)
                     self._fail(TransferError(why, str(self._remote(path))))
-            elif there.kind == "file" and self._agrees(path, there):
+            elif there.kind == "file" and self._agrees(here, there):
                 directory.settled.add(name)
                 if self._dry_run or not self._verify:
                     self._unchanged += 1
                 else:
-                    self._wait((path, tuple(there), size))
+                    self._wait((path, tuple(there), _size(here)))
 
     def _got_all(self, directory: _Directory, error: TransferError | None) -> None:
         if isinstance(error, RemoteFileNotFound):
@@ -173,11 +173,11 @@ class StoreTree(Tree):
 
     def _consider(self, path: str) -> None:
         try:
-            kind, size = self._look(path, self._skip)
+            kind, here = self._look(path, self._skip)
         except OSError as error:
             self._fail(from_oserror(error, self._local(path)))
         else:
-            self._queue(path, kind, size)
+            self._queue(path, kind, _size(here))
 
     def _queue(self, path: str, kind: str | None, size: int) -> None:
         if kind == "directory":
@@ -192,8 +192,8 @@ class StoreTree(Tree):
 
     def _look(
         self, path: str, skip: Callable[[str, str], None] | None = None
-    ) -> tuple[str | None, int]:
-        """Return what a local entry is to be at the server, None for nothing, and its bytes.
+    ) -> tuple[str | None, os.stat_result | None]:
+        """Return what a local entry is to be at the server, None for nothing, and a file's stat.
 
         Raises
         ------
@@ -204,25 +204,25 @@ class StoreTree(Tree):
         try:
             info = os.lstat(local)
         except FileNotFoundError:
-            return None, 0
+            return None, None
         if _stat.S_ISDIR(info.st_mode):
-            return "directory" if self._filter.wants_directory(path) else None, 0
+            return "directory" if self._filter.wants_directory(path) else None, None
         if not self._filter.wants_file(path):
-            return None, 0
+            return None, None
         if _stat.S_ISREG(info.st_mode):
-            return "file", info.st_size
+            return "file", info
         why = "is a special file"
         if _stat.S_ISLNK(info.st_mode):
             target = os.path.realpath(local)
             if not os.path.join(target, "").startswith(self._real_root):
                 why = "is a link that leads out of the tree"
             elif os.path.isfile(target):
-                return "file", os.path.getsize(target)
+                return "file", os.stat(target)
             else:
                 why = "is a link to a directory of the tree, or to nothing"
         if skip is not None:
             skip(local, why)
-        return None, 0
+        return None, None
 
     # --- what is to go ------------------------------------------------------------------------
 
@@ -310,6 +310,10 @@ class StoreTree(Tree):
             modes=self._modes,
         )
         return job
+
+
+def _size(info: os.stat_result | None) -> int:
+    return info.st_size if info is not None else 0
 
 
 def in_the_way(there: str, wanted: str) -> str | None:

@@ -18,6 +18,7 @@ from pyremotedata_core.errors import (
     from_plain,
 )
 from pyremotedata_core.model import Stat, TreeResult
+from pyremotedata_core.spool import LISTINGS_AT_ONCE
 from pyremotedata_core.url import RemoteURL
 
 from .waiting import Wait
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 # Where Snakemake keeps the time of a directory; a directory's own changes with each entry.
 TIMESTAMP = ".snakemake_timestamp"
-LISTINGS_AT_ONCE = 32
 CANCEL_TIMEOUT_S = 2.0
 
 
