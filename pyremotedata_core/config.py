@@ -214,7 +214,7 @@ class ConnectionSettings:
         plain = dict(self.__dict__)
         for key in ("ssh_config", "ssh_key", "ca_file"):  # the helper works in another directory
             plain[key] = os.path.abspath(plain[key]) if plain[key] else None
-        if str(self.ssh_config).lower() == "none":  # to ssh: no file at all
+        if str(self.ssh_config or "").lower() == "none":  # to ssh: no file at all
             plain["ssh_config"] = "none"
         for key in ("local_directory", "cache_dir"):  # which may be given as `Path`
             plain[key] = os.fspath(plain[key]) if plain[key] else plain[key]

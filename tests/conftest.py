@@ -281,6 +281,15 @@ def alone() -> list[str]:
 
 
 @pytest.fixture
+def machine_wide() -> Callable[[Path], list[str]]:
+    """What begins a command that is to find a file in the place of ``/etc/ssh/ssh_config``."""
+    if os.getuid() or not shutil.which("unshare") or not Path("/etc/ssh/ssh_config").exists():
+        pytest.skip("nothing can be put there here")
+    mount = 'mount --bind "$0" /etc/ssh/ssh_config && exec "$@"'
+    return lambda config: ["unshare", "--mount", "sh", "-c", mount, str(config)]
+
+
+@pytest.fixture
 def mount_disk() -> Iterator[Callable[[Path, str], Path]]:
     """Make small file systems: ``mount_disk(path, "2m")``; skipped where we are not root."""
     with contextlib.ExitStack() as ends:

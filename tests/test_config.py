@@ -242,6 +242,10 @@ def test_relative_local_files_are_those_of_the_caller(monkeypatch, tmp_path):
     assert settings.to_plain()["ssh_config"] == str(tmp_path / "conf")
 
 
+def test_no_file_that_is_set_stays_none():
+    assert ConnectionSettings.from_plain(ConnectionSettings().to_plain()) == ConnectionSettings()
+
+
 def test_paths_may_be_objects(tmp_path, sshd):
     settings = ConnectionSettings(cache_dir=tmp_path, ssh_config=Path(sshd.ssh_config))
     with TransferEngine(settings) as engine:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 
 import pytest
 
@@ -18,11 +19,14 @@ from pyremotedata_core import (
 )
 from workflows.embedded_sshd import program
 
+from .command import CLI
 from .logins import attempt, changed, fingerprint, new_key
 from .miglike import MigLike
 from .miglike_server import WRONG_SECRETS
 from .page import told
 from .sites import WAIT_S
+
+LISTING = "import sys; from pyremotedata_core import Remote; print(*Remote(sys.argv[2]).ls())"
 
 # --- the wrong key, the wrong password ----------------------------------------------------------
 
@@ -194,6 +198,16 @@ def test_without_any_ssh_config_its_host_key_is_not_known(carrier, sshd_factory)
     error = attempt(server.url(), server.settings(carrier=carrier, ssh_config="none", ssh_key=key))
     assert type(error) is HostKeyRejected
     assert "sftp -F none" in str(error)
+
+
+@pytest.mark.parametrize("user", [CLI, [sys.executable, "-c", LISTING]])
+def test_without_the_setting_ssh_config_is_the_usual_one(user, carrier, sshd, machine_wide):
+    """In the process that logs in as in the helper."""
+    sshd.make("usual/a")
+    environment = {**os.environ, "PYREMOTEDATA_CARRIER": carrier}
+    command = [*machine_wide(sshd.ssh_config), *user, "ls", sshd.url("usual")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=WAIT_S)
+    assert (done.stdout, done.stderr) == ("a\n", "")
 
 
 @pytest.mark.parametrize("listed", [True, False])
