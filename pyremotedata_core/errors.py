@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import shlex
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -353,11 +354,23 @@ def from_ssh_stderr(
             if cls is HostKeyRejected:
                 return _host_key_error(text, url, ssh_config)
             said = line.removeprefix("ssh: ")
+            if cls is AuthenticationFailed:
+                remedy = "; ".join([*_unused_keys(lines), remedy])
             return cls(f"{remedy}: {said}" if remedy else said, url, retryable)
     if lines:  # maybe those of the server's greeting
         return ConnectionLost(f"ssh ended; the last that it showed: {lines[-1]}", url)
     how = "" if exit_status is None else f" (exit status {exit_status})"
     return ConnectionLost(f"ssh ended without a word{how}; see what sftp -v says", url)
+
+
+def _unused_keys(lines: list[str]) -> Iterator[str]:
+    """Yield which keys ssh passed over, and why."""
+    for line in lines:
+        if match := re.match(r'Load key "(.*)": (.*)', line):
+            path, why = match.groups()
+            if why == "bad permissions":
+                why = f"others may read it: chmod 600 {shlex.quote(path)}"
+            yield f"the key {path} was not used: {why}"
 
 
 def ended_at_once(url: str, exit_status: int | None = None) -> ServerRefused:

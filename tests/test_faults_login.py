@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -24,7 +26,7 @@ from .logins import attempt, changed, fingerprint, new_key
 from .miglike import MigLike
 from .miglike_server import WRONG_SECRETS
 from .page import told
-from .sites import WAIT_S
+from .sites import WAIT_S, needs_lftp
 
 LISTING = "import sys; from pyremotedata_core import Remote; print(*Remote(sys.argv[2]).ls())"
 
@@ -40,6 +42,24 @@ def test_a_wrong_key_is_tried_once(carrier, sshd_factory, tmp_path):
     assert not error.retryable
     told(error, "check user name, key")
     assert server.log_text().count("Connection from") == 1
+
+
+@pytest.mark.parametrize("transport", ["sftp", pytest.param("lftp", marks=needs_lftp)])
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_key_that_ssh_passes_over_is_named(shared, transport, sshd_factory, tmp_path):
+    server = sshd_factory()
+    key = Path(shutil.copy(server.key, tmp_path / "key"))
+    if shared:
+        key.chmod(0o644)
+    else:
+        key.write_text("no key")
+    config = changed(server, tmp_path / "config", (str(server.key), str(key)))
+    settings = server.settings(transport=transport, ssh_config=config)
+    error = attempt(server.url(), settings)
+    assert type(error) is AuthenticationFailed
+    told(error, "was not used")
+    assert f"the key {key} was not used: " in str(error)
+    assert (f"others may read it: chmod 600 {key};" in str(error)) == shared
 
 
 def test_a_wrong_password_is_tried_once(carrier, miglike):
