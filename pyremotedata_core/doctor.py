@@ -14,7 +14,7 @@ from typing import NamedTuple
 from .carriers import takes_paramiko
 from .config import config_path
 from .engine import TransferEngine
-from .errors import TransferError
+from .errors import RemoteFileNotFound, RemotePermissionDenied, TransferError
 from .model import Stat
 from .ssh import find_ssh, ssh_version
 from .url import RemoteURL
@@ -47,16 +47,23 @@ def examine(engine: TransferEngine, url: RemoteURL) -> Iterator[Finding]:
     """
     yield from _programs(engine, url)
     path = config_path()
-    yield Finding("config file", True if path.exists() else None, str(path))
+    there = path.exists()
+    yield Finding("config file", there or None, f"{path}{'' if there else ' (not there)'}")
     started = time.monotonic()
+    stat: Stat | TransferError
     try:
         stat = engine.stat(url).result()
+    except (RemoteFileNotFound, RemotePermissionDenied) as error:
+        stat = error  # the login went well
     except TransferError as error:
         yield Finding("connection", False, str(error))
         return
     said = _WHO_IT_IS[url.scheme]
     within = f"logged in within {time.monotonic() - started:.2f} s"
     yield Finding("connection", True, f"{said}, {within}")
+    if isinstance(stat, TransferError):
+        yield Finding("path", False, str(stat))
+        return
     if url.scheme == "ftp":
         unsafe = (
             "not encrypted, the password neither; use ftps:// or sftp:// where they are offered"
@@ -73,9 +80,11 @@ def examine(engine: TransferEngine, url: RemoteURL) -> Iterator[Finding]:
 
 
 def _programs(engine: TransferEngine, url: RemoteURL) -> Iterator[Finding]:
+    through_lftp = engine.settings.transport_for(url) == "lftp"
     if url.scheme == "sftp":
-        yield _paramiko() if takes_paramiko(engine.settings) else _ssh()
-    yield _lftp(needed=url.scheme != "sftp")
+        with_paramiko = takes_paramiko(engine.settings) and not through_lftp
+        yield _paramiko() if with_paramiko else _ssh()
+    yield _lftp(needed=through_lftp)
 
 
 def _ssh() -> Finding:
@@ -101,7 +110,8 @@ def _lftp(*, needed: bool) -> Finding:
         return Finding(
             "lftp",
             False if needed else None,
-            "not installed; needed for ftp:// and ftps:// only (Debian, Ubuntu: apt install lftp)",
+            f"not installed{'' if needed else '; needed for ftp:// and ftps:// only'}"
+            " (Debian, Ubuntu: apt install lftp)",
         )
     try:
         done = subprocess.run([lftp, "--version"], capture_output=True, text=True, timeout=10)

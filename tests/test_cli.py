@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -265,7 +266,18 @@ def test_the_doctor_names_what_is_wrong(run, url):
     said = run("doctor", f"sftp://127.0.0.1:{free_port()}/", status=1).stdout
     assert "BAD connection: " in said
     assert "check host and port" in said
-    assert "no such file" in run("doctor", url("none"), status=1).stdout
+    said = run("doctor", url("none"), status=1).stdout
+    assert "ok  connection: " in said
+    assert f"BAD path: {url('none')}: no such file" in said
+
+
+def test_the_doctor_says_what_the_chosen_transport_lacks(run, url, tmp_path):
+    (tmp_path / "ssh").symlink_to(shutil.which("ssh"))
+    run.environment["PATH"] = str(tmp_path)
+    assert "-   lftp: not installed; needed for ftp" in run("doctor", url()).stdout
+    said = run("doctor", "--transport", "lftp", url(), status=1).stdout
+    assert "ok  ssh: " in said
+    assert "BAD lftp: not installed (" in said
 
 
 def test_the_doctor_says_that_a_program_does_not_run(run, url, tmp_path):
