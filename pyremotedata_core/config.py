@@ -406,7 +406,7 @@ def _directory(value: Any) -> str:
 
 _FLAG, _BYTES = "yes or no", "a number of bytes, as 10M"
 _WANTED = {  # for people
-    "host": "a name or address alone, as io.erda.dk; user, port and directory are set elsewhere",
+    "host": "a name or address alone, as io.erda.au.dk; user, port and directory are set elsewhere",
     "port": "a number from 1 to 65535",
     "accept_new": _FLAG,
     "ftps_mode": " or ".join(FTPS_MODES),

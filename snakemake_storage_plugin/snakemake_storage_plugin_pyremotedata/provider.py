@@ -182,7 +182,7 @@ class StorageProvider(StorageProviderBase):
         """Return queries that show what is possible."""
         return [
             ExampleQuery(
-                query="sftp://io.erda.dk/project/reads/{sample}.fastq.gz",
+                query="sftp://io.erda.au.dk/project/reads/{sample}.fastq.gz",
                 description="A file on an SFTP server; host may be an alias of ~/.ssh/config.",
                 type=QueryType.ANY,
             ),
