@@ -429,7 +429,7 @@ class TransferEngine:
                     self._link = Link(
                         self.settings, self._in_process, self._ask, self._keep, take_over
                     )
-                except OSError as error:
+                except (OSError, RuntimeError) as error:  # the latter if no thread can be made
                     raise ConnectionLost(f"cannot start the helper process: {error}") from None
             return self._link
 

@@ -81,6 +81,24 @@ def test_a_helper_that_cannot_be_started_is_an_error_that_says_so(sshd, tmp_path
         engine.stat(sshd.url())
 
 
+def test_a_process_that_may_have_no_further_thread_is_told_so(sshd):
+    """By limits of the machine, as those of memory."""
+    script = """
+import resource, sys, threading
+from pyremotedata_core import ConnectionLost, TransferEngine
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, resource.RLIM_INFINITY))
+threading.stack_size(1 << 30)
+with TransferEngine(in_process=True) as engine:
+    try:
+        engine.stat(sys.argv[1])
+    except ConnectionLost as error:
+        print(error)
+"""
+    command = [sys.executable, "-c", script, sshd.url()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S)
+    assert done.stdout.startswith("cannot start the helper process: can't start new thread")
+
+
 def test_a_closed_engine_says_so(sshd):
     engine = TransferEngine(sshd.settings())
     engine.close()
