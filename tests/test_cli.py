@@ -241,6 +241,13 @@ def test_a_closed_output_matters_to_no_command_that_says_nothing(run, url, make,
     assert (tmp_path / "a").read_bytes() == b"content"
 
 
+def test_a_failure_that_cannot_be_told_stops_nothing(run, url, make):
+    make("a", b"content")
+    line = f"{shlex.join([*CLI, 'ls', url('none'), url('a')])} 2> /dev/full"
+    done = subprocess.run(["sh", "-c", line], env=run.environment, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout.decode()) == (1, f"{url('a')}\n")
+
+
 # --- doctor ---------------------------------------------------------------------------------
 
 

@@ -42,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _forget_output()
     except OSError as error:  # a full disk
         status = 1
-        print(f"pyremotedata: standard output: {error.strerror}", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            print(f"pyremotedata: standard output: {error.strerror}", file=sys.stderr)
         _forget_output()
     sys.exit(status)
 

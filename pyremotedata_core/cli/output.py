@@ -18,7 +18,13 @@ T = TypeVar("T")
 
 def complain(error: TransferError) -> None:
     """Print a failure, in one line."""
-    print(f"pyremotedata: {error}", file=sys.stderr)
+    tell(str(error))
+
+
+def tell(text: str) -> None:
+    """Print a line for people; where that cannot be, what is done is done, and the status tells."""
+    with contextlib.suppress(OSError):
+        print(f"pyremotedata: {text}", file=sys.stderr)
 
 
 def each(things: Iterable[T], act: Callable[[T], None]) -> int:
@@ -98,7 +104,7 @@ def print_plan(planned: Iterable[tuple[str, str]]) -> None:
 def end(result: TreeResult, began: float, options: argparse.Namespace) -> int:
     """Print the outcome of a transfer; return the exit status."""
     for path, why in result.skipped:
-        print(f"pyremotedata: skipped {one_line(path)}: {why}", file=sys.stderr)
+        tell(f"skipped {one_line(path)}: {why}")
     for plain in result.failed:
         complain(from_plain(plain))
     if options.json:
