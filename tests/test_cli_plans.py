@@ -12,7 +12,7 @@ import termios
 import pytest
 
 from .command import CLI
-from .sites import tree
+from .sites import needs_lftp, tree
 
 # --- patterns -------------------------------------------------------------------------------
 
@@ -37,6 +37,17 @@ def test_a_file_whose_name_is_the_pattern_is_meant_alone(run, url, make, there):
     assert tree(there) == {"1.tif": b""}
     assert "no such file" in run.failure("rm", url() + "/%5B1%5D.tif")
     assert tree(there) == {"1.tif": b""}
+
+
+@pytest.mark.parametrize("transport", ["sftp", pytest.param("lftp", marks=needs_lftp)])
+def test_a_server_that_takes_no_name_like_a_pattern_takes_patterns(run, miglike, transport):
+    for name in ("a.tif", "b.tif", "c.csv"):
+        miglike.make(f"patterns/{name}", name.encode())
+    run.environment["PYREMOTEDATA_SSH_CONFIG"] = str(miglike.ssh_config)
+    run.environment["PYREMOTEDATA_TRANSPORT"] = transport
+    run.environment["PYREMOTEDATA_PASSWORD"] = miglike.password
+    assert run("cat", miglike.url("patterns") + "/*.tif").stdout == "a.tifb.tif"
+    assert "nothing matches" in run.failure("rm", miglike.url("patterns") + "/*.txt")
 
 
 def test_ls_lists_all_that_is_below(run, url, make):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..engine import TransferEngine
-from ..errors import RemoteFileNotFound
+from ..errors import RemoteFileNotFound, RemotePermissionDenied
 from ..finding import find, has_magic, locate_pattern
 from ..futures import wait_for
 from ..model import Stat
@@ -36,8 +36,8 @@ def meant(remote: Remote, path: str) -> list[tuple[RemoteURL, Stat | None]]:
     try:
         wait_for(remote.engine.stat(url, follow=False))
         return [(url, None)]
-    except RemoteFileNotFound:
-        pass
+    except (RemoteFileNotFound, RemotePermissionDenied):
+        pass  # the latter of MiG, which takes no such name
     found = sorted(
         find(remote.engine, locate_pattern(remote.url, path)), key=lambda one: one[0].path
     )
