@@ -234,12 +234,23 @@ VARIABLES = {_NAMES.get(f.name, f.name.upper()): f.name for f in fields(Connecti
 
 
 def config_path() -> Path:
-    """Return where the config file is, or would be."""
+    """Return where the config file is, or would be.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is in a home directory that nobody knows.
+    """
     chosen = os.environ.get(ENV + "CONFIG")
-    if chosen:
-        return Path(chosen).expanduser()
     home = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-    return Path(home).expanduser() / "pyremotedata" / "config.yaml"
+    try:
+        if chosen:
+            return Path(chosen).expanduser()
+        return Path(home).expanduser() / "pyremotedata" / "config.yaml"
+    except RuntimeError:
+        raise ConfigurationError(
+            f"no home directory is known for {chosen or home}; set HOME, or {ENV}CONFIG"
+        ) from None
 
 
 def read_config() -> dict[str, Any]:

@@ -93,6 +93,8 @@ def _ssh() -> Finding:
     except TransferError as error:
         return Finding("ssh", False, str(error))
     found = ssh_version()
+    if found == (0, 0):
+        return Finding("ssh", False, f"{path} does not run; see what ssh -V says")
     said = f"{path}, OpenSSH {found[0]}.{found[1]}"
     if found < OLDEST_SSH:
         return Finding("ssh", False, f"{said}; install OpenSSH 8.0 or newer")

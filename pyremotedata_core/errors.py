@@ -252,6 +252,13 @@ _SSH: list[tuple[str, type[TransferError], bool, str]] = [
         "OpenSSH does not accept its configuration",
     ),
     (
+        r"No user exists for uid",
+        ConfigurationError,
+        False,
+        "ssh serves nobody whom this machine does not know; have /etc/passwd name this user, or"
+        " set PYREMOTEDATA_CARRIER=paramiko",
+    ),
+    (
         r"Unable to negotiate|no matching .* found|Protocol major versions differ"
         r"|Bad remote protocol version",
         ConnectionLost,

@@ -16,6 +16,7 @@ class Command:
     """Runs the command in a directory, with an environment."""
 
     def __init__(self, directory: Path, server) -> None:
+        self.argv = CLI
         self.directory = directory
         self.environment = {**os.environ, "PYREMOTEDATA_SSH_CONFIG": str(server.ssh_config)}
 
@@ -23,7 +24,7 @@ class Command:
         self, *arguments: str | Path, status: int = 0, **more
     ) -> subprocess.CompletedProcess:
         done = subprocess.run(
-            [*CLI, *map(str, arguments)],
+            [*self.argv, *map(str, arguments)],
             cwd=self.directory,
             env=self.environment,
             capture_output=True,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -20,7 +22,7 @@ from pyremotedata_core import (
 )
 from pyremotedata_core.nodestate import SessionSlots
 
-from .command import CLI
+from .command import CLI, Command
 from .crowd import move_at_once
 from .logins import attempt, changed
 from .page import told
@@ -120,6 +122,34 @@ def test_a_machine_without_a_way_out(alone):
     command = [*alone, *CLI, "ls", "sftp://192.0.2.1/"]
     said = subprocess.run(command, capture_output=True, text=True, timeout=60)
     told(said.stderr, "the network does not reach")
+
+
+@pytest.fixture
+def nameless(run) -> Iterator[Command]:
+    """The command, run by a user who has a number only, as in some containers."""
+    user = (1 << 20) + os.getpid()
+    argv = ["unshare", "--user", f"--map-user={user}"]
+    if not shutil.which("unshare") or subprocess.run([*argv, "true"], check=False).returncode:
+        pytest.skip("no such user can be made here")
+    run.argv = [*argv, *run.argv]
+    yield run
+    shutil.rmtree(f"/tmp/pyremotedata-{user}", ignore_errors=True)
+
+
+def test_a_user_whom_the_machine_does_not_know(carrier, nameless, url, make):
+    make("a")
+    nameless.environment["PYREMOTEDATA_CARRIER"] = carrier
+    if carrier == "paramiko":
+        assert nameless("ls", url()).stdout == "a\n"
+    else:
+        told(nameless.failure("ls", url(), status=2), "ssh serves nobody")
+        assert "BAD ssh: " in nameless("doctor", url(), status=1).stdout
+
+
+def test_a_user_without_a_home(nameless, url):
+    del nameless.environment["HOME"]
+    nameless.environment.pop("XDG_CONFIG_HOME", None)
+    assert "set HOME, or PYREMOTEDATA_CONFIG" in nameless.failure("ls", url(), status=2)
 
 
 def test_a_server_that_hangs_up(carrier, sshd, listener):

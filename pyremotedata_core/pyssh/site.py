@@ -113,11 +113,14 @@ def find_site(
     ConfigurationError
         If a file cannot be read.
     """
+    try:
+        own = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # in a container, say, the user may have a number only
+        own = os.environ.setdefault("LOGNAME", str(os.getuid()))  # where paramiko, too, looks
     # The first value of an option holds.
     text = (f"User {user}\n" if user else "") + (f"Port {port}\n" if port else "")
     text += "StrictHostKeyChecking accept-new\n" if accept_new else ""
     options = _look_up(name, [text, *_texts(config)])
-    own = pwd.getpwuid(os.getuid()).pw_name
     user, host = options.get("user") or own, options["hostname"]
     port = _number("Port", options.get("port", "22"))
     alias = options.get("hostkeyalias", "").lower()
