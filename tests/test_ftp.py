@@ -233,10 +233,10 @@ def test_a_server_that_begins_with_tls_is_thought_of_where_none_answers(ftp_fact
 
 
 def test_a_certificate_for_another_name_is_refused(ftps):
-    url = ftps.url().replace("127.0.0.1", "127.0.0.2")
+    url = ftps.url().replace("127.0.0.1", "127.1")  # the same address, but not the same name
     with TransferEngine(ftps.settings(timeout_s=20.0)) as engine:
         error = engine.stat(url).exception(WAIT_S)
-        assert isinstance(error, HostKeyRejected | ConnectionLost)
+    assert type(error) is HostKeyRejected
 
 
 def refusal(server, url: str, **settings) -> TransferError:
