@@ -269,6 +269,8 @@ class TransferEngine:
         """
         # Of NumPy, say: what else the helper would not know is told here.
         args = (_plain(url), index(offset), index(length), plain(expect))
+        if min(args[1:3]) < 0:
+            raise ValueError(f"no part of a file: {length} bytes from {offset}")
         return self._request("read", args, bytes)
 
     def store(

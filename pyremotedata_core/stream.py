@@ -53,6 +53,7 @@ class RemoteReader(io.BufferedIOBase):
     """
 
     def __init__(self, engine: TransferEngine, url: RemoteURL, stat: Stat) -> None:
+        self._blocks: OrderedDict[int, Future[bytes]] = OrderedDict()
         if stat.kind != "file":
             kind = "a directory" if stat.kind == "directory" else "not a regular file"
             raise ServerRefused(f"is {kind}; a file was meant", str(url))
@@ -66,7 +67,6 @@ class RemoteReader(io.BufferedIOBase):
         self._ahead = 1
         self._pid = os.getpid()
         self._expected = 0  # where a sequential reader reads next
-        self._blocks: OrderedDict[int, Future[bytes]] = OrderedDict()
 
     def readable(self) -> bool:
         """Return True."""

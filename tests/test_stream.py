@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 
 import pytest
 
@@ -94,6 +96,34 @@ def test_a_missing_file_and_a_wrong_mode_are_errors_at_once(remote):
         remote.open("stream/none.bin")
     with pytest.raises(ConfigurationError):
         remote.open("stream/none.bin", "w")
+
+
+def test_what_is_no_file_is_not_opened_and_leaves_no_warning(sshd):
+    sshd.make_directory("stream")
+    script = """
+import sys
+from pyremotedata_core import Remote, ServerRefused
+with Remote(sys.argv[1], ssh_config=sys.argv[2]) as remote:
+    try:
+        remote.open("stream")
+    except ServerRefused as error:
+        print(error)
+"""
+    command = [sys.executable, "-X", "dev", "-c", script, sshd.url(), str(sshd.ssh_config)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == (
+        f"{sshd.url('stream')}: is a directory; a file was meant\n",
+        "",
+    )
+
+
+def test_a_part_that_no_file_can_have_is_refused(sshd, remote):
+    sshd.make("stream/part.bin", b"12345")
+    stat, url = remote.stat("stream/part.bin"), sshd.url("stream/part.bin")
+    for offset, length in ((-1, 1), (0, -1)):
+        with pytest.raises(ValueError, match="no part of a file"):
+            remote.engine.read(url, offset, length, stat)
+    assert remote.engine.read(url, 1, 3, stat).result(30) == b"234"
 
 
 def make_many(sshd, count):
