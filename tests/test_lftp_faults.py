@@ -153,7 +153,7 @@ def test_a_missing_lftp_says_how_to_get_it(monkeypatch, tmp_path):
 
 def test_a_host_that_looks_like_an_option_is_a_host(tmp_path):
     url = RemoteURL("sftp", f"-oProxyCommand=touch {tmp_path}/ran", "/")
-    with pytest.raises(TransferError):
+    with pytest.raises(TransferError, match="hostname"):
         LftpSession(url, ConnectionSettings(timeout_s=10).for_url(url)).connect()
     assert os.listdir(tmp_path) == []
 

@@ -267,6 +267,34 @@ def test_another_user_who_answers_there_learns_nothing(sshd, make, url):
         assert impostor.stdout.readline() == "0\n"
 
 
+STRANGER = """\
+import os, socket, sys
+os.setuid(65534)
+sock = socket.socket(socket.AF_UNIX)
+sock.settimeout(20)
+sock.connect("\\0" + sys.argv[1])
+try:
+    sock.sendall(sys.stdin.buffer.read())
+    print(len(sock.recv(1)))
+except ConnectionError:
+    print(0)
+"""
+
+
+def test_another_user_who_knows_all_is_not_served(sshd, make, url):
+    if os.getuid() != 0:
+        pytest.skip("only root can be another user")
+    make("a", b"123")
+    plain = sshd.settings().to_plain()
+    stat = (plain_url(RemoteURL.parse(url("a"))), True)
+    argv = [sys.executable, "-c", STRANGER, sharing.place_for(plain)[1:]]
+    with TransferEngine(sshd.settings(), share=True) as engine:
+        engine.stat(url("a")).result(WAIT_S)
+        asks = pack([(1, "join", (plain,)), (2, "stat", stat)])
+        done = subprocess.run(argv, input=asks, capture_output=True, timeout=60, check=True)
+    assert done.stdout == b"0\n"
+
+
 def test_who_is_not_let_in_is_not_served(sshd, make, url):
     make("a", b"123")
     settings = sshd.settings()
