@@ -12,7 +12,13 @@ from typing import Any
 
 from .config import ConnectionSettings, Secret, config_path, read_config
 from .engine import TransferEngine
-from .errors import AuthenticationFailed, ConfigurationError, HostKeyRejected, TransferError
+from .errors import (
+    AuthenticationFailed,
+    ConfigurationError,
+    HostKeyRejected,
+    TransferError,
+    from_oserror,
+)
 
 _ABOUT = {
     "host": "the server, or a name from your ssh_config",
@@ -67,19 +73,27 @@ def write_config(values: dict[str, Any]) -> Path:
     """Write the config file, readable by its owner only, in one step; return its path.
 
     Settings that are not given stand in it as comments.
+
+    Raises
+    ------
+    TransferError
+        If it cannot be written.
     """
     path = config_path()
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=".config-")
     try:
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            file.write(_document(values))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=".config-")
+        try:
+            with os.fdopen(fd, "w", encoding="utf-8") as file:
+                file.write(_document(values))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise from_oserror(error, path) from None
     return path
 
 

@@ -132,6 +132,14 @@ def test_config_shows_settings_without_secrets_and_handles_the_file(home):
     assert not config_of(home).exists()
 
 
+def test_a_config_file_that_cannot_be_written_is_named(home):
+    limited = ["sh", "-c", 'ulimit -f 0; exec "$@"', "sh", *CLI, "config", "--template"]
+    done = subprocess.run(limited, env=home, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"pyremotedata: cannot write {config_of(home)}: File too large")
+    assert list(config_of(home).parent.iterdir()) == []
+
+
 def test_a_bandwidth_limit_holds_for_all_sessions_together(sshd, tmp_path):
     data = os.urandom(3 << 20)
     for number in range(4):
