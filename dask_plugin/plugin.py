@@ -50,7 +50,7 @@ class StagingPlugin(WorkerPlugin):
     Raises
     ------
     ConfigurationError
-        If a setting is unknown, or a secret.
+        If a setting is unknown, not valid, or a secret.
 
     Notes
     -----
@@ -81,10 +81,10 @@ class StagingPlugin(WorkerPlugin):
         **settings: Any,
     ) -> None:
         from pyremotedata_core import ConfigurationError, ConnectionSettings
-        from pyremotedata_core.config import SECRETS, parse_bytes
+        from pyremotedata_core.config import SECRETS, convert, parse_bytes
 
         known = {field.name for field in fields(ConnectionSettings)}
-        for key in settings:
+        for key, value in settings.items():
             if key in SECRETS:
                 raise ConfigurationError(
                     f"{key} must not pass through the scheduler: set"
@@ -92,6 +92,8 @@ class StagingPlugin(WorkerPlugin):
                 )
             if key not in known:
                 raise ConfigurationError(f"unknown setting {key!r}")
+            if value is not None:
+                convert(key, value, key)
         counts = {"ahead_files": (ahead_files, 0), "archive_reads": (archive_reads, 1)}
         for key, (count, least) in counts.items():
             if not isinstance(count, int) or count < least:
@@ -103,7 +105,9 @@ class StagingPlugin(WorkerPlugin):
         try:
             self.ahead_bytes = parse_bytes(ahead_bytes)
         except ValueError:
-            raise ConfigurationError(f"ahead_bytes is not valid: {ahead_bytes!r}") from None
+            self.ahead_bytes = -1
+        if self.ahead_bytes < 0:
+            raise ConfigurationError(f"ahead_bytes is not valid: {ahead_bytes!r}")
         self.settings = settings
         self._serving: Serving | None = None
         self._is_torn_down = False

@@ -155,16 +155,16 @@ class ConnectionSettings:
                     f"{path}: a one-time code serves one login only; give it as {ENV}ONE_TIME_CODE"
                 )
             if value is not None:
-                values[key] = _convert(key, value, f"{path}: {key}")
+                values[key] = convert(key, value, f"{path}: {key}")
         for suffix, key in VARIABLES.items():
             text = os.environ.get(ENV + suffix, "")
             if text:
-                values[key] = _convert(key, text, ENV + suffix)
+                values[key] = convert(key, text, ENV + suffix)
         for key, value in arguments.items():
             if key not in known:
                 raise ConfigurationError(f"unknown setting {key!r}")
             if value is not None:
-                values[key] = _convert(key, value, key)
+                values[key] = convert(key, value, key)
         return cls(**values)
 
     def root(self) -> RemoteURL:
@@ -286,6 +286,23 @@ def parse_bytes(text: str | int | float) -> int:
         raise ValueError(f"not a number of bytes: {text!r}") from None
 
 
+def convert(key: str, value: Any, where: str) -> Any:
+    """Return a value as the field of that name has it.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is not valid; ``where`` names what holds it.
+    """
+    try:
+        return _CONVERTERS.get(key, _text)(value)
+    except (ValueError, TypeError, KeyError, OverflowError):
+        if key in SECRETS:
+            raise ConfigurationError(f"{where} is not valid") from None
+        wanted = f"; it is {_WANTED[key]}" if key in _WANTED else ""
+        raise ConfigurationError(f"{where} is not valid: {_shown(value)}{wanted}") from None
+
+
 def _read_file() -> tuple[Path, dict[str, Any]]:
     path = config_path()
     try:
@@ -324,16 +341,6 @@ def _plain_loader() -> Any:
         for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
     return type("PlainLoader", (yaml.SafeLoader,), {"yaml_implicit_resolvers": resolvers})
-
-
-def _convert(key: str, value: Any, where: str) -> Any:
-    try:
-        return _CONVERTERS.get(key, _text)(value)
-    except (ValueError, TypeError, KeyError, OverflowError):
-        if key in SECRETS:
-            raise ConfigurationError(f"{where} is not valid") from None
-        wanted = f"; it is {_WANTED[key]}" if key in _WANTED else ""
-        raise ConfigurationError(f"{where} is not valid: {_shown(value)}{wanted}") from None
 
 
 def _shown(value: Any) -> str:

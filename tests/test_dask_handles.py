@@ -360,8 +360,11 @@ def test_the_plugin_refuses_secrets_and_typing_errors():
     assert CANARY not in str(caught.value)
     with pytest.raises(ConfigurationError, match="cache_bites"):
         StagingPlugin(cache_bites=1)
-    with pytest.raises(ConfigurationError, match="ahead_bytes"):
-        StagingPlugin(ahead_bytes="many")
+    with pytest.raises(ConfigurationError, match="cache_bytes is not valid: '1X'"):
+        StagingPlugin(cache_bytes="1X", cache_dir=None)
+    for wrong in ("many", -1):
+        with pytest.raises(ConfigurationError, match="ahead_bytes"):
+            StagingPlugin(ahead_bytes=wrong)
     with pytest.raises(ConfigurationError, match="ahead_files"):
         StagingPlugin(ahead_files="many")
     with pytest.raises(ConfigurationError, match="archive_reads"):
