@@ -87,7 +87,7 @@ def test_what_a_read_only_storage_holds_is_used(workflow):
 
 def test_a_setting_that_is_neither_yes_nor_no_is_refused(workflow):
     workflow.write(READ_ONLY.replace('"yes"', '"perhaps"'))
-    workflow.run().failed("read_only is not yes or no: 'perhaps'")
+    workflow.run().failed("read_only is not valid: 'perhaps'; it is yes, no or auto")
 
 
 COPY = """

@@ -147,7 +147,8 @@ def prefetch_bytes(settings: Any) -> int:
         return max(0, parse_bytes(value))
     except ValueError:
         raise ConfigurationError(
-            f"pyremotedata settings: prefetch is not valid: {value!r}"
+            f"pyremotedata settings: prefetch is not valid: {value!r}; it is a number of bytes,"
+            " as 2G, or 0 for none"
         ) from None
 
 
@@ -190,7 +191,9 @@ def is_yes(settings: Any, name: str, default: bool = False) -> bool:
         return False
     if text in ("auto", ""):
         return default
-    raise ConfigurationError(f"pyremotedata settings: {name} is not yes or no: {value!r}")
+    raise ConfigurationError(
+        f"pyremotedata settings: {name} is not valid: {value!r}; it is yes, no or auto"
+    )
 
 
 def connection_settings(settings: Any) -> ConnectionSettings:
