@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 import subprocess
@@ -405,18 +406,28 @@ def _start_helper(theirs: socket.socket, listener: socket.socket | None) -> subp
     # Isolated and without site: starts in half the time, and no user's .pth file runs in it.
     # The owner's path follows for paramiko and PyYAML.
     argv = [sys.executable, "-I", "-S", "-c", _HELPER]
-    fds = [theirs.fileno()] + ([listener.fileno()] if listener is not None else [])
-    argv += [str(theirs.fileno()), str(fds[1] if listener is not None else -1)]
-    argv += [str(os.getpid()), home]
+    given = [_beside_streams(sock) for sock in (theirs, listener) if sock is not None]
+    fds = [sock.fileno() for sock in given]
+    argv += [str(fds[0]), str(-1 if listener is None else fds[1]), str(os.getpid()), home]
     argv += [entry for entry in sys.path if entry]
-    return subprocess.Popen(
-        argv,
-        pass_fds=fds,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    try:
+        return subprocess.Popen(
+            argv,
+            pass_fds=fds,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    finally:
+        for sock in given:
+            sock.close()
+
+
+def _beside_streams(sock: socket.socket) -> socket.socket:
+    """Return a socket again, which may have the number of a standard stream that is closed."""
+    fd = fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, 3)
+    return sharing.kept_from_children(socket.socket(fileno=fd))
 
 
 class Answer(Future[Any]):

@@ -81,6 +81,21 @@ def test_a_helper_that_cannot_be_started_is_an_error_that_says_so(sshd, tmp_path
         engine.stat(sshd.url())
 
 
+def test_a_process_without_standard_streams_has_a_helper(sshd, tmp_path):
+    """As a daemon may be."""
+    script = """
+import os, sys
+from pyremotedata_core import Remote
+os.closerange(0, 3)
+with Remote(sys.argv[1], ssh_config=sys.argv[2]) as remote:
+    remote.get(sys.argv[3], sys.argv[4])
+"""
+    sshd.make("streams/a", b"abc")
+    given = [sshd.url(), str(sshd.ssh_config), "streams/a", str(tmp_path / "a")]
+    subprocess.run([sys.executable, "-c", script, *given], timeout=WAIT_S, check=True)
+    assert (tmp_path / "a").read_bytes() == b"abc"
+
+
 def test_a_process_that_may_have_no_further_thread_is_told_so(sshd):
     """By limits of the machine, as those of memory."""
     script = """
