@@ -58,13 +58,14 @@ class TransferEngine:
     share : bool
         Let one helper, with its sessions, serve all processes of this user on this node that
         share, have the same settings, and belong to the same control group (Linux). It ends with
-        the last of them. If it is killed, files that it moves are moved anew by another.
+        the last of them.
 
     Notes
     -----
-    Thread-safe. The helper process starts with the first request, ends with this process however
-    that ends, and is started anew if it dies. A forked child gets a helper of its own. An engine
-    that nobody holds any more ends with what is under way; `close` does not wait for that.
+    Thread-safe. The helper process starts with the first request and ends with this process however
+    that ends. If it dies it is started anew, and the files that it was moving are moved anew, once.
+    A forked child gets a helper of its own. An engine that nobody holds any more ends with what is
+    under way; `close` does not wait for that.
     """
 
     def __init__(
@@ -427,9 +428,13 @@ class TransferEngine:
             if self._link is None or self._link.ended:
                 try:
                     # Weakly: an engine that nobody holds is to go.
-                    take_over = partial(_take_over, weakref.ref(self)) if self._share else None
                     self._link = Link(
-                        self.settings, self._in_process, self._ask, self._keep, take_over
+                        self.settings,
+                        self._in_process,
+                        self._ask,
+                        self._keep,
+                        self._share,
+                        take_over=partial(_take_over, weakref.ref(self)),
                     )
                 except (OSError, RuntimeError) as error:  # the latter if no thread can be made
                     raise ConnectionLost(f"cannot start the helper process: {error}") from None

@@ -40,9 +40,9 @@ class Link:
     in_process : bool
     ask : bool
     keep : bool
-    take_over : callable, optional
-        Given what others are to be asked for, if the helper ends that is shared with others; None
-        for a helper that nobody shares.
+    share : bool
+    take_over : callable
+        Given what another helper is to be asked for, if this one is killed.
     """
 
     def __init__(
@@ -51,7 +51,8 @@ class Link:
         in_process: bool,
         ask: bool,
         keep: bool,
-        take_over: Callable[[list[Caller]], None] | None = None,
+        share: bool,
+        take_over: Callable[[list[Caller]], None],
     ) -> None:
         self.ended = False
         self._closed = self._dismissed = False
@@ -69,7 +70,7 @@ class Link:
         self._take_over = take_over
         plain = settings.to_plain()
         # A code is good for one login, and who is asked sits at one terminal.
-        shares = take_over is not None and not (in_process or ask or settings.one_time_code)
+        shares = share and not (in_process or ask or settings.one_time_code)
         place = sharing.place_for(plain) if shares else ""
         joined = listener = None
         if place:
@@ -297,7 +298,7 @@ class Link:
         self._settle(None)
         closed = "the engine was closed" if self._closed else "the helper process ended"
         why = self._fatal or closed
-        if self._take_over is not None and not (self._closed or self._fatal):
+        if not (self._closed or self._fatal):
             again = [caller for caller in pending.values() if caller.may_ask_again()]
             for caller in again:
                 caller.take_back()

@@ -232,23 +232,32 @@ def test_helper_and_ssh_end_with_the_parent(
 # --- the helper's death ---------------------------------------------------------------------
 
 
-def test_a_killed_helper_fails_what_is_under_way_and_another_takes_over(slow, make, tmp_path):
+def test_what_a_killed_helper_was_moving_another_one_moves_once(slow, make, tmp_path):
     engine = slow.engine
-    make("a", bytes(2 * LARGE))
-    make("b", b"123")
-    a, b = (slow.url(name) for name in "ab")
-    for _ in range(3):
-        future = engine.fetch(a, tmp_path / "a")
-        wait_until(lambda: temporaries(tmp_path), within_s=20)
-        (helper,) = helpers()
-        os.kill(helper, signal.SIGKILL)
-        error = future.exception(WAIT_S)
-        assert isinstance(error, ConnectionLost)
-        assert error.retryable
-        assert str(error) == f"{a}: the helper process was killed by signal 9"
-        assert engine.fetch(b, tmp_path / "b").result(WAIT_S).size == 3
-        assert tree(tmp_path) == {"b": b"123"}, "the next run clears what was left away"
-        (tmp_path / "b").unlink()
+    data = os.urandom(LARGE)
+    make("a", data)
+    fetch = engine.fetch(slow.url("a"), tmp_path / "a")
+    kill_in_mid_fetch(tmp_path)
+    assert fetch.result(WAIT_S).size == len(data)
+    make("b", bytes(2 * LARGE))
+    fetch = engine.fetch(slow.url("b"), tmp_path / "b")
+    for _ in range(2):
+        kill_in_mid_fetch(tmp_path)
+    error = fetch.exception(WAIT_S)
+    assert isinstance(error, ConnectionLost)
+    assert error.retryable
+    assert str(error) == f"{slow.url('b')}: the helper process was killed by signal 9"
+    make("c", b"123")
+    assert engine.fetch(slow.url("c"), tmp_path / "c").result(WAIT_S).size == 3
+    assert tree(tmp_path) == {"a": data, "c": b"123"}, "the next run clears what was left away"
+
+
+def kill_in_mid_fetch(directory):
+    """Kill the helper once it has connected and something has arrived; wait for its end."""
+    wait_until(lambda: temporaries(directory) and any(map(descendants, helpers())), within_s=20)
+    (helper,) = helpers()
+    os.kill(helper, signal.SIGKILL)
+    soon(lambda: helper not in helpers())
 
 
 def test_a_helper_that_dies_idle_is_replaced_unnoticed(engine, sshd):
