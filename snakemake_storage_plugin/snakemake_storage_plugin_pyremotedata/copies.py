@@ -49,36 +49,46 @@ class Directories:
     """
 
     def __init__(self, top: Path) -> None:
-        self._top = top
-        self._retrieved: set[Path] = set()
+        self._top = str(top)
+        self._retrieved: set[str] = set()
 
     def add(self, path: Path) -> None:
         """Note that a directory was retrieved; jobs may write into it what they like."""
-        self._retrieved.add(path)
+        self._retrieved.add(str(path))
 
     def make_above(self, path: Path) -> None:
         """Make the directories that are to hold the copy of a file."""
         for above in path.parents:
             if above.is_dir():
                 break
-            self._retrieved.discard(above)
+            self._retrieved.discard(str(above))
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def is_copy(self, path: Path) -> bool:
         """Return whether a directory was retrieved by this process, or stored by whatever one."""
-        return path.is_dir() and (path in self._retrieved or (path / TIMESTAMP).exists())
+        return path.is_dir() and self._is_known(str(path))
 
     def is_within_copy(self, path: Path) -> bool:
-        """Return whether the copy of a file is part of that of a directory."""
+        """Return whether the copy of a file is part of that of a directory.
+
+        Snakemake wants to know it of each input of each job that it thinks of, so it is plain
+        strings that are looked at.
+        """
         each = self._top
-        parts = path.relative_to(each).parts if path.is_relative_to(each) else ()
-        for part in parts[:-1]:
-            each = each / part
-            if not each.is_dir():
+        name = str(path)
+        below = name.removeprefix(each + os.sep)
+        if below == name:
+            return False
+        for part in below.split(os.sep)[:-1]:
+            each = f"{each}{os.sep}{part}"
+            if not os.path.isdir(each):
                 break  # nor is there anything in it
-            if self.is_copy(each):
+            if self._is_known(each):
                 return True
         return False
+
+    def _is_known(self, directory: str) -> bool:
+        return directory in self._retrieved or os.path.exists(f"{directory}/{TIMESTAMP}")
 
 
 class Leavings:
