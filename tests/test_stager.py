@@ -440,13 +440,31 @@ def test_a_full_disk_is_an_error_with_the_remedy_and_old_files_make_room(
     a, b, c = make_files(sshd, remote_directory, "abc", size=3_000_000)
     (large,) = make_files(sshd, remote_directory, "d", size=10_000_000)
     with Stager(sshd.settings(cache_dir=str(small_disk), timeout_s=2.0)) as stager:
-        for url in (a, b, c):
-            stager.lease(url).release()
+        stager.lease(a).release()
+        leases = [stager.lease(url) for url in (b, c)]
         assert files_in(small_disk) == {"b", "c"}
+        for lease in leases:
+            lease.release()
         with pytest.raises(LocalStorageFull, match="PYREMOTEDATA_CACHE_DIR") as caught:
             stager.lease(large)
         assert caught.type is LocalStorageFull, "nobody can make room: it waits for nobody"
         assert files_in(small_disk) == {"b", "c"}
+
+
+def test_half_of_a_disk_that_is_smaller_than_the_budget_is_left_to_others(
+    sshd, remote_directory, small_disk
+):
+    urls = make_files(sshd, remote_directory, "abcd", size=1_500_000)
+    with Stager(sshd.settings(cache_dir=str(small_disk))) as stager:
+        for url in urls:
+            stager.lease(url).release()
+        assert files_in(small_disk) == {"c", "d"}
+        leases = [stager.lease(url) for url in urls]
+        assert files_in(small_disk) == {*"abcd"}, "more of it, for files that are in use"
+        del leases
+    with Stager(sshd.settings(cache_dir=str(small_disk), cache_bytes=6_500_000)) as stager:
+        stager.lease(*make_files(sshd, remote_directory, "e", size=500_000)).release()
+        assert files_in(small_disk) == {*"abcde"}, "a budget that the disk has room for is kept"
 
 
 # --- the place ----------------------------------------------------------------------------------

@@ -151,11 +151,12 @@ class NodeCache:
         try:
             with self._usage() as usage:
                 used = usage.read()
-                free = size if is_on_disk else _free_bytes(self.root)
+                free = _free_bytes(self.root) + (size if is_on_disk else 0)
                 # What is left of a transfer that was broken off counts already.
                 more = 0 if (self.root / "pins" / key).exists() else size
-                if used + more > self.budget_bytes or free < size:
-                    used = self._evict(self.budget_bytes - more, size - free)
+                rather = rather_bytes(self.budget_bytes, used + free)
+                if used + more > rather or free < size:
+                    used = self._evict(self.budget_bytes - more, size - free, rather - more)
                     usage.write(used)
                 record = {"url": url, "size": stat.size, "mtime": stat.mtime}
                 pin = self._create_pin(key, name, json.dumps(record).encode())
@@ -379,20 +380,22 @@ class NodeCache:
             raise
         return pin
 
-    def _evict(self, target_bytes: int, wanted_bytes: int) -> int:
+    def _evict(self, target_bytes: int, wanted_bytes: int, rather_bytes: int | None = None) -> int:
         """Evict the least recently used until both wishes are met; return the bytes in use.
 
         The caller holds `usage`. ``target_bytes`` is what the entries may take afterwards,
         ``wanted_bytes`` what must become free on the disk. When that cannot be, nothing goes.
+        ``rather_bytes`` is what they should take, as far as they are not in use.
         """
         entries = sorted(self._entries())
         used = sum(size for _, size, _ in entries)
         slack = self.budget_bytes // 20 if len(entries) > _MANY_ENTRIES else 0
         victims = []
         goal = max(used - target_bytes, wanted_bytes)
+        wish = max(goal, used - (target_bytes if rather_bytes is None else rather_bytes))
         found = 0
         for _, size, key in entries:
-            if found >= goal + slack:
+            if found >= wish + slack:
                 break
             if not self._is_pinned(key):
                 victims.append(key)
@@ -514,6 +517,20 @@ def key_bytes(key: str) -> int:
     """Return the bytes of an entry from its key."""
     size = key.rpartition("-")[2]
     return int(size) if size.isdigit() else 0
+
+
+def rather_bytes(budget: int, room: int) -> int:
+    """Return what the entries should take, as far as they are not in use.
+
+    Parameters
+    ----------
+    budget : int
+        What they may take.
+    room : int
+        What they take and what is free on their disk. Where that is less than the budget, half of
+        it is for others: the outputs of jobs, the temporary files of all users.
+    """
+    return budget if room >= budget else room // 2
 
 
 def _free_bytes(path: Path) -> int:
