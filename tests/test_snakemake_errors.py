@@ -340,6 +340,26 @@ def test_a_full_disk_here(workflow, small_disk):
     assert not [path for path in small_disk.rglob("*") if path.is_file()]
 
 
+def test_a_disk_here_that_has_room_for_a_file_but_not_for_one_in_the_cache_as_well(
+    workflow, small_disk
+):
+    data = os.urandom(5_000_000)
+    workflow.make_remote("in.txt", data)
+    workflow.env["PYREMOTEDATA_CACHE_DIR"] = str(small_disk / "cache")
+    workflow.write(
+        """
+        rule copy:
+            input: storage("@URL@/in.txt")
+            output: "out.txt"
+            shell: "cp {input} {output}"
+        """
+    )
+    prefix = ("--local-storage-prefix", str(small_disk / "copies"))
+    text = workflow.run(*prefix, "--storage-pyremotedata-node-cache", "yes").succeeded().text
+    assert workflow.path("out.txt").read_bytes() == data
+    assert text.count("Not through the node's cache") == 1
+
+
 def test_a_name_that_the_server_does_not_take(miglike, tmp_path):
     workflow = Workflow(tmp_path / "work", miglike, f"d{time.monotonic_ns()}")
     workflow.env["PYREMOTEDATA_SSH_KEY"] = str(miglike.key)

@@ -115,8 +115,6 @@ class Fetching:
         """Copy a file from the node's cache, or link to it; fetch it into the cache if need be."""
         if self._stager is None:
             return None
-        from pyremotedata_core.stager.copying import fill
-
         try:
             lease = await wait(self._stager().stage(url, expect=stat))
         except (LocalStorageFull, ConfigurationError) as error:
@@ -125,16 +123,30 @@ class Fetching:
         if link:
             self._link(lease, path)
             return Fetched(lease.stat, lease.from_cache)
-        with lease:
-            part = Part(str(path))
-            copying = in_thread(fill, part, lease.path)
-            try:
-                await wait(copying)
-                part.publish(lease.stat, fsync=False)
-            finally:
-                # A thread cannot be stopped: what it still makes has to go.
-                copying.add_done_callback(lambda _copied: part.discard())
+        try:
+            with lease:
+                await self._copy(lease, path, wait)
+        except LocalStorageFull as error:
+            cache = self._stager().cache
+            # Their disk has no room for it twice, but may have for it once.
+            is_theirs = os.stat(path.parent).st_dev == os.stat(cache.root).st_dev
+            if not (is_theirs and cache.make_room(lease.stat.size)):
+                raise
+            self._warn(f"Not through the node's cache: {error}")
+            return None
         return Fetched(lease.stat, lease.from_cache)
+
+    async def _copy(self, lease: Lease, path: Path, wait: Wait) -> None:
+        from pyremotedata_core.stager.copying import fill
+
+        part = Part(str(path))
+        copying = in_thread(fill, part, lease.path)
+        try:
+            await wait(copying)
+            part.publish(lease.stat, fsync=False)
+        finally:
+            # A thread cannot be stopped: what it still makes has to go.
+            copying.add_done_callback(lambda _copied: part.discard())
 
     def _link(self, lease: Lease, path: Path) -> None:
         """Make the local copy a link into the cache, where the file stays as long as the link."""
