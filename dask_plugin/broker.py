@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Any
@@ -43,6 +44,7 @@ class Broker(SchedulerPlugin):
         self.ledger = Ledger(archive_reads)
         self._locality = locality
         self._files: OrderedDict[str, Hashable] = OrderedDict()  # by URL: what it was last
+        self._led: weakref.WeakSet[Any] = weakref.WeakSet()  # tasks that prefer some workers
         self._scheduler: Any = None
         self._told_nodes = 0
 
@@ -92,8 +94,13 @@ class Broker(SchedulerPlugin):
         if worker in self.ledger.workers:
             self._send(worker, {"what": "nodes", "nodes": self.ledger.nodes})
 
-    def remove_worker(self, scheduler: Any, worker: str, **_: Any) -> None:  # noqa: ARG002
+    def remove_worker(self, scheduler: Any, worker: str, **_: Any) -> None:
         """Let others bring what a worker was bringing that has gone."""
+        # Where there is no other worker, Dask would have them wait for those that they prefer.
+        for task in self._led.intersection(scheduler.unrunnable):
+            if task.worker_restrictions.isdisjoint(scheduler.workers):
+                task.worker_restrictions, task.loose_restrictions = None, False
+                self._led.discard(task)
         words = self.ledger.leave(worker)
         self._tell_nodes()
         self._tell(words)
@@ -110,6 +117,7 @@ class Broker(SchedulerPlugin):
             if near:
                 task.worker_restrictions = near
                 task.loose_restrictions = True
+                self._led.add(task)
 
     def _near(self, handles: list[RemoteFile]) -> set[str]:
         """Return the workers on nodes that hold the most of some files; none if all do."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 
 from dask_plugin import RemoteFile, stats
 
 from .dask_nodes import content, workers_of
-from .waiting import wait_until
+from .waiting import PATIENCE_S, wait_until
 
 distributed = pytest.importorskip("distributed")
 
@@ -38,6 +41,26 @@ def test_tasks_run_elsewhere_when_the_preferred_node_is_gone(archive, start_node
     assert client.submit(where, file, workers=[home]).result() == home
     client.retire_workers([home])
     assert client.submit(where, file, pure=False).result() == other
+
+
+def test_tasks_run_on_new_workers_when_all_that_there_were_are_gone(archive, start_nodes, tmp_path):
+    client = start_nodes(2, locality=True)
+    home, other = workers_of(client)
+    file, data = archive.make("a", 1000)
+    assert client.submit(where, file, workers=[home]).result() == home
+
+    def stay(file):
+        (tmp_path / "begun").touch()
+        wait_until((tmp_path / "gate").exists, "the task may go on")
+        return content(file)
+
+    task = client.submit(stay, file)
+    wait_until((tmp_path / "begun").exists, "the task has begun")
+    for pid in client.run(os.getpid).values():
+        os.kill(pid, signal.SIGKILL)  # their nannies start others
+    wait_until(lambda: not {home, other} & {*workers_of(client)}, "both are gone")
+    (tmp_path / "gate").touch()
+    assert task.result(timeout=PATIENCE_S) == data
 
 
 def test_tasks_run_elsewhere_when_the_preferred_node_is_busy(archive, start_nodes, tmp_path):
