@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import fields, replace
 from hashlib import sha256
-from typing import Any
+from typing import Any, Self
 
 from fsspec.asyn import AsyncFileSystem, get_loop, reset_lock
 from fsspec.config import apply_config
@@ -82,6 +82,7 @@ class LookingFileSystem(AsyncFileSystem, metaclass=_KeepsSecrets):
         expiry_s = REMEMBER_S if listings_expiry_time is None else listings_expiry_time
         self._remember_s = expiry_s if use_listings_cache else 0.0
         self._memory: tuple[object, dict[str, Any]] = (None, {})
+        self._strip_protocol = self._path_here  # type: ignore[method-assign]
         self._log_in()
 
     # --- names -----------------------------------------------------------------------------
@@ -91,12 +92,31 @@ class LookingFileSystem(AsyncFileSystem, metaclass=_KeepsSecrets):
         if isinstance(path, list):
             return [cls._strip_protocol(one) for one in path]
         path = stringify_path(path)
+        if isinstance(path, _PathOfURL):
+            return path
         if looks_like_url(path):
-            return _parse(path).path
+            return _PathOfURL(_parse(path))
         if path.startswith("/"):
             return normalise(path)
         path = posixpath.normpath(path)
         return "" if path == "." else path
+
+    def _path_here(self, path: Any) -> Any:
+        """Return the path of a name, which may be a URL of this server only.
+
+        Stands for `_strip_protocol` in each instance.
+        """
+        path = type(self)._strip_protocol(path)
+        if isinstance(path, list):
+            return [self._path_here(one) for one in path]
+        if isinstance(path, _PathOfURL):
+            url, here = path.url, self._server or self._reach()[1]
+            said = (url.user or here.user, url.port or here.port)
+            if (url.scheme, url.host, *said) != (here.scheme, here.host, here.user, here.port):
+                raise ConfigurationError(
+                    f"is not on {here.server}: each server takes a file system of its own", str(url)
+                )
+        return str(path)
 
     @staticmethod
     def _get_kwargs_from_urls(path: str) -> dict[str, Any]:
@@ -317,6 +337,24 @@ class LookingFileSystem(AsyncFileSystem, metaclass=_KeepsSecrets):
 
 
 # --- pieces -----------------------------------------------------------------------------------
+
+
+class _PathOfURL(str):
+    """The path of a URL, which keeps the URL.
+
+    Fsspec makes one file system for a list of URLs, after the first of them, and hands it the
+    paths of all.
+    """
+
+    def __new__(cls, url: RemoteURL) -> Self:
+        path = super().__new__(cls, url.path)
+        path.url = url
+        return path
+
+    url: RemoteURL
+
+    def __reduce__(self) -> Any:
+        return _PathOfURL, (self.url,)
 
 
 def _parse(text: str) -> RemoteURL:

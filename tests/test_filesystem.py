@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import datetime
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -105,6 +106,43 @@ def test_wrong_settings_are_told_at_once(options):
         fsspec.filesystem("pyremotedata", **options)
 
 
+@pytest.mark.parametrize(
+    "change", [("://", "://other@"), ("embedded", "elsewhere"), ("sftp", "ftp")]
+)
+def test_a_url_of_another_server_is_refused_and_not_looked_for_here(sshd, fs, make, place, change):
+    make("a", b"its")
+    url = f"pyremotedata+sftp://{sshd.alias}{place}/a"
+    other = url.replace(*change)
+    assert fs.cat(url) == b"its"
+    for work in (
+        lambda: fs.cat(other),
+        lambda: fs.glob(f"{other}*"),
+        lambda: fs.open(other),
+        lambda: fs.open(other, "wb"),
+        lambda: fs.pipe(other, b"2"),
+        lambda: fs.copy(url, f"{other}2"),
+        lambda: fs.mv(url, f"{other}2"),
+        lambda: fs.rm(other),
+    ):
+        with pytest.raises(ConfigurationError) as caught:
+            work()
+        assert f"is not on sftp://{sshd.alias}" in str(caught.value)
+    assert tree(place) == {"a": b"its"}
+
+
+def test_a_list_of_urls_is_of_one_server(sshd, options, make, place):
+    make("a", b"its")
+    urls = [f"pyremotedata://{host}{place}/a" for host in (sshd.alias, "elsewhere")]
+    first, second = fsspec.open_files(urls, **options)
+    with first as file:
+        assert file.read() == b"its"
+    for one in (second, pickle.loads(pickle.dumps(second))):
+        with pytest.raises(ConfigurationError), one:
+            pass
+    with pytest.raises(ConfigurationError):
+        fsspec.open_files([f"{url[:-1]}*" for url in urls], **options)
+
+
 def test_relative_paths_begin_in_the_configured_directory(sshd, make, place, monkeypatch):
     make("in/x.bin", b"1")
     monkeypatch.setenv("PYREMOTEDATA_REMOTE_URI", sshd.alias)
@@ -114,6 +152,9 @@ def test_relative_paths_begin_in_the_configured_directory(sshd, make, place, mon
     assert fs.find("") == fs.glob("*/*.bin") == ["in/x.bin"]
     assert fs.cat("in/x.bin") == b"1"
     assert fs.unstrip_protocol("in/x.bin").endswith(f"{place}/in/x.bin")
+    assert fs.cat(fs.unstrip_protocol("in/x.bin")) == b"1"
+    with pytest.raises(ConfigurationError):
+        fs.cat("pyremotedata://elsewhere/in/x.bin")
 
 
 # --- questions --------------------------------------------------------------------------------
