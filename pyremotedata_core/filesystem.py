@@ -32,7 +32,7 @@ from .errors import (
     ServerRefused,
     from_oserror,
 )
-from .filesystem_files import ReadFile, WriteFile, WriteText
+from .filesystem_files import WRITING, ReadFile, WriteFile, WriteText
 from .filesystem_looking import FILES_AT_ONCE, LISTINGS_AT_ONCE, LookingFileSystem, each, mirror
 from .futures import wait_for
 from .local import NOTHING_TOLD, date_after
@@ -281,7 +281,11 @@ class RemoteFileSystem(LookingFileSystem):
     # --- open files ------------------------------------------------------------------------
 
     def open(self, path: Any, mode: str = "rb", *args: Any, **options: Any) -> Any:
-        """Open a file: "r" as a `ReadFile`; "w", and "x" for a new one, as a `WriteFile`."""
+        """Open a file: "r" as a `ReadFile`, anything else as a `WriteFile`.
+
+        "w" begins anew, "x" makes a new file; "a" and "r+" fetch what is there, and store it anew
+        with what has been written. Each of them may read, too.
+        """
         if mode in ("r", "rt", "rb"):
             return super().open(path, mode, *args, **options)
         names = ("encoding", "errors", "newline")
@@ -305,13 +309,18 @@ class RemoteFileSystem(LookingFileSystem):
             if lease is not None:
                 return ReadFile(self, path, lease.stat, lease)
             return ReadFile(self, path, _file(wait_for(self.engine.stat(url)), url))
-        if mode not in ("wb", "xb"):
-            raise ConfigurationError(f"a file is opened with rb, wb or xb, not {mode!r}", str(url))
-        if mode == "xb":
+        if mode not in WRITING:
+            raise ConfigurationError(
+                f"a file is opened with r, w, x, a or r+, not {mode!r}", str(url)
+            )
+        if mode[0] == "x":
             with contextlib.suppress(RemoteFileNotFound):
                 wait_for(self.engine.stat(url, follow=False))
                 raise RemoteFileExists("exists already", str(url))
-        return WriteFile(self, path, mode, autocommit, compress)
+        file = WriteFile(self, path, mode, autocommit, compress)
+        if mode[0] == "r" and not autocommit:  # fsspec leaves it out
+            self.transaction.files.append(file)
+        return file
 
     def open_known(self, path: str, stat: Stat) -> ReadFile:
         """Open a file for reading of which it is known what it is, when it is first read."""

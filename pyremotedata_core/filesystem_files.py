@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from fsspec.compression import compr
 from fsspec.core import OpenFile
 
-from .errors import TransferError, from_oserror
+from .errors import RemoteChanged, RemoteFileNotFound, TransferError, from_oserror
 from .futures import wait_for
 from .local import NOTHING_TOLD, date_after
 from .model import Stat
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .stager import Lease
 
 LINES_BYTES = 1 << 17
+WRITING = ("wb", "w+b", "xb", "x+b", "ab", "a+b", "r+b")
 
 _log = logging.getLogger(__name__)
 
@@ -136,7 +137,8 @@ class WriteFile(io.BufferedRandom):
     """A temporary local file that is stored when it is closed, whole or not at all.
 
     Nothing is stored if its ``with`` block ends with an exception, or if it is never closed. It
-    may be read and sought in meanwhile.
+    may be read and sought in meanwhile. What "a" and "r+" go on from is fetched first; if it is
+    no longer that when it is to be stored, that is `RemoteChanged`.
     """
 
     def __init__(
@@ -144,11 +146,19 @@ class WriteFile(io.BufferedRandom):
     ) -> None:
         try:
             place = tempfile.mkdtemp(prefix="pyremotedata-")
-            self._clear = weakref.finalize(self, _clear, place, os.getpid())
-            self._local = os.path.join(place, "content")
-            super().__init__(io.FileIO(self._local, "w+"))
         except OSError as error:
             raise from_oserror(error, tempfile.gettempdir()) from None
+        self._clear = weakref.finalize(self, _clear, place, os.getpid())
+        self._local = os.path.join(place, "content")
+        self._before = None
+        try:
+            if mode[0] in "ar":
+                self._before = _fetch(fs, path, mode, self._local, compression)
+            how = mode[0].replace("x", "w") + "+"
+            super().__init__(_locally(self._local, io.FileIO, self._local, how))
+        except BaseException:
+            self._clear()
+            raise
         self.fs, self.path, self.autocommit = fs, path, autocommit
         self._mode, self._compression = mode, compression
         self._pid = os.getpid()
@@ -165,7 +175,7 @@ class WriteFile(io.BufferedRandom):
 
     @property
     def mode(self) -> str:  # type: ignore[override]
-        """``wb`` or ``xb``."""
+        """One of `WRITING`."""
         return self._mode
 
     @property
@@ -201,9 +211,14 @@ class WriteFile(io.BufferedRandom):
                 if self._compression:
                     local = _locally(local, _compress, local, self._compression)
                 engine, url = self.fs.engine, self.fs.url(self.path)
+                now = None
                 with contextlib.suppress(*NOTHING_TOLD):
-                    date_after(local, wait_for(engine.stat(url)))
-                wait_for(engine.store(local, url, overwrite=self._mode != "xb"))
+                    now = wait_for(engine.stat(url))
+                    date_after(local, now)
+                if self._before and (now is None or not now.same_content(self._before)):
+                    raise RemoteChanged("the file changed since it was opened", str(url))
+                new = self._mode[0] == "x" or (self._mode[0] == "a" and self._before is None)
+                wait_for(engine.store(local, url, overwrite=not new))
         finally:
             self.discard()
             self.fs.invalidate_cache()
@@ -255,6 +270,31 @@ def _locally(path: str, work: Callable[..., Any], *args: Any) -> Any:
         return work(*args)
     except OSError as error:
         raise from_oserror(error, path) from None
+
+
+def _fetch(
+    fs: RemoteFileSystem, path: str, mode: str, local: str, compression: str | None
+) -> Stat | None:
+    """Fetch what is to be gone on from, if there is anything; return what it was."""
+    fetched = f"{local}.packed" if compression else local
+    try:
+        stat = wait_for(fs.engine.fetch(fs.url(path), fetched))
+    except RemoteFileNotFound:
+        if mode[0] == "r":
+            raise
+        return None
+    if compression:
+        _locally(local, _decompress, fetched, local, compression)
+    return stat
+
+
+def _decompress(packed: str, path: str, compression: str) -> None:
+    with (
+        open(packed, "rb") as source,
+        compr[compression](source, mode="rb") as file,
+        open(path, "wb") as target,
+    ):
+        shutil.copyfileobj(file, target, BLOCK_BYTES)
 
 
 def _compress(path: str, compression: str) -> str:

@@ -113,7 +113,7 @@ def test_a_directory_is_no_file(fs, place):
         with pytest.raises(IsADirectoryError):
             ask(place)
     with pytest.raises(ConfigurationError):
-        fs.open(f"{place}/a", "r+b")
+        fs.open(f"{place}/a", "rw")
 
 
 def test_a_file_and_its_listing_may_be_out_of_step(make, fs, place, tmp_path):

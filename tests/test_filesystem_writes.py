@@ -16,6 +16,7 @@ from pyremotedata_core import (
     ConfigurationError,
     ConnectionLost,
     LocalStorageFull,
+    RemoteFileNotFound,
     RemotePermissionDenied,
     ServerRefused,
     TransferError,
@@ -172,6 +173,46 @@ def test_one_may_seek_and_read_while_writing(fs, place):
     assert (place / "b").read_bytes() == b"9123"
 
 
+@pytest.mark.parametrize("compression", [None, "gzip"])
+def test_one_may_go_on_with_a_file(fs, place, compression):
+    unpack = gzip.decompress if compression else bytes
+    for expected, mode, data in (
+        ("", "a+", ""),
+        ("1é", "a", "1é"),
+        ("1é23", "a", "23"),
+        ("xé23", "r+", "x"),
+        ("new", "w+", "new"),
+    ):
+        with fs.open(f"{place}/a", mode, compression=compression, encoding="utf-8") as file:
+            file.write(data)
+            if "+" in mode:
+                file.seek(0)
+                assert file.read() == expected
+        assert unpack((place / "a").read_bytes()) == expected.encode()
+    with pytest.raises(Failed):
+        write_half(fs.open(f"{place}/a", "ab", compression=compression))
+    with pytest.raises(RemoteFileNotFound):
+        fs.open(f"{place}/none", "r+b", compression=compression)
+    assert {path: unpack(data) for path, data in tree(place).items()} == {"a": b"new"}
+
+
+@pytest.mark.parametrize(
+    ("mode", "before", "after"),
+    [("r+b", b"old", b"its"), ("ab", b"old", b"its"), ("ab", b"old", None), ("ab", None, b"its")],
+)
+def test_what_was_changed_by_another_meanwhile_is_not_overwritten(fs, place, mode, before, after):
+    def change(data):
+        (place / "a").unlink(missing_ok=True)
+        if data is not None:
+            (place / "a").write_bytes(data)
+            os.utime(place / "a", (MTIME, MTIME + (data == b"its")))
+
+    change(before)
+    with pytest.raises(TransferError):
+        write_half(fs.open(f"{place}/a", mode), then=lambda: change(after))
+    assert tree(place) == ({"a": after} if after else {})
+
+
 def test_a_refused_upload_is_the_cores_error(chroot_sshd):
     closed = chroot_sshd.make_directory("written-never")
     closed.chmod(0o500)
@@ -212,6 +253,16 @@ def test_a_transaction_stores_all_its_files_at_its_end(fs, place):
         assert tree(place) == {}
     assert tree(place) == {"a": b"a", "b": b"b"}
     assert fs.size(f"{place}/a") == 1
+
+
+@pytest.mark.parametrize("mode", ["ab", "r+b"])
+def test_a_transaction_has_what_was_gone_on_with(fs, place, mode):
+    (place / "a").write_bytes(b"0123")
+    with fs.transaction:
+        with fs.open(f"{place}/a", mode) as file:
+            file.write(b"9")
+        assert tree(place) == {"a": b"0123"}
+    assert tree(place) == {"a": b"01239" if mode == "ab" else b"9123"}
 
 
 def test_a_transaction_that_fails_stores_nothing(fs, place):
