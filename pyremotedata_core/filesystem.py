@@ -32,7 +32,7 @@ from .errors import (
     ServerRefused,
     from_oserror,
 )
-from .filesystem_files import WRITING, ReadFile, WriteFile, WriteText
+from .filesystem_files import WRITING, PartsFile, ReadFile, WriteFile, WriteText
 from .filesystem_looking import FILES_AT_ONCE, LISTINGS_AT_ONCE, LookingFileSystem, each, mirror
 from .futures import wait_for
 from .local import NOTHING_TOLD, date_after
@@ -284,7 +284,8 @@ class RemoteFileSystem(LookingFileSystem):
         """Open a file: "r" as a `ReadFile`, anything else as a `WriteFile`.
 
         "w" begins anew, "x" makes a new file; "a" and "r+" fetch what is there, and store it anew
-        with what has been written. Each of them may read, too.
+        with what has been written. Each of them may read, too. With a ``cache_type`` of fsspec's
+        "r" keeps parts of the file as that one does.
         """
         if mode in ("r", "rt", "rb"):
             return super().open(path, mode, *args, **options)
@@ -301,14 +302,19 @@ class RemoteFileSystem(LookingFileSystem):
         mode: str = "rb",
         autocommit: bool = True,
         compress: str | None = None,
+        block_size: int | None = None,
+        cache_type: str | None = None,
+        cache_options: dict[str, Any] | None = None,
         **_: Any,
     ) -> Any:
         url = self.url(path)
         if mode == "rb":
             lease = self._borrow(url)
-            if lease is not None:
-                return ReadFile(self, path, lease.stat, lease)
-            return ReadFile(self, path, _file(wait_for(self.engine.stat(url)), url))
+            stat = lease.stat if lease else _file(wait_for(self.engine.stat(url)), url)
+            whole = ReadFile(self, path, stat, lease)
+            if cache_type is None:
+                return whole
+            return PartsFile(whole, block_size, cache_type, cache_options)
         if mode not in WRITING:
             raise ConfigurationError(
                 f"a file is opened with r, w, x, a or r+, not {mode!r}", str(url)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fsspec.compression import compr
 from fsspec.core import OpenFile
+from fsspec.spec import AbstractBufferedFile
 
 from .errors import RemoteChanged, RemoteFileNotFound, TransferError, from_oserror
 from .futures import wait_for
@@ -78,6 +79,37 @@ class ReadFile(io.BufferedReader):
     def info(self) -> dict[str, Any]:
         """Return what `RemoteFileSystem.info` says of it."""
         return self.details
+
+
+class PartsFile(AbstractBufferedFile):  # type: ignore[misc]
+    """A `ReadFile` in parts that one of fsspec's caches asks for and keeps."""
+
+    def __init__(
+        self,
+        file: ReadFile,
+        block_size: int | None,
+        cache_type: str,
+        cache_options: dict[str, Any] | None,
+    ) -> None:
+        self._file = file
+        super().__init__(
+            file.fs,
+            file.path,
+            "rb",
+            block_size or "default",
+            cache_type=cache_type,
+            cache_options=cache_options,
+            size=file.size,
+        )
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        self._file.seek(start)
+        return self._file.read(end - start)
+
+    def close(self) -> None:
+        """Close it; the cache goes."""
+        super().close()
+        self._file.close()
 
 
 class _Leased(io.FileIO):

@@ -146,6 +146,25 @@ def test_a_local_cache_can_be_put_in_front(options, there, url, tmp_path):
     assert len(list(tmp_path.iterdir())) == 2, "the file and the cache's own notes"
 
 
+def test_a_cache_of_fsspecs_keeps_the_parts_that_were_read(options, fs, there, url, tmp_path):
+    data = os.urandom(20 * BLOCK_BYTES)
+    (there / "a").write_bytes(data)
+    chained = {"pyremotedata+sftp": options, "blockcache": {"cache_storage": str(tmp_path)}}
+    for _ in range(2):
+        with fsspec.open(f"blockcache::{url}/a", **chained) as file:
+            file.seek(7 * BLOCK_BYTES - 1)
+            assert file.read(5) == data[7 * BLOCK_BYTES - 1 : 7 * BLOCK_BYTES + 4]
+    sizes = [path.stat().st_blocks * 512 for path in tmp_path.iterdir()]
+    assert sum(sizes) < len(data)
+    with fs.open(f"{there}/a", cache_type="readahead", block_size=1000) as file:
+        file.seek(-1234, 2)
+        assert file.read() == data[-1234:]
+        (there / "a").write_bytes(b"another")
+        file.seek(0)
+        with pytest.raises(RemoteChanged):
+            file.read(10)
+
+
 def test_a_member_of_a_remote_archive_is_read_by_a_chain_of_urls(options, there, url):
     with zipfile.ZipFile(there / "a.zip", "w") as packed:
         packed.writestr("in/a.csv", table(1000))
