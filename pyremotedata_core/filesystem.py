@@ -13,8 +13,6 @@ import contextlib
 import logging
 import os
 import posixpath
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from glob import has_magic
@@ -35,7 +33,7 @@ from .errors import (
 from .filesystem_files import WRITING, PartsFile, ReadFile, WriteFile, WriteText
 from .filesystem_looking import FILES_AT_ONCE, LISTINGS_AT_ONCE, LookingFileSystem, each, mirror
 from .futures import wait_for
-from .local import NOTHING_TOLD, date_after
+from .local import NOTHING_TOLD, OwnDirectory, date_after
 from .model import Stat
 from .stager import Lease, lending
 from .stream import BLOCK_BYTES, block_bytes
@@ -372,11 +370,8 @@ def _on_progress(callback: Any) -> Callable[[int, int], None] | None:
 
 @contextlib.contextmanager
 def _local_place() -> Iterator[str]:
-    place = tempfile.mkdtemp(prefix="pyremotedata-")
-    try:
-        yield os.path.join(place, "content")
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+    with OwnDirectory() as own:
+        yield os.path.join(own.path, "content")
 
 
 def _read(lease: Lease, first: int, stop: int) -> bytes:

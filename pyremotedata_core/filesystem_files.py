@@ -8,8 +8,6 @@ import logging
 import os
 import shutil
 import sys
-import tempfile
-import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +17,7 @@ from fsspec.spec import AbstractBufferedFile
 
 from .errors import RemoteChanged, RemoteFileNotFound, TransferError, from_oserror
 from .futures import wait_for
-from .local import NOTHING_TOLD, date_after
+from .local import NOTHING_TOLD, OwnDirectory, date_after
 from .model import Stat
 from .stream import BLOCK_BYTES, RemoteReader
 
@@ -81,7 +79,7 @@ class ReadFile(io.BufferedReader):
         return self.details
 
 
-class PartsFile(AbstractBufferedFile):  # type: ignore[misc]
+class PartsFile(AbstractBufferedFile):
     """A `ReadFile` in parts that one of fsspec's caches asks for and keeps."""
 
     def __init__(
@@ -176,12 +174,8 @@ class WriteFile(io.BufferedRandom):
     def __init__(
         self, fs: RemoteFileSystem, path: str, mode: str, autocommit: bool, compression: str | None
     ) -> None:
-        try:
-            place = tempfile.mkdtemp(prefix="pyremotedata-")
-        except OSError as error:
-            raise from_oserror(error, tempfile.gettempdir()) from None
-        self._clear = weakref.finalize(self, _clear, place, os.getpid())
-        self._local = os.path.join(place, "content")
+        self._place = OwnDirectory()
+        self._local = os.path.join(self._place.path, "content")
         self._before = None
         try:
             if mode[0] in "ar":
@@ -189,11 +183,10 @@ class WriteFile(io.BufferedRandom):
             how = mode[0].replace("x", "w") + "+"
             super().__init__(_locally(self._local, io.FileIO, self._local, how))
         except BaseException:
-            self._clear()
+            self._place.close()
             raise
         self.fs, self.path, self.autocommit = fs, path, autocommit
         self._mode, self._compression = mode, compression
-        self._pid = os.getpid()
         self.wanted = True
 
     def __exit__(self, kind: Any, *_: Any) -> None:
@@ -201,7 +194,7 @@ class WriteFile(io.BufferedRandom):
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "wanted", False) and not self.closed and self._pid == os.getpid():
+        if getattr(self, "wanted", False) and not self.closed and not self._place.inherited:
             _log.warning("%s was never closed, and so is not stored", self.name)
             self.discard()
 
@@ -227,8 +220,8 @@ class WriteFile(io.BufferedRandom):
             return
         self.wanted = self.wanted and not _leaves_by_exception(self)
         self._close_local()
-        if self._pid != os.getpid():
-            return  # forked: it is the parent's
+        if self._place.inherited:
+            return
         if not self.wanted:
             self.discard()
         elif self.autocommit:
@@ -260,14 +253,14 @@ class WriteFile(io.BufferedRandom):
         self.wanted = False
         with contextlib.suppress(TransferError):
             self._close_local()
-        self._clear()
+        self._place.close()
 
     def _close_local(self) -> None:
         try:
             _locally(self._local, super().close)
         except TransferError:
             self.wanted = False
-            self._clear()
+            self._place.close()
             raise
 
 
@@ -338,11 +331,6 @@ def _compress(path: str, compression: str) -> str:
     ):
         shutil.copyfileobj(source, file, BLOCK_BYTES)
     return packed
-
-
-def _clear(place: str, pid: int) -> None:
-    if pid == os.getpid():  # not in a forked child
-        shutil.rmtree(place, ignore_errors=True)
 
 
 def _leaves_by_exception(file: WriteFile) -> bool:

@@ -85,6 +85,7 @@ class IOHandler:
             _log.warning("lftp_settings has no effect; ssh_key and ssh_config name what ssh needs")
         self.user_confirmation = user_confirmation
         self.do_clean = clean
+        self._owner = os.getpid()  # a forked child leaves the local files to its parent
         self.cache: dict[str, list[str]] = {}
         self._remote = Remote(username=user, password=password, host=remote, **settings)
         self._directory = self._remote.url
@@ -103,7 +104,7 @@ class IOHandler:
 
     def __exit__(self, *_: object) -> None:
         try:
-            if self.do_clean:
+            if self.do_clean and os.getpid() == self._owner:
                 self.clean()
         finally:
             self._remote.engine.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import tempfile
 from collections.abc import Iterator
@@ -98,6 +99,7 @@ class RemotePathIterator:
     def __iter__(self) -> Iterator[tuple[str, str]]:
         handler = self.io_handler
         self._iterating = True
+        owner = os.getpid()
         place = Path(tempfile.mkdtemp(prefix="stream-", dir=handler.lpwd()))
         stream = stream_files(
             handler._remote.engine,
@@ -112,7 +114,7 @@ class RemotePathIterator:
                 yield str(local), path
         finally:
             stream.close()
-            if self.clear_local:
+            if self.clear_local and os.getpid() == owner:
                 remove_local(place)
             self._iterating = False
 

@@ -7,6 +7,9 @@ import errno
 import os
 import shutil
 import stat
+import tempfile
+import weakref
+from typing import Self
 
 from .errors import (
     LocalStorageFull,
@@ -120,6 +123,42 @@ def date_after(path: str | os.PathLike[str], replaced: Stat) -> None:
             os.utime(path, (info.st_atime, replaced.mtime + 1))
     except OSError as error:
         raise from_oserror(error, path) from None
+
+
+class OwnDirectory:
+    """A new temporary directory, which goes when it is closed, or else with this object.
+
+    A forked child leaves it to its parent.
+
+    Raises
+    ------
+    TransferError
+        If it cannot be made.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self.path = tempfile.mkdtemp(prefix="pyremotedata-")
+        except OSError as error:
+            raise from_oserror(error, tempfile.gettempdir()) from None
+        self.owner = os.getpid()
+        self.close = weakref.finalize(self, _remove_own, self.path, self.owner)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def inherited(self) -> bool:
+        """Whether this is a forked child."""
+        return os.getpid() != self.owner
+
+
+def _remove_own(path: str, owner: int) -> None:
+    if os.getpid() == owner:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 class _NoFile:

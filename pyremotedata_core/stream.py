@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import tempfile
 import unicodedata
 from collections import OrderedDict, deque
 from collections.abc import Generator, Iterable, Iterator
@@ -17,7 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .engine import TransferEngine
-from .errors import ServerRefused
+from .errors import ConnectionLost, ServerRefused
+from .local import OwnDirectory
 from .model import Stat
 from .url import RemoteURL
 
@@ -198,22 +198,26 @@ def stream_files(
     Raises
     ------
     TransferError
-        When the turn of a file comes that could not be fetched.
+        When the turn of a file comes that could not be fetched; in a forked child, which leaves
+        all to its parent, at once.
     """
-    with tempfile.TemporaryDirectory(prefix="pyremotedata-") as own:
-        shelves = _Shelves(directory or Path(own))
+    with OwnDirectory() as own:
+        shelves = _Shelves(directory or Path(own.path))
         ahead = _Ahead(engine, iter(urls), shelves, max(1, ahead_files), ahead_bytes)
         used: deque[_Moving] = deque()
         try:
             while (item := ahead.next()) is not None:
                 yield item.streamed
+                if own.inherited:
+                    raise ConnectionLost("a forked process does not share its parent's stream")
                 if clear:
                     used.append(item)
                     if len(used) >= keep_files:
                         shelves.remove(used.popleft())
         finally:
-            ahead.close(remove=clear)
-            shelves.close()
+            if not own.inherited:
+                ahead.close(remove=clear)
+                shelves.close()
 
 
 class _Moving(NamedTuple):

@@ -12,6 +12,8 @@ import pytest
 
 from pyremotedata_core import IOHandler, RemoteFileNotFound, RemotePathIterator, TransferError
 
+from .forks import in_a_fork
+
 FILES = {"a.bin": 300, "ab.txt": 5, "sub/c.bin": 20_000, "sub/deep/d e.bin": 0, "sub2/f.bin": 77}
 
 
@@ -215,6 +217,17 @@ def test_the_iterator_yields_every_file_once_and_clears_up(io, data):
         seen[remote] = Path(local).read_bytes()
     assert seen == {name: (data / name).read_bytes() for name in FILES}
     assert os.listdir(io.lpwd()) == []
+
+
+def test_a_forked_child_leaves_the_local_files_to_its_parent(io, data):
+    io.do_clean = True
+    seen = {}
+    stream = iter(RemotePathIterator(io, batch_size=2, max_queued_batches=1, n_local_files=1))
+    for local, remote in stream:
+        for work in (stream.close, lambda: io.__exit__()):
+            assert in_a_fork(work) == ""
+        seen[remote] = Path(local).read_bytes()
+    assert seen == {name: (data / name).read_bytes() for name in FILES}
 
 
 def test_shuffle_subset_and_split_part_the_files(io):

@@ -11,6 +11,7 @@ import pytest
 
 from pyremotedata_core import (
     ConfigurationError,
+    ConnectionLost,
     Remote,
     RemoteChanged,
     RemoteFileNotFound,
@@ -79,6 +80,24 @@ def test_a_forked_child_reads_on_and_so_does_its_parent(sshd, remote):
         assert file.read(BLOCK_BYTES) == data[:BLOCK_BYTES]
         assert in_a_fork(read) == ""
         read()
+
+
+@pytest.mark.parametrize("clear", [False, True])
+def test_a_forked_child_leaves_a_stream_to_its_parent(sshd, remote, clear):
+    names, sources = make_many(sshd, 20)
+    stream = remote.stream(names, ahead_files=8, clear=clear)
+    locals_ = [next(stream).local]
+
+    def go_on() -> None:
+        assert locals_[0].read_bytes() == sources[0].read_bytes()
+        with pytest.raises(ConnectionLost):
+            next(stream)
+
+    for work in (go_on, stream.close):
+        assert in_a_fork(work) == ""
+        assert locals_[0].read_bytes() == sources[0].read_bytes()
+    read = [local.read_bytes() for local, _ in stream]
+    assert read == [source.read_bytes() for source in sources[1:]]
 
 
 def test_a_file_that_changes_while_it_is_open_is_an_error(sshd, reading):
