@@ -37,7 +37,7 @@ class RemoteReader(io.BufferedIOBase):
     """A remote file opened for reading: seekable, read ahead, in bounded memory.
 
     Sequential reading makes it ask for more and more blocks ahead, up to `READ_AHEAD_BYTES`;
-    after a seek it begins with one block. Memory is bounded by twice that.
+    after a seek to elsewhere it asks for what is read. Memory is bounded by twice that.
 
     Parameters
     ----------
@@ -113,7 +113,8 @@ class RemoteReader(io.BufferedIOBase):
         if self._at >= self.stat.size or size == 0:
             return b""
         number, start = divmod(self._at, self._block_bytes)
-        data = self._block(number)
+        last = number if size is None or size < 0 else (self._at + size - 1) // self._block_bytes
+        data = self._block(number, last)
         stop = len(data) if size is None or size < 0 else min(len(data), start + size)
         piece = data[start:stop]
         self._at += len(piece)
@@ -134,13 +135,14 @@ class RemoteReader(io.BufferedIOBase):
         self._blocks.clear()
         super().close()
 
-    def _block(self, number: int) -> bytes:
-        if self._at != self._expected:
-            self._ahead = 1  # a jump
+    def _block(self, number: int, needed: int) -> bytes:
+        if self._at != self._expected:  # a jump
+            self._ahead = 1 if number in self._blocks or number - 1 in self._blocks else 0
         elif number not in self._blocks or number + self._ahead not in self._blocks:
-            self._ahead = min(2 * self._ahead, self._most_ahead)
+            self._ahead = min(max(1, 2 * self._ahead), self._most_ahead)
+        ahead = max(self._ahead, min(needed - number, self._most_ahead))
         last = (self.stat.size - 1) // self._block_bytes
-        for wanted in range(number, min(number + self._ahead, last) + 1):
+        for wanted in range(number, min(number + ahead, last) + 1):
             if wanted not in self._blocks:
                 offset = wanted * self._block_bytes
                 length = min(self._block_bytes, self.stat.size - offset)

@@ -59,6 +59,21 @@ def test_any_seek_and_read_gives_what_a_local_file_gives(sshd, reading):
             assert file.tell() == local.tell()
 
 
+def test_reads_here_and_there_ask_for_no_more_than_is_read(sshd_factory):
+    server = sshd_factory(log_requests=True)
+    data = os.urandom(60 * BLOCK_BYTES)
+    server.make("large.bin", data)
+    with Remote(server.url(), ssh_config=str(server.ssh_config)) as remote:
+        with remote.open("large.bin") as file:
+            for place in range(54 * BLOCK_BYTES, 0, -6 * BLOCK_BYTES):
+                file.seek(place)
+                assert file.read(3 * BLOCK_BYTES) == data[place : place + 3 * BLOCK_BYTES]
+        some = server.requests("read")
+        with remote.open("large.bin") as file:
+            assert file.read() == data
+        assert some <= (server.requests("read") - some) / 2, "27 of 60 blocks"
+
+
 def test_readinto_and_text_read_as_files_do(sshd, remote):
     sshd.make("stream/text.csv", "ø,å\n1,2\n".encode())
     with remote.open("stream/text.csv", "r") as file:
