@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
@@ -43,16 +44,16 @@ class Entries:
         self._inbox = inbox
         self._future = begin(on_batch=partial(_put, inbox))
         self._future.add_done_callback(lambda _: inbox.put(None))
+        # Not __del__: it would run for each that has come to its end, too, and a Ctrl-C that
+        # comes to Python in it is lost.
+        self._give_up = weakref.finalize(self, self._future.cancel)
+        self._give_up.atexit = False
 
     def __enter__(self) -> Entries:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_future"):
-            self.close()
 
     def __iter__(self) -> Entries:
         return self
@@ -63,6 +64,7 @@ class Entries:
                 batch = None if self._closed else self._inbox.get()
                 if batch is None:
                     self._inbox.put(None)  # for whoever asks next
+                    self._give_up.detach()
                     error = None if self._closed else self._future.exception()
                     raise error or StopIteration
                 self._rows, more = batch
@@ -73,7 +75,7 @@ class Entries:
     def close(self) -> None:
         """End the listing; more than once is no error."""
         self._closed = True
-        self._future.cancel()
+        self._give_up()
 
 
 def to_entry(row: Row) -> Entry:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import sys
 import threading
 from itertools import chain
 
@@ -51,6 +52,19 @@ def test_a_remote_lists_a_file_as_itself(sshd, remote_directory):
         assert [(e.name, e.stat.size) for e in remote.iterdir("file")] == [("file", 5)]
         with pytest.raises(RemoteFileNotFound):
             list(remote.iterdir("none"))
+
+
+def test_no_python_runs_when_a_listing_that_has_ended_is_dropped(sshd, engine, remote_directory):
+    """Ctrl-C that came to it there would be lost."""
+    entries = engine.iterdir(sshd.url(remote_directory))
+    assert list(entries) == []
+    called = []
+    sys.setprofile(lambda frame, event, _: event == "call" and called.append(frame.f_code.co_name))
+    try:
+        del entries
+    finally:
+        sys.setprofile(None)
+    assert called == []
 
 
 def test_what_is_closed_early_ends_and_the_engine_goes_on():
