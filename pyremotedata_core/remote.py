@@ -163,13 +163,14 @@ class Remote:
         unlisted = Spool()
         try:
             while waiting:
-                parent, entries = waiting.popleft()
+                parent, entries = waiting[0]
                 while some := sorted(islice(entries, SORTED_ENTRIES)):
                     for name, stat in some:
                         below = f"{parent}/{name}" if parent else name
                         yield below, stat
                         if stat.kind == "directory":
                             unlisted.append(below)
+                waiting.popleft()
                 while unlisted and len(waiting) < LISTINGS_AT_ONCE:
                     below = unlisted.popleft()
                     waiting.append((below, self.engine.iterdir(top.join(below))))

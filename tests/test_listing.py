@@ -77,6 +77,16 @@ def test_what_is_closed_early_ends_and_the_engine_goes_on():
         assert engine.stat(f"{base}/file.bin").result(WAIT_S).size == len(FILE)
 
 
+def test_a_walk_that_is_broken_off_ends_the_listing_that_it_was_in():
+    with liar("many 1000000000", timeout_s=60.0) as (engine, base, _):
+        walk = Remote(base, engine=engine).walk()
+        next(walk)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            walk.throw(KeyboardInterrupt)
+        entries = caught.traceback[-1].frame.f_locals["entries"]  # a notebook keeps them, too
+        assert next(entries, None) is None
+
+
 def test_threads_share_the_entries_among_them():
     with liar("many 30000", timeout_s=30.0) as (engine, base, _):
         entries = engine.iterdir(base)
