@@ -29,7 +29,10 @@ FILE = bytes(range(256)) * 400  # what every file of a liar holds
 DIRECTORY_MODE, FILE_MODE = 0o040755, 0o100644
 WITH_PATHS = {OPEN, LSTAT, SETSTAT, OPENDIR, REMOVE, MKDIR, RMDIR, STAT, RENAME, EXTENDED}
 HOLD_S = 60.0  # at the most
+TARDY_S = 0.05
 NAMES = {
+    READ: "read",
+    WRITE: "write",
     SETSTAT: "setstat",
     CLOSE: "close",
     OPENDIR: "opendir",
@@ -248,6 +251,9 @@ class Middleman:
         Keeps names in lower case, as servers of some systems keep theirs in one normal form.
     refuse : list of str
         Kinds of requests that are answered with "permission denied", or with ``refusal``, a code.
+    tardy : list of str
+        Kinds of requests (``read``, ``write``) that are done when nothing else has come for a
+        moment: those that come after them are done before, as asynchronous servers may.
     spoil : str, mark : str
         Changes a byte of the first DATA (``read``) or WRITE (``write``) of the first session, or
         says of that WRITE that it is done, and does not do it (``lose``).
@@ -259,6 +265,9 @@ class Middleman:
         self.asked: dict[bytes, str] = {}
         self.held: dict[bytes, str] = {}
         self.sending = threading.Lock()
+        self.passing = threading.Lock()
+        self.tardy: list[bytes] = []
+        self.quiet = threading.Timer(0, self.catch_up)
 
     def serve(self) -> None:
         answers = threading.Thread(target=self.answers, daemon=True)
@@ -286,13 +295,28 @@ class Middleman:
             if kind == READ and limit:
                 (length,) = struct.unpack(">I", body[-4:])
                 body = body[:-4] + struct.pack(">I", min(length, limit))
-            self.child.stdin.write(packet(kind, body))
-            self.child.stdin.flush()
+            self.quiet.cancel()
+            with self.passing:
+                if self.asked.get(body[:4]) in self.options.get("tardy", ()):
+                    self.tardy.append(packet(kind, body))
+                else:
+                    self.child.stdin.write(packet(kind, body))
+                    self.child.stdin.flush()
+            if self.tardy:
+                self.quiet = threading.Timer(TARDY_S, self.catch_up)
+                self.quiet.start()
         while self.held:  # at the end of its input the server gives no answer any more
             time.sleep(0.01)
         self.child.stdin.close()
         answers.join()
         os._exit(0)
+
+    def catch_up(self) -> None:
+        assert self.child.stdin is not None
+        with self.passing:
+            self.child.stdin.write(b"".join(self.tardy))
+            self.child.stdin.flush()
+            self.tardy.clear()
 
     def answers(self) -> None:
         assert self.child.stdout is not None

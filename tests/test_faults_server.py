@@ -69,6 +69,38 @@ def test_a_server_that_reads_short_is_read_to_the_end(tmp_path):
     assert tree(tmp_path) == {"large": data, "small": data[:25_000]}
 
 
+# --- servers that do less, or otherwise, than OpenSSH's -------------------------------------
+
+
+@pytest.mark.parametrize("extensions", [False, True])
+def test_a_file_is_closed_when_all_of_it_is_read(tmp_path, extensions):
+    """A read that is done after the close may be of the file that was opened next."""
+    sizes = {"large": 9 * 2**20, **{f"{number}": 40_000 + number for number in range(20)}}
+    with ScriptedSshd("relay", {"tardy": ["read"], "extensions": extensions}) as server:
+        for name, size in sizes.items():
+            server.make(f"t/{name}", os.urandom(size))
+        with TransferEngine(server.settings()) as engine:
+            assert engine.fetch_tree(server.url("t"), tmp_path / "t").result(WAIT_S).failed == []
+            engine.fetch(server.url("t/0"), tmp_path / "alone").result(WAIT_S)
+        assert tree(tmp_path / "t") == tree(server.root / "t")
+        assert (tmp_path / "alone").read_bytes() == (server.root / "t/0").read_bytes()
+
+
+def test_a_file_is_closed_and_dated_when_all_of_it_is_written(tmp_path):
+    here = tmp_path / "t"
+    here.mkdir()
+    sizes = {"large": 9 * 2**20, **{f"{number}": 40_000 + number for number in range(20)}}
+    for name, size in sizes.items():
+        (here / name).write_bytes(os.urandom(size))
+        os.utime(here / name, (1_000_000_000, 1_000_000_000))
+    with ScriptedSshd("relay", {"tardy": ["write"], "extensions": False}) as server:
+        with TransferEngine(server.settings()) as engine:
+            assert engine.store_tree(here, server.url("t")).result(WAIT_S).failed == []
+        assert tree(server.root / "t") == tree(here)
+        times = {path.stat().st_mtime for path in (server.root / "t").iterdir()}
+        assert times == {1_000_000_000}
+
+
 # --- full disks -----------------------------------------------------------------------------
 
 

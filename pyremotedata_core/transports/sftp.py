@@ -105,7 +105,7 @@ class SftpSession:
         self.read_bytes = self.write_bytes = SAFE_CHUNK_BYTES
         self.may_probe = False  # ask once for more than the server is known to serve
         self.rtt_s = 0.0  # shortest answer to a question asked while nothing else was under way
-        self.careful = False  # the server answers reads short: close handles only when all is in
+        self.careful = False  # the server may run what is in flight side by side, a CLOSE, too
         self.plain_uploads = False  # it is not as is usual: bundles hand their files back
         self.opened = False
         self.alive = True
@@ -342,6 +342,8 @@ class SftpSession:
         if version < 3:
             raise wire.Garbage(f"protocol version {version}")
         self.extensions = wire.read_extensions(body)
+        # Who offers none may be a few lines upon an asynchronous library, as ssh2 for Node.
+        self.careful = not self.extensions
         self.opened = True
         self._hear_stderr(0)
         self._said = b""  # a greeting, warnings: not why the session ends one day

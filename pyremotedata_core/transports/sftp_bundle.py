@@ -23,7 +23,7 @@ from . import wire
 from .base import Operation, Sink, SmallSource
 from .sftp import SftpSession
 from .sftp_publish import creation_flags, dated_well, dating
-from .sftp_sequences import POSIX_RENAME, error_of, is_ok, path_of, url_of
+from .sftp_sequences import POSIX_RENAME, error_of, ignore, is_ok, path_of, url_of
 
 
 class SmallFile:
@@ -78,10 +78,10 @@ class Bundle:
 
 
 class _Download:
-    """As `Download`: OPEN; then the reads, FSTAT and CLOSE in flight together, and the FSTAT shows
-    whether the file is still what it was."""
+    """As `Download`: OPEN; then the reads and FSTAT in flight together, and the FSTAT shows whether
+    the file is still what it was; in the end CLOSE."""
 
-    __slots__ = ("_bundle", "_error", "_file", "_flight")
+    __slots__ = ("_bundle", "_error", "_file", "_flight", "_handle")
 
     def __init__(self, bundle: Bundle, file: SmallFile) -> None:
         self._bundle, self._file = bundle, file
@@ -95,7 +95,7 @@ class _Download:
         if kind != wire.HANDLE:
             self._bundle.end(self._file, error_of(session, self._file.path, (kind, body)))
             return
-        handle = wire.read_handle(body)
+        self._handle = wire.read_handle(body)
         size, offset = self._file.stat.size, 0
         if self._bundle.operation.cancelled:
             self._error, size = cancelled(), 0
@@ -103,12 +103,11 @@ class _Download:
             length = min(session.read_bytes, size - offset)
             self._flight += 1
             session.asked_for(length)
-            body_ = handle + wire.u64(offset) + wire.u32(length)
+            body_ = self._handle + wire.u64(offset) + wire.u32(length)
             session.request(wire.READ, body_, self._read, (offset, length))
             offset += length
-        self._flight += 2
-        session.request(wire.FSTAT, handle, self._statted)
-        session.request(wire.CLOSE, handle, self._closed)
+        self._flight += 1
+        session.request(wire.FSTAT, self._handle, self._statted)
 
     def _read(self, kind: int, body: memoryview, asked: tuple[int, int]) -> None:
         offset, size = asked
@@ -128,19 +127,17 @@ class _Download:
                     bundle.operation.count(size)
         else:
             self._error = self._error or self._changed()
-        if not self._flight:
-            bundle.end(self._file, self._error)
+        self._progress()
 
     def _statted(self, kind: int, body: memoryview, _data: Any) -> None:
         self._flight -= 1
         if kind != wire.ATTRS or not wire.read_attrs(body)[0].same_content(self._file.stat):
             self._error = self._error or self._changed()
-        if not self._flight:
-            self._bundle.end(self._file, self._error)
+        self._progress()
 
-    def _closed(self, _kind: int, _body: memoryview, _data: Any) -> None:
-        self._flight -= 1
+    def _progress(self) -> None:
         if not self._flight:
+            self._bundle.session.request(wire.CLOSE, self._handle, ignore)
             self._bundle.end(self._file, self._error)
 
     def _changed(self) -> RemoteChanged:

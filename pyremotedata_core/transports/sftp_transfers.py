@@ -19,9 +19,11 @@ from .sftp_sequences import Run, error_of, ignore, is_ok, path_of, url_of
 class Download:
     """Reads bytes [offset, offset + length) of a file into a sink.
 
-    OPEN; then all reads, FSTAT and CLOSE in flight together. A server answers the requests on one
-    handle as if in order, so the FSTAT shows the file as it was after the reads: equal to the
-    earlier stat means that size and mtime stood still from then until now.
+    OPEN; then all reads and FSTAT in flight together; in the end CLOSE, whose answer nobody needs.
+    A server answers the requests on one handle as if in order, so the FSTAT shows the file as it
+    was after the reads: equal to the earlier stat means that size and mtime stood still from then
+    until now. Some servers begin them in order, and run them side by side: a CLOSE before the last
+    answer would have a read go to the file that the server opens next.
     """
 
     def __init__(self, session: SftpSession, operation: Operation) -> None:
@@ -31,16 +33,12 @@ class Download:
         self._sink: Sink = sink
         self._expect: Stat = expect
         self._error: TransferError | None = None
-        self._gaps: list[tuple[int, int]] = [(offset, offset + length)] if length else []
-        self._open()
-
-    def _open(self) -> None:
-        self._ranges = deque(self._gaps)
-        self._gaps = []
+        self._ranges = deque([(offset, offset + length)] if length else [])
+        self._gaps: list[tuple[int, int]] = []
         self._flight = 0
-        self._closing = False
-        body = path_of(self._path) + wire.u32(wire.O_READ) + wire.NO_ATTRS
-        self._session.request(wire.OPEN, body, self._opened)
+        self._ended = False
+        body = path_of(path) + wire.u32(wire.O_READ) + wire.NO_ATTRS
+        session.request(wire.OPEN, body, self._opened)
 
     def _opened(self, kind: int, body: memoryview, _data: Any) -> None:
         if kind != wire.HANDLE:
@@ -51,8 +49,10 @@ class Download:
         self._session.want_reads(self)
 
     def issue(self) -> bool:
-        """Send the next read, or the last questions."""
+        """Send the next read, or the last question."""
         session = self._session
+        if self._ended:
+            return False
         if self._operation.cancelled:
             self._fail(cancelled())
         if self._ranges:
@@ -72,16 +72,9 @@ class Download:
             session.request(wire.READ, body, self._data, (offset, size))
             if self._ranges:
                 return True
-        if not session.careful or not self._flight:
-            self._close()
+        self._flight += 1
+        session.request(wire.FSTAT, self._handle, self._statted)
         return False
-
-    def _close(self) -> None:
-        if not self._closing:
-            self._closing = True
-            self._flight += 2
-            self._session.request(wire.FSTAT, self._handle, self._statted)
-            self._session.request(wire.CLOSE, self._handle, self._closed)
 
     def _data(self, kind: int, body: memoryview, asked: tuple[int, int]) -> None:
         offset, size = asked
@@ -120,8 +113,6 @@ class Download:
             return
         if size > session.read_bytes:  # the probe's answer: the server's own limit
             session.read_bytes = max(session.read_bytes, length)
-        else:
-            session.careful = True
         self._gaps.append((offset + length, offset + size))
 
     def _statted(self, kind: int, body: memoryview, _data: Any) -> None:
@@ -132,23 +123,16 @@ class Download:
             self._fail(self._changed())
         self._progress()
 
-    def _closed(self, _kind: int, _body: memoryview, _data: Any) -> None:
-        self._flight -= 1
-        self._progress()
-
     def _progress(self) -> None:
         if self._flight:
             return
-        if self._gaps and not self._closing and not self._error:
+        if self._gaps and not self._error:
             self._ranges.extend(self._gaps)
-            self._gaps = []
+            self._gaps.clear()
             self._session.want_reads(self)
-        elif not self._closing:
-            if not self._ranges:
-                self._close()
-        elif self._gaps and not self._error:
-            self._open()
-        else:
+        elif not self._ranges:
+            self._ended = True
+            self._session.request(wire.CLOSE, self._handle, ignore)
             self._session.finish(self._operation, None, self._error)
 
     def _changed(self) -> RemoteChanged:
@@ -167,6 +151,7 @@ class Upload:
 
     OPEN; then all writes and CLOSE in flight together. With a target it makes the file under its
     temporary name, and publishes it in the end; what that asks first is in flight with the rest.
+    On a session that is to be careful each waits for the one before.
     """
 
     def __init__(
@@ -226,11 +211,14 @@ class Upload:
                     session.request_write(body, data, self._written, size)
                     if self._next < self._end:
                         return True
-        self._close()
+        if not (session.careful and self._flight):
+            self._close()
         return False
 
     def _close(self) -> None:
         session = self._session
+        if self._closing:
+            return
         self._closing = True
         if session.settings.fsync and "fsync@openssh.com" in session.extensions:
             self._flight += 1
@@ -238,7 +226,7 @@ class Upload:
             session.request(wire.EXTENDED, body, self._status)
         self._flight += 1
         session.request(wire.CLOSE, self._handle, self._status)
-        if self._target and not self._error:
+        if self._target and not self._error and not session.careful:
             questions = dating(self._temporary, self._source)
             self._dated = [None] * len(questions)
             self._flight += len(questions)
@@ -270,8 +258,12 @@ class Upload:
                 )
             self._fail(error)
         self._flight -= 1
-        if self._closing and not self._flight:
+        if self._flight:
+            return
+        if self._closing:
             self._conclude()
+        elif self._next == self._end or self._error:
+            self._close()
 
     def _conclude(self) -> None:
         session, operation, error = self._session, self._operation, self._error
