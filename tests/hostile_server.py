@@ -361,7 +361,9 @@ class Middleman:
             return "rename" if take_string(body, 4).startswith(b"posix-rename") else "extended"
         if kind == OPEN:
             (flags,) = struct.unpack_from(">I", body, 8 + len(take_string(body, 4)))
-            return "create" if flags & 0x08 else "open"
+            if flags & 0x08:
+                return "create" if flags & 0x10 else "create untruncated"
+            return "open"
         return NAMES.get(kind, "other")
 
 

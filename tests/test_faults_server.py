@@ -101,6 +101,17 @@ def test_a_file_is_closed_and_dated_when_all_of_it_is_written(tmp_path):
         assert times == {1_000_000_000}
 
 
+def test_a_file_is_made_as_most_clients_make_it(tmp_path):
+    """Some servers know the usual combinations of flags, and no others."""
+    sizes = {"small": 10, "large": 9 * 2**20}
+    with ScriptedSshd("relay", {"refuse": ["create untruncated"]}) as server:
+        with TransferEngine(server.settings()) as engine:
+            for name, size in sizes.items():
+                (tmp_path / name).write_bytes(os.urandom(size))
+                engine.store(tmp_path / name, server.url(f"t/{name}")).result(WAIT_S)
+        assert tree(server.root / "t") == tree(tmp_path)
+
+
 # --- full disks -----------------------------------------------------------------------------
 
 

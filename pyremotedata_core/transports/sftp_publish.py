@@ -55,9 +55,12 @@ def local_changed(source: Source) -> TransferError:
 
 
 def creation_flags(temporary: str, path: str, overwrite: bool) -> int:
-    """Return the flags that make a file under its temporary name, or in its final place."""
+    """Return the flags that make a file under its temporary name, or in its final place.
+
+    A new one has nothing to truncate, but some servers know no other way of making a file.
+    """
     replaces = temporary == path and overwrite
-    return wire.O_WRITE | wire.O_CREAT | (wire.O_TRUNC if replaces else wire.O_EXCL)
+    return wire.O_WRITE | wire.O_CREAT | wire.O_TRUNC | (0 if replaces else wire.O_EXCL)
 
 
 def create(
