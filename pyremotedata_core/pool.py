@@ -56,6 +56,8 @@ class Pool:
     ----------
     growth : Growth
         What is to come, as the jobs tell it.
+    takes_parts : bool or None
+        Whether the server takes a file in parts, as an upload has found; None while none has.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Pool:
         self._closed = False
         self._dispatch_asked = False
         self.growth = Growth()
+        self.takes_parts: bool | None = None
         self._sampler: Timer | None = None
         self._keeper: Timer | None = None
 

@@ -76,7 +76,7 @@ class Store(FileJob):
         self._take_back()
         self._error = None
         self._compared = None
-        segments = self._mover.segments(self._url)
+        segments = self._mover.segments(self._url) and self._takes_parts() is not False
         try:
             self._source = LocalSource(self._path, self._modes)
         except TransferError as local_error:
@@ -150,6 +150,31 @@ class Store(FileJob):
         if error is not None:
             self._stored(None, error)
         elif self.cancelled:
+            self._all_moved()
+        elif self._takes_parts() is None and self._size:
+            # Some servers take a file from its beginning to its end, and not otherwise.
+            args = (self._temporary, self._source, min(SEGMENT_BYTES, self._size - 1), 1)
+            self._submit("write_part", args, self._probed)
+        else:
+            self._move_all(set())
+
+    def _takes_parts(self) -> bool | None:
+        """Whether the server takes a file in parts; None if that is not known yet."""
+        try:
+            return self._mover.pool(self._url).takes_parts
+        except TransferError:
+            return None  # the operations meet it, too
+
+    def _probed(self, _: Any, error: TransferError | None) -> None:
+        refused = isinstance(error, ServerRefused | RemotePermissionDenied | RemoteFileNotFound)
+        if error is None or refused:
+            self._mover.pool(self._url).takes_parts = not refused
+        if refused and not self.cancelled:
+            self._discard(None)
+            self._source.close()
+            self._start()
+        elif error is not None or self.cancelled:
+            self._error = error
             self._all_moved()
         else:
             self._move_all(set())

@@ -30,6 +30,7 @@ DIRECTORY_MODE, FILE_MODE = 0o040755, 0o100644
 WITH_PATHS = {OPEN, LSTAT, SETSTAT, OPENDIR, REMOVE, MKDIR, RMDIR, STAT, RENAME, EXTENDED}
 HOLD_S = 60.0  # at the most
 TARDY_S = 0.05
+FEW_BYTES = 100  # of a packet
 NAMES = {
     READ: "read",
     WRITE: "write",
@@ -250,13 +251,15 @@ class Middleman:
     fold : bool
         Keeps names in lower case, as servers of some systems keep theirs in one normal form.
     refuse : list of str
-        Kinds of requests that are answered with "permission denied", or with ``refusal``, a code.
+        Kinds of requests that are answered with "permission denied", or with ``refusal``, a code;
+        ``continue`` is to open a file that is there for writing.
     tardy : list of str
         Kinds of requests (``read``, ``write``) that are done when nothing else has come for a
         moment: those that come after them are done before, as asynchronous servers may.
     spoil : str, mark : str
         Changes a byte of the first DATA (``read``) or WRITE (``write``) of the first session, or
-        says of that WRITE that it is done, and does not do it (``lose``).
+        says of that WRITE that it is done, and does not do it (``lose``). A WRITE of a few bytes
+        is left alone.
     """
 
     def __init__(self, server: str, options: dict) -> None:
@@ -276,7 +279,8 @@ class Middleman:
         for kind, body in packets(sys.stdin.buffer):
             if kind != INIT:
                 self.asked[body[:4]] = self.name(kind, body)
-            if kind == WRITE and self.options.get("spoil") == "write" and self.first():
+            spoils = self.options.get("spoil") if kind == WRITE and len(body) > FEW_BYTES else ""
+            if spoils == "write" and self.first():
                 body = body[:-1] + bytes([body[-1] ^ 1])
             if kind != INIT and self.asked[body[:4]] == self.options.get("hold"):
                 self.hold(body[:4])
@@ -285,7 +289,7 @@ class Middleman:
                 code = self.options.get("refusal", DENIED)
                 self.send(STATUS, body[:4] + struct.pack(">I", code) + string(b"no") * 2)
                 continue
-            if kind == WRITE and self.options.get("spoil") == "lose" and self.first():
+            if spoils == "lose" and self.first():
                 del self.asked[body[:4]]
                 self.send(STATUS, body[:4] + struct.pack(">I", OK) + string(b"") * 2)
                 continue
@@ -363,7 +367,7 @@ class Middleman:
             (flags,) = struct.unpack_from(">I", body, 8 + len(take_string(body, 4)))
             if flags & 0x08:
                 return "create" if flags & 0x10 else "create untruncated"
-            return "open"
+            return "continue" if flags & 0x02 else "open"
         return NAMES.get(kind, "other")
 
 

@@ -112,6 +112,22 @@ def test_a_file_is_made_as_most_clients_make_it(tmp_path):
         assert tree(server.root / "t") == tree(tmp_path)
 
 
+@pytest.mark.parametrize("refusal", [3, 4])  # denied, failure
+@pytest.mark.parametrize("verify", [False, True])
+def test_where_no_file_can_be_continued_it_goes_in_one_piece(tmp_path, refusal, verify):
+    """As to an object store, whose files are written from their beginning to their end."""
+    here = tmp_path / "t"
+    here.mkdir()
+    for name, size in (("small", 10), ("large", 9 * 2**20), ("larger", 17 * 2**20)):
+        (here / name).write_bytes(os.urandom(size))
+    with ScriptedSshd("relay", {"refuse": ["continue"], "refusal": refusal}) as server:
+        with TransferEngine(server.settings()) as engine:
+            for name in ("small", "large", "larger", "large"):
+                url = server.url(f"t/{name}")
+                engine.store(here / name, url, verify=verify).result(WAIT_S)
+        assert tree(server.root / "t") == tree(here)
+
+
 # --- full disks -----------------------------------------------------------------------------
 
 
