@@ -238,6 +238,8 @@ class Middleman:
     -------
     extensions : bool
         False: the server offers none.
+    versions : bool
+        It says that it knows newer versions of the protocol.
     read_bytes : int
         Reads and writes of the server, at the most: longer reads are answered short.
     end_after : str, mark : str
@@ -327,6 +329,8 @@ class Middleman:
         for kind, body in packets(self.child.stdout):
             if kind == VERSION and self.options.get("extensions") is False:
                 body = body[:4]
+            if kind == VERSION and self.options.get("versions"):
+                body += string(b"versions") + string(b"3,6")
             if self.asked.pop(body[:4], "") == self.options.get("end_after") and self.first():
                 self.child.kill()
                 os._exit(1)

@@ -26,7 +26,7 @@ from .command import CLI, Command
 from .crowd import move_at_once
 from .logins import attempt, changed
 from .page import told
-from .servers import Sshd, free_port
+from .servers import ScriptedSshd, Sshd, free_port
 from .sites import WAIT_S, tree
 from .waiting import wait_until
 
@@ -323,6 +323,18 @@ def test_who_moves_much_in_small_portions_gets_more_windows_on_the_same_login(
     assert tree(server.root / "up") == {str(number): data for number in range(4)}
     assert server.requests("limits") > 1  # each session asks once
     assert server.logins() == 1
+
+
+def test_each_session_has_a_login_at_a_server_that_may_stall_with_several_on_one(
+    relay_factory, tmp_path
+):
+    (tmp_path / "a").write_bytes(data := os.urandom(30 * 2**20))
+    with ScriptedSshd("relay", {"versions": True}) as server:
+        relay = relay_factory(server.port, one_way_ms=20)
+        with TransferEngine(server.settings(timeout_s=30.0)) as engine:
+            engine.store(tmp_path / "a", relay.url(server.url("a"))).result(WAIT_S)
+        assert (server.root / "a").read_bytes() == data
+        assert server.log_text().count("subsystem 'sftp'") == server.logins()
 
 
 @pytest.mark.timeout(300)

@@ -141,8 +141,12 @@ class SftpSession:
 
     @property
     def can_share(self) -> bool:
-        """Whether further sessions may use this one's connection."""
-        return self.carrier.can_share
+        """Whether further sessions may use this one's connection.
+
+        Not at a server that knows newer versions of the protocol, as OpenSSH's does not: ProFTPD's
+        stalls now and then when it has several on one.
+        """
+        return self.carrier.can_share and "versions" not in self.extensions
 
     @property
     def took_code(self) -> bool:
