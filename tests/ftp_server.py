@@ -10,11 +10,13 @@ import itertools
 import json
 import logging
 import os
+import re
 import sys
 import threading
 from typing import Any
 
 from pyftpdlib.authorizers import AuthenticationFailed, DummyAuthorizer
+from pyftpdlib.filesystems import AbstractedFS
 from pyftpdlib.handlers import DTPHandler, FTPHandler, TLS_DTPHandler, TLS_FTPHandler
 from pyftpdlib.servers import FTPServer
 
@@ -80,6 +82,14 @@ class SecureTransfer(Faults, TLS_DTPHandler):
     pass
 
 
+class FileSystem(AbstractedFS):
+    """Tells no size of a directory, as proftpd and Pure-FTPd do."""
+
+    def format_mlsx(self, *args: Any, **more: Any) -> Any:
+        for line in super().format_mlsx(*args, **more):
+            yield re.sub(rb"size=\d+;(?=type=dir)", b"", line)
+
+
 class Plain(FTPHandler):
     dtp_handler = Transfer
 
@@ -97,6 +107,7 @@ def _handler(options: dict[str, Any]) -> type[FTPHandler]:
 
     class Handler(base):  # type: ignore[misc]
         proto_cmds = offered
+        abstracted_fs = FileSystem
         banner = "ready"
         unicode_errors = "surrogateescape"
         auth_failed_timeout = 0

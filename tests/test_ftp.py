@@ -86,6 +86,18 @@ def test_files_go_up_and_come_back_with_their_bytes_and_times(ftp_factory, tmp_p
     assert tree(server.root) == {}
 
 
+@pytest.mark.parametrize("options", SERVERS[:2], ids=str)
+def test_directories_are_listed_among_files_and_alone(ftp_factory, options):
+    server = ftp_factory(**options)
+    server.make_directory("top/a/b 1 @2 3")
+    server.make("top/f", b"123")
+    with reach(server) as remote, remote.engine as engine:
+        for path, kinds in (("", {"top": "directory"}), ("top", {"a": "directory", "f": "file"})):
+            entries = engine.scandir(server.url(path)).result(WAIT_S)
+            assert {entry.name: entry.stat.kind for entry in entries} == kinds
+        assert remote.ls("top/a") == ["b 1 @2 3"]
+
+
 def test_where_no_time_can_be_set_an_upload_has_the_servers(ftp_factory, tmp_path):
     server = ftp_factory(without=("MFMT",))  # its MDTM only tells
     (tmp_path / "a").write_bytes(b"1")

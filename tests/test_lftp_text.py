@@ -55,11 +55,11 @@ def test_a_pattern_is_escaped_to_match_itself():
 
 def test_a_listing_gives_kind_size_mtime_mode_and_the_name_as_it_is():
     output = (
-        b"drwxr-xr-x     4096 1795355971 .\n"
-        b"drwxrwxrwt     4096 1795355971 ..\n"
-        b"-rw-r-----        6 1293840000 a -> b\n"
-        b"lrwxrwxrwx        7 1795354954  lead\n"
-        b"-rwsr-S--T 5368709120 981173106 12345 6 x \xff\n"
+        b"drwxr-xr-x     4096 @1795355971 .\n"
+        b"drwxrwxrwt     4096 @1795355971 ..\n"
+        b"-rw-r-----        6 @1293840000 a -> b\n"
+        b"lrwxrwxrwx        7 @1795354954  lead\n"
+        b"-rwsr-S--T 5368709120 @981173106 12345 6 x \xff\n"
     )
     assert [tuple(entry) for entry in parse_listing(output, 5, URL)] == [
         (".", Stat("directory", 4096, 1795355971, 0o755)),
@@ -69,22 +69,32 @@ def test_a_listing_gives_kind_size_mtime_mode_and_the_name_as_it_is():
     ]
 
 
+@pytest.mark.parametrize("spaces", [b" ", b"          "])
+def test_a_directory_may_have_no_size_and_a_file_has_one(spaces):
+    output = b"drwxr-xr-x" + spaces + b"@1795355971 123 @4 x\n"
+    assert list(parse_listing(output, 1, URL)) == [
+        ("123 @4 x", Stat("directory", 0, 1795355971, 0o755))
+    ]
+    with pytest.raises(UnsafeName, match="cannot be read"):
+        list(parse_listing(output.replace(b"d", b"-", 1), 1, URL))
+
+
 def test_a_name_with_a_tilde_is_listed_as_it_is():
-    (entry,) = parse_listing(b"-rw-r--r--        6 5 ./~a\n", 1, URL)
+    (entry,) = parse_listing(b"-rw-r--r--        6 @5 ./~a\n", 1, URL)
     assert entry.name == "~a"
 
 
 def test_a_time_after_2038_that_lftp_takes_for_negative_is_put_right():
-    (entry,) = parse_listing(b"-rw-r--r--        6 -2147483648 a\n", 1, URL)
+    (entry,) = parse_listing(b"-rw-r--r--        6 @-2147483648 a\n", 1, URL)
     assert entry.stat.mtime == 1 << 31
 
 
 @pytest.mark.parametrize(
     "output",
     [
-        b"-rw-r--r--        6 1293840000 a\nb\n",
-        b"-rw-r--r--        6 1293840000 a\n-rw-r--r--        6 1293840000 forged\n",
-        b"-rw-r--r--        6 1293840000 unfinished",
+        b"-rw-r--r--        6 @1293840000 a\nb\n",
+        b"-rw-r--r--        6 @1293840000 a\n-rw-r--r--        6 @1293840000 forged\n",
+        b"-rw-r--r--        6 @1293840000 unfinished",
         b"/\n",
     ],
 )
@@ -96,12 +106,12 @@ def test_a_listing_with_a_name_that_holds_a_line_break_is_refused(output):
 @pytest.mark.parametrize("name", [b"../x", b"a/b", b""])
 def test_a_name_that_leaves_its_directory_is_refused(name):
     with pytest.raises(UnsafeName):
-        list(parse_listing(b"-rw-r--r--        6 1293840000 " + name + b"\n", 1, URL))
+        list(parse_listing(b"-rw-r--r--        6 @1293840000 " + name + b"\n", 1, URL))
 
 
 def test_one_entry_of_which_lftp_knows_only_the_name_is_no_answer():
     assert parse_one(b"/\n", URL) is None
-    assert parse_one(b"-rw-r--r--        6 1293840000 a\n", URL) == Stat(
+    assert parse_one(b"-rw-r--r--        6 @1293840000 a\n", URL) == Stat(
         "file", 6, 1293840000, 0o644
     )
 

@@ -25,10 +25,11 @@ from ..errors import (
 from ..model import Entry, Kind, Stat
 from ..names import check_component
 
-# Single fields rather than -l: the name is the last of them, and nothing follows it.
-LIST = "cls -1 -a --perms --size --block-size=1 --date --time-style=%s"
+# Single fields rather than -l: the name is the last of them, and nothing follows it. The time has a
+# mark, for the size before it may be missing.
+LIST = "cls -1 -a --perms --size --block-size=1 --date --time-style=@%s"
 
-_ENTRY = re.compile(rb"([-dl])([-rwxsStT]{9}) +(-?\d{1,20}) (-?\d{1,20}) (.*)", re.DOTALL)
+_ENTRY = re.compile(rb"([-dl])([-rwxsStT]{9}) +(?:(-?\d{1,20}) +)?@(-?\d{1,20}) (.*)", re.DOTALL)
 _KINDS: dict[bytes, Kind] = {b"-": "file", b"d": "directory", b"l": "link"}
 
 
@@ -92,6 +93,10 @@ def _parse_entry(line: bytes, url: str) -> tuple[str, Stat]:
     if match is None:
         raise _unreadable(url, line)
     form, permissions, size, mtime, name = match.groups()
+    if size is None:  # many an FTP server tells none of a directory
+        if form == b"-":
+            raise _unreadable(url, line)
+        size = b"0"
     if name.startswith(b"./~"):
         name = name[2:]  # so written by lftp, which would take "~" for a home
     # lftp reads a sign where SFTP has none.
