@@ -103,7 +103,8 @@ def _handler(options: dict[str, Any]) -> type[FTPHandler]:
     if options["certificate"]:
         base = Secure
     without = set(options["without"])
-    offered = {k: v for k, v in FTPHandler.proto_cmds.items() if k not in without}
+    commands = {**FTPHandler.proto_cmds, "LANG": {**FTPHandler.proto_cmds["NOOP"], "arg": None}}
+    offered = {k: v for k, v in commands.items() if k not in without}
 
     class Handler(base):  # type: ignore[misc]
         proto_cmds = offered
@@ -116,6 +117,8 @@ def _handler(options: dict[str, Any]) -> type[FTPHandler]:
 
         def on_connect(self) -> None:
             FAULTS["connections"] = FAULTS.get("connections", 0) + 1
+            if "LANG" in offered:
+                self._extra_feats.append("LANG EN*")
             if options["implicit"]:
                 self.secure_connection(self.ssl_context)
 
@@ -123,6 +126,9 @@ def _handler(options: dict[str, Any]) -> type[FTPHandler]:
             if options["terse"] and resp.startswith("550"):
                 resp = "550 Failed."
             super().respond(resp, *args, **more)
+
+        def ftp_LANG(self, _: str) -> None:  # noqa: N802
+            self.respond("200 EN it is.")
 
         def ftp_ABOR(self, line: str) -> Any:  # noqa: N802
             FAULTS["aborts"] = FAULTS.get("aborts", 0) + 1

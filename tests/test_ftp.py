@@ -137,6 +137,22 @@ def test_pieces_of_a_file_are_read_without_an_abort(ftp_factory):
     assert "aborts" not in server.faults()
 
 
+@pytest.mark.parametrize("without", [(), ("LANG",)])
+def test_names_are_bytes_whether_or_not_the_server_offers_a_language(
+    ftp_factory, tmp_path, without
+):
+    """Where it does lftp would convert them, to question marks in its locale, which is C."""
+    server = ftp_factory(without=without)
+    (tmp_path / "in").mkdir()
+    for name in ("é", "è", "\udce9", "日本"):
+        (tmp_path / "in" / name).write_bytes(os.fsencode(name))
+    with reach(server) as remote, remote.engine:
+        remote.put(tmp_path / "in", "in")
+        assert tree(server.root / "in") == tree(tmp_path / "in")
+        assert remote.get("in", tmp_path / "out") == tmp_path / "out"
+    assert tree(tmp_path / "out") == tree(tmp_path / "in")
+
+
 def test_a_directory_that_is_filled_while_it_is_listed_is_listed(ftplist):
     ftplist.make_directory("filled")
     ftplist.faults(late="a.bin")

@@ -51,6 +51,7 @@ _FTP_OPTIONS = {
     "ftp:list-options": "-a",  # where it does not
     "ftp:use-utf8": "no",  # names are bytes
     "ftp:charset": '""',
+    "file:charset": '""',  # or they are converted where the server offers LANG
     # After ABOR lftp takes its answer, which may be late, for that of the next command.
     "ftp:use-abor": "no",
     "ftp:retry-530": '""',  # a refused login is refused
