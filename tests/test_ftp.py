@@ -355,6 +355,21 @@ def test_with_fewer_connections_than_asked_for_the_work_is_done(ftp_factory, tmp
     assert tree(tmp_path / "many") == tree(server.root / "many")
 
 
+@pytest.mark.parametrize("options", SERVERS[:2], ids=str)
+def test_a_link_that_leads_nowhere_is_removed(ftp_factory, tmp_path, options):
+    server = ftp_factory(**options)
+    (tmp_path / "empty").mkdir()
+    with reach(server) as remote, remote.engine:
+        (server.root / "a").symlink_to("none")
+        remote.rm("a", recursive=True)
+        assert not os.listdir(server.root)
+        (server.root / "a").symlink_to("none")
+        assert remote.sync("", tmp_path / "empty", direction="up", delete=True).deleted == 1
+        assert not os.listdir(server.root)
+        with pytest.raises(RemoteFileNotFound):
+            remote.rm("a", recursive=True)
+
+
 # --- faults -----------------------------------------------------------------------------------
 
 

@@ -123,12 +123,13 @@ class FtpSite(LftpSite):
 
     def lstat(self, path: str) -> Stat:
         """Return what stands there; a link only where LIST tells of it."""
-        stat = self._by_mlst(path) or self._by_looking(path)
-        if stat.kind != "link" and path != "/":
-            with contextlib.suppress(UnsafeName):
-                listed = self._listed(path)
-                return listed if listed is not None and listed.kind == "link" else stat
-        return stat
+        try:
+            stat = self._by_mlst(path) or self._by_looking(path)
+        except RemoteFileNotFound:  # or a link that leads nowhere
+            if (link := self._link(path)) is None:
+                raise
+            return link
+        return stat if stat.kind == "link" else self._link(path) or stat
 
     def kind(self, path: str) -> str | None:
         """Return what stands at the end of all links: "directory", "file" for all else, None."""
@@ -259,6 +260,12 @@ class FtpSite(LftpSite):
         if name not in found or found[name].kind == "link":
             raise RemoteFileNotFound("no such file or directory", self.url(path))
         return found[name]
+
+    def _link(self, path: str) -> Stat | None:
+        with contextlib.suppress(UnsafeName):
+            listed = self._listed(path)
+            return listed if listed is not None and listed.kind == "link" else None
+        return None
 
     def _links(self, path: str) -> dict[str, Entry]:
         """Return the links of a directory: many a MLSD shows what they lead to, or nothing.
