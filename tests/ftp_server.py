@@ -83,11 +83,13 @@ class SecureTransfer(Faults, TLS_DTPHandler):
 
 
 class FileSystem(AbstractedFS):
-    """Tells no size of a directory, as proftpd and Pure-FTPd do."""
+    """Tells no size of a directory, as proftpd and Pure-FTPd do, nor the time of "timeless"."""
 
     def format_mlsx(self, *args: Any, **more: Any) -> Any:
         for line in super().format_mlsx(*args, **more):
-            yield re.sub(rb"size=\d+;(?=type=dir)", b"", line)
+            line = re.sub(rb"size=\d+;(?=type=dir)", b"", line)
+            hidden = b"timeless" in os.fsencode(args[0]) + line
+            yield re.sub(rb"modify=\d+;", b"", line) if hidden else line
 
 
 class Plain(FTPHandler):

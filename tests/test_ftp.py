@@ -153,6 +153,17 @@ def test_names_are_bytes_whether_or_not_the_server_offers_a_language(
     assert tree(tmp_path / "out") == tree(tmp_path / "in")
 
 
+@pytest.mark.parametrize("directory", ["some", "all timeless"])
+def test_what_the_server_tells_no_time_of_is_listed_and_copied(ftp, tmp_path, directory):
+    for name in ("a", "timeless", "timeless d/b"):
+        ftp.make(f"{directory}/{name}", os.urandom(1000))
+    (tmp_path / "timeless").write_bytes(b"old")
+    with reach(ftp) as remote, remote.engine:
+        assert sorted(remote.ls(directory)) == ["a", "timeless", "timeless d"]
+        remote.sync(directory, tmp_path, delete=True)
+    assert tree(tmp_path) == tree(ftp.root / directory)
+
+
 def test_a_directory_that_is_filled_while_it_is_listed_is_listed(ftplist):
     ftplist.make_directory("filled")
     ftplist.faults(late="a.bin")

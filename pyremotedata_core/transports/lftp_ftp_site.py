@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import posixpath
 import time
+from collections.abc import Iterator
 
 from ..config import ConnectionSettings
 from ..errors import (
@@ -143,12 +144,18 @@ class FtpSite(LftpSite):
         reply = self._list_by(_BY_MLSD, path)
         if not reply.ok:
             raise self._why_no_list(path, self.error(reply, path))
-        entries = self._parse(reply, path)
-        if self._has_mlst:
-            links = self._links(path)
-            others = [_without_empty_mode(entry) for entry in entries if entry.name not in links]
-            return [*others, *links.values()]
-        return self._with_times(path, entries) if self._has_mdtm else entries
+        if not self._has_mlst:
+            return self._with_times(path, self._parse(reply, path))
+        try:
+            entries = self._parse(reply, path)
+        except UnsafeName:  # or MLSD tells no time of an entry, which leaves the field blank
+            return self._with_times(path, self._parse(self._list_by(_BY_LIST, path), path))
+        listed = self._also_listed(path)
+        links = {entry.name: entry for entry in listed if entry.stat.kind == "link"}
+        others = [_without_empty_mode(entry) for entry in entries if entry.name not in links]
+        known = links.keys() | {entry.name for entry in others}
+        left_out = [entry.name for entry in listed if entry.name not in known]
+        return [*others, *links.values(), *self._ask_about(path, left_out)]
 
     # --- changes -----------------------------------------------------------------------------
 
@@ -267,16 +274,20 @@ class FtpSite(LftpSite):
             return listed if listed is not None and listed.kind == "link" else None
         return None
 
-    def _links(self, path: str) -> dict[str, Entry]:
-        """Return the links of a directory: many a MLSD shows what they lead to, or nothing.
+    def _also_listed(self, path: str) -> list[Entry]:
+        """Return what LIST tells of a directory that MLSD has listed.
 
-        Who removes a tree must not go through them.
+        Links: many a MLSD shows what they lead to, or nothing, and who removes a tree must not go
+        through them. And all entries if MLSD tells no time of any: lftp leaves them out.
         """
         with contextlib.suppress(UnsafeName):
-            reply = self._list_by(_BY_LIST, path)
-            entries = self._parse(reply, path)
-            return {entry.name: entry for entry in entries if entry.stat.kind == "link"}
-        return {}
+            return self._parse(self._list_by(_BY_LIST, path), path)
+        return []
+
+    def _ask_about(self, directory: str, names: list[str]) -> Iterator[Entry]:
+        for name in names:
+            with contextlib.suppress(RemoteFileNotFound):  # LIST may write a name in another way
+                yield Entry(name, self.stat(posixpath.join(directory, name)))
 
     def _list_by(self, way: str, path: str) -> Reply:
         began, timeout_s = time.monotonic(), self._settings.timeout_s
@@ -306,6 +317,8 @@ class FtpSite(LftpSite):
 
     def _with_times(self, directory: str, entries: list[Entry]) -> list[Entry]:
         """Ask for the seconds that LIST does not tell, of regular files."""
+        if not self._has_mdtm:
+            return entries
         files = [entry.name for entry in entries if entry.stat.kind == "file"]
         times: dict[str, int] = {}
         for start in range(0, len(files), ASKED_TOGETHER):
