@@ -136,7 +136,13 @@ def _handler(options: dict[str, Any]) -> type[FTPHandler]:
             FAULTS["aborts"] = FAULTS.get("aborts", 0) + 1
             return super().ftp_ABOR(line)
 
+        def ftp_MDTM(self, path: str) -> Any:  # noqa: N802
+            FAULTS["times"] = FAULTS.get("times", 0) + 1
+            return super().ftp_MDTM(path)
+
         def ftp_RNTO(self, path: str) -> Any:  # noqa: N802
+            if FAULTS.get("trims"):
+                path = path.rstrip()
             if FAULTS.get("no_replace") and os.path.exists(path):
                 self._rnfr = None
                 self.respond("550 Cannot create a file when that file already exists.")

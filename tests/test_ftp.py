@@ -331,6 +331,34 @@ def test_where_a_rename_does_not_replace_the_old_file_steps_aside(ftp_factory, t
     assert tree(server.root) == {"a": b"new"}
 
 
+def test_a_file_that_the_server_gives_another_name_is_told(ftp_factory, tmp_path):
+    """Pure-FTPd does so where a name ends in a space, or holds a tab."""
+    server = ftp_factory()
+    server.faults(trims=True)
+    (tmp_path / "a ").write_bytes(b"new")
+    with reach(server) as remote, remote.engine, pytest.raises(ServerRefused) as caught:
+        remote.put(tmp_path / "a ", "a ")
+    told(caught.value, "the server has given the file another name")
+
+
+@pytest.mark.parametrize(("options", "of_each"), [(SERVERS[0], 0), (SERVERS[1], 1)], ids=str)
+def test_the_times_of_files_are_asked_for_once_and_where_they_are_wanted(
+    ftp_factory, tmp_path, options, of_each
+):
+    server = ftp_factory(**options)
+    for number in range(20):
+        server.make(f"many/{number}", b"1", mtime=MTIME)
+    (tmp_path / "new").write_bytes(b"2")
+    with reach(server) as remote, remote.engine:
+        assert {entry.stat.mtime for entry in remote.scandir("many")} == {MTIME}
+        directories = 2  # of which lftp asks, too
+        assert server.faults().get("times", 0) <= of_each * (20 + directories)
+        server.faults(times=0)
+        remote.put(tmp_path / "new", "many/new")
+        assert not remote.exists("many/none")
+        assert server.faults()["times"] < 10
+
+
 def test_a_full_server_keeps_the_old_file(ftp_factory, tmp_path):
     server = ftp_factory()
     server.make("a", b"old")

@@ -45,11 +45,11 @@ from .lftp_site import LftpSite
 from .lftp_text import LIST, Log, parse_listing
 
 LISTING_BYTES = 128 << 20  # of one directory, over a million entries: lftp holds them in memory
-ASKED_TOGETHER = 200  # times of files that one command asks for
 _NOT_OFFERED = (500, 501, 502, 504)
 _MANY = 1 << 30
-_BY_MLSD = "set ftp:use-mlsd yes"
-_BY_LIST = "set ftp:use-mlsd no"
+_BY_MLSD = "set ftp:use-mlsd yes && set cmd:cls-exact-time no"
+_BY_LIST = "set ftp:use-mlsd no && set cmd:cls-exact-time no"
+_BY_LIST_AND_MDTM = "set ftp:use-mlsd no && set cmd:cls-exact-time yes"  # asked all at once
 
 
 class FtpSite(LftpSite):
@@ -141,15 +141,13 @@ class FtpSite(LftpSite):
 
     def scandir(self, path: str) -> list[Entry]:
         """List a directory."""
-        reply = self._list_by(_BY_MLSD, path)
-        if not reply.ok:
-            raise self._why_no_list(path, self.error(reply, path))
+        by_list = _BY_LIST_AND_MDTM if self._has_mdtm else _BY_LIST
         if not self._has_mlst:
-            return self._with_times(path, self._parse(reply, path))
+            return self._entries(by_list, path)
         try:
-            entries = self._parse(reply, path)
+            entries = self._entries(_BY_MLSD, path)
         except UnsafeName:  # or MLSD tells no time of an entry, which leaves the field blank
-            return self._with_times(path, self._parse(self._list_by(_BY_LIST, path), path))
+            return self._entries(by_list, path)
         listed = self._also_listed(path)
         links = {entry.name: entry for entry in listed if entry.stat.kind == "link"}
         others = [_without_empty_mode(entry) for entry in entries if entry.name not in links]
@@ -166,10 +164,22 @@ class FtpSite(LftpSite):
         except TransferError as error:
             raise self.without_parent(path, error) from None
 
+    def check_target(self, path: str, overwrite: bool) -> None:
+        """Raise `ServerRefused` if no file may be put there; see `LftpSite.check_target`."""
+        if overwrite and not self._has_mlst and not self.run("cd {}", path).ok:
+            return  # to know that nothing is there takes a listing
+        super().check_target(path, overwrite)
+
     def publish(self, temporary: str, path: str, overwrite: bool) -> None:
         """Rename to the final name; see `LftpSite.publish`."""
         reply = self._move(temporary, path)
         if reply.ok:
+            if self.kind(path) is None:
+                raise ServerRefused(
+                    "the server has given the file another name, as it does not take this one;"
+                    " choose one without spaces at its ends and control characters",
+                    self.url(path),
+                )
             return
         # Before anything steps aside: is the reason that something is missing?
         error = self.without_parent(path, self.error(reply, path))
@@ -263,7 +273,7 @@ class FtpSite(LftpSite):
         found: dict[str, Stat] = {}
         if name:
             with contextlib.suppress(RemoteFileNotFound, ServerRefused):
-                found = {entry.name: entry.stat for entry in self.scandir(parent)}
+                found = {entry.name: entry.stat for entry in self._entries(_BY_LIST, parent)}
         if name not in found or found[name].kind == "link":
             raise RemoteFileNotFound("no such file or directory", self.url(path))
         return found[name]
@@ -280,8 +290,8 @@ class FtpSite(LftpSite):
         Links: many a MLSD shows what they lead to, or nothing, and who removes a tree must not go
         through them. And all entries if MLSD tells no time of any: lftp leaves them out.
         """
-        with contextlib.suppress(UnsafeName):
-            return self._parse(self._list_by(_BY_LIST, path), path)
+        with contextlib.suppress(UnsafeName, RemotePermissionDenied, ServerRefused):
+            return self._entries(_BY_LIST, path)
         return []
 
     def _ask_about(self, directory: str, names: list[str]) -> Iterator[Entry]:
@@ -305,7 +315,10 @@ class FtpSite(LftpSite):
             reply = self.run(command, path, watch=watch, asking=True)
         return reply
 
-    def _parse(self, reply: Reply, path: str) -> list[Entry]:
+    def _entries(self, way: str, path: str) -> list[Entry]:
+        reply = self._list_by(way, path)
+        if not reply.ok:
+            raise self._why_no_list(path, self.error(reply, path))
         found = parse_listing(reply.output, _MANY, self.url(path))
         return [entry for entry in found if entry.name != "."]
 
@@ -314,24 +327,6 @@ class FtpSite(LftpSite):
             return None
         answer = self.ask(f"MDTM {path}")
         return parse_time(answer.text.strip()) if answer.code == 213 else None
-
-    def _with_times(self, directory: str, entries: list[Entry]) -> list[Entry]:
-        """Ask for the seconds that LIST does not tell, of regular files."""
-        if not self._has_mdtm:
-            return entries
-        files = [entry.name for entry in entries if entry.stat.kind == "file"]
-        times: dict[str, int] = {}
-        for start in range(0, len(files), ASKED_TOGETHER):
-            names = files[start : start + ASKED_TOGETHER]
-            commands = [f"MDTM {posixpath.join(directory, name)}" for name in names]
-            output = self.run(" && ".join(["quote {}"] * len(names)), *commands).output
-            for name, answer in zip(names, parse_answers(output), strict=False):
-                mtime = parse_time(answer.text.strip())
-                if answer.code == 213 and mtime is not None:
-                    times[name] = mtime
-        return [
-            Entry(name, stat._replace(mtime=times.get(name, stat.mtime))) for name, stat in entries
-        ]
 
     def _really(self, path: str, error: TransferError) -> TransferError:
         if not isinstance(error, RemoteFileNotFound):
