@@ -124,6 +124,14 @@ def _handler(options: dict[str, Any]) -> type[FTPHandler]:
             if options["implicit"]:
                 self.secure_connection(self.ssl_context)
 
+        def pre_process_command(self, line: str, cmd: str, arg: str) -> None:
+            if cmd in ("USER", "PASS") and options["certificate"] and not self._ssl_established:
+                # As Pure-FTPd does.
+                said = {"USER": "421 No cleartext sessions, but TLS.", "PASS": "530 Who are you?"}
+                self.respond(said[cmd])
+            else:
+                super().pre_process_command(line, cmd, arg)
+
         def respond(self, resp: str, *args: Any, **more: Any) -> None:
             if options["terse"] and resp.startswith("550"):
                 resp = "550 Failed."

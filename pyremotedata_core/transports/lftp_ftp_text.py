@@ -110,6 +110,7 @@ _AT = re.compile(r"\s*`.*' at (\d{1,20}) ")
 _GOT = re.compile(r"\s*`.*', got (\d{1,20}) of ")
 _LISTED = re.compile(r"\s*`.*' Getting directory contents \((\d{1,20})\)")
 _FAILURE = re.compile(r"(cd|cls|get1?|pget|put|mv|rm|rmdir|mkdir|quote|open): (.*)")
+_LOGIN_FAILED = "Login failed: "
 _MOVES = ("RETR", "STOR", "APPE")
 _JOB = re.compile(r"\s*\[\d+\] |\t")
 
@@ -124,6 +125,7 @@ class FtpLog(Log):
     def __init__(self) -> None:
         super().__init__()
         self._asked = ""
+        self._user_refused = ""
         self._by_pget = False
 
     def _line(self, line: bytes) -> None:
@@ -152,6 +154,8 @@ class FtpLog(Log):
             self._begun = self._begun or match[1] in _MOVES
         elif match := _REFUSED.match(text):
             self._code = int(match[1])
+            if self._asked == "USER":
+                self._user_refused = f"{self._user_refused or match[1]} {match[2]}"
         elif self._asked == "PWD" and (match := _HOME.match(text)):
             self.home = match[1].replace('""', '"')
         elif text.startswith("---- Closing control socket"):
@@ -159,6 +163,9 @@ class FtpLog(Log):
             self.breaks += self._begun
         elif text.startswith(("<--- 230", "<--- 232")):
             self.lost = False
+        elif self._user_refused and _LOGIN_FAILED in text:
+            # lftp sends a password all the same, and tells only what is said of that.
+            self._fail("", _LOGIN_FAILED + self._user_refused)
         elif match := _FAILURE.match(text):
             self._fail(match[1], match[2])
         elif text.startswith("Fatal error: "):
@@ -215,8 +222,8 @@ def from_failure(failure: Failure | None, paths: tuple[str, ...], url: str) -> T
         text = text.removeprefix("Access failed: ")
         match = _REPLY.match(text)
         return from_answer(int(match[1]), match[3], url) if match else from_answer(0, text, url)
-    if text.startswith("Login failed: "):
-        return _from_login(text.removeprefix("Login failed: "), url)
+    if text.startswith(_LOGIN_FAILED):
+        return _from_login(text.removeprefix(_LOGIN_FAILED), url)
     if text.startswith("Fatal error: "):
         return _from_fatal(text.removeprefix("Fatal error: "), url)
     if FULL.search(text):
