@@ -45,6 +45,12 @@ class Faults:
             return 0
         return super().send(data)
 
+    def handle_close(self) -> None:
+        if FAULTS.get("mute") and self.producer_fifo:
+            self.close()  # without a word, as Pure-FTPd to a client that has seen enough
+        else:
+            super().handle_close()
+
     def recv(self, size: int) -> bytes:
         data = super().recv(size)
         return b"" if self._fails(len(data)) else data

@@ -164,6 +164,20 @@ def test_what_the_server_tells_no_time_of_is_listed_and_copied(ftp, tmp_path, di
     assert tree(tmp_path) == tree(ftp.root / directory)
 
 
+def test_pieces_come_from_a_server_that_is_mute_when_it_is_left_early(ftp_factory, monkeypatch):
+    monkeypatch.setattr("pyremotedata_core.transports.lftp_ftp_site.SETTLE_S", 0.5)
+    server = ftp_factory()
+    data = os.urandom(20_000_000)
+    server.make("a", data)
+    server.faults(mute=True)
+    with TransferEngine(server.settings(timeout_s=20.0), in_process=True) as engine:
+        url = server.url("a")
+        stat = engine.stat(url).result(WAIT_S)
+        for offset in (0, 5_000_000, 10_000_000, 19_999_900):
+            piece = engine.read(url, offset, 100, expect=stat).result(WAIT_S)
+            assert piece == data[offset : offset + 100]
+
+
 def test_a_directory_that_is_filled_while_it_is_listed_is_listed(ftplist):
     ftplist.make_directory("filled")
     ftplist.faults(late="a.bin")

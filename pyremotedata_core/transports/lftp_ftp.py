@@ -76,6 +76,8 @@ class FtpSession(LftpSession):
         reply = site.run(site.part(offset, length), path, watch=watch, asking=True)
         if not reply.ok:
             raise site.error(reply, path)
+        if offset + length < expect.size:
+            site.settle()
         data = site.scratch(length)
         self._compare(path, expect)
         if len(data) != length:

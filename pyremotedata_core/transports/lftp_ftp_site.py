@@ -45,11 +45,16 @@ from .lftp_site import LftpSite
 from .lftp_text import LIST, Log, parse_listing
 
 LISTING_BYTES = 128 << 20  # of one directory, over a million entries: lftp holds them in memory
+SETTLE_S = 3.0  # a server that takes longer to answer is logged into anew
 _NOT_OFFERED = (500, 501, 502, 504)
 _MANY = 1 << 30
 _BY_MLSD = "set ftp:use-mlsd yes && set cmd:cls-exact-time no"
 _BY_LIST = "set ftp:use-mlsd no && set cmd:cls-exact-time no"
 _BY_LIST_AND_MDTM = "set ftp:use-mlsd no && set cmd:cls-exact-time yes"  # asked all at once
+
+
+class _LateError(Exception):
+    """An answer takes too long to wait for."""
 
 
 class FtpSite(LftpSite):
@@ -69,6 +74,7 @@ class FtpSite(LftpSite):
         self._has_mlst = False
         self._has_mdtm = False
         self.has_rest = True
+        self._settles: bool | None = None  # None until it is known
 
     def connect(self) -> None:
         """Start lftp and log in, once; see `LftpSite.connect`."""
@@ -110,6 +116,27 @@ class FtpSite(LftpSite):
         if not answers:
             raise ConnectionLost("the server's answer cannot be read", self._server)
         return answers[-1]
+
+    def settle(self) -> None:
+        """Make sure of the login after a part of a file was read, before the next command.
+
+        To read a part is to close the data connection early. A server that has no answer to that
+        (Pure-FTPd) leaves lftp waiting for one, and is logged into anew each time.
+        """
+        if self._settles is None:
+            began = time.monotonic()
+
+            def hurry(_: Log) -> None:
+                if time.monotonic() - began > SETTLE_S:
+                    raise _LateError
+
+            try:
+                self.run("quote NOOP", watch=hurry)
+                self._settles = True
+            except _LateError:
+                self._settles = False
+        if not self._settles:
+            self.tidy("close")
 
     def error(self, reply: Reply, path: str) -> TransferError:
         """Return the error of a failed command, about that path."""
