@@ -16,6 +16,8 @@ _OPTIONS = {
     "cmd:show-status": "no",
     "cmd:cls-default": '""',
     "cmd:fail-exit": "no",
+    "cmd:trace": "no",
+    "cmd:verify-path": "yes",  # else lftp takes any path for a directory
     "cmd:move-background": "no",
     "cmd:at-exit": '"kill all"',
     "cache:enable": "no",
@@ -35,6 +37,11 @@ _OPTIONS = {
     "file:use-fallocate": "no",
     "pget:save-status": "never",
 }
+# Of the commands that are used. lftp reads /etc/lftp.conf whatever it is told, aliases included.
+_ALIASABLE = (
+    "cd", "chmod", "close", "cls", "debug", "echo", "get", "get1", "jobs", "kill", "mkdir", "mv",
+    "open", "pget", "put", "quote", "rm", "rmdir", "set",
+)  # fmt: skip
 _SFTP_OPTIONS = {
     "sftp:auto-confirm": "no",  # host keys are ssh's business
     "sftp:protocol-version": "3",  # as measured; 4 and later would convert names
@@ -49,6 +56,8 @@ _FTP_OPTIONS = {
     "ftp:auto-passive-mode": "no",  # else it lets the server connect to us after a failure
     "ftp:use-mlsd": "yes",  # where the server offers it: times to the second
     "ftp:list-options": "-a",  # where it does not
+    "ftp:home": '""',
+    "ftp:skey-force": "no",
     "ftp:use-utf8": "no",  # names are bytes
     "ftp:charset": '""',
     "file:charset": '""',  # or they are converted where the server offers LANG
@@ -128,7 +137,8 @@ def is_implicit(settings: ConnectionSettings) -> bool:
 
 
 def _lines(options: dict[str, str], settings: ConnectionSettings) -> list[str]:
-    lines = [f"set {name} {value}" for name, value in options.items()]
+    lines = [f"alias {name}" for name in _ALIASABLE]
+    lines += [f"set {name} {value}" for name, value in options.items()]
     # The limit that counts is the one of the caller; lftp's own comes after it.
     lines.append(f"set net:timeout {round(settings.timeout_s) + 5}")
     if settings.bandwidth:
