@@ -4,7 +4,7 @@ A temporary file stands in the directory of its final name. It is called
 ``.pyremotedata-HOST-WRITER.part``: HOST tells the node that writes it, WRITER is unique to the
 writing process and file. All characters are among those that every known server takes. The same
 name with ``.old`` is a file that is being replaced on a server that cannot do it in one step, with
-``.done`` the list of what a local one holds already.
+``.done`` the list of what a local one holds already. lftp makes a list of its own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from urllib.parse import quote
 from .errors import UnsafeName
 
 MAX_NAME = 1024  # characters; no file system takes as many, and listings are kept in memory
-_TEMPORARY = re.compile(r"\.pyremotedata-([0-9a-f]{8})-([0-9a-f]+)\.(part|old|done)")
+PGET_STATUS = ".lftp-pget-status"  # at the end of the name of lftp's list
+_TEMPORARY = re.compile(
+    rf"\.pyremotedata-([0-9a-f]{{8}})-([0-9a-f]+)\.(part({re.escape(PGET_STATUS)})?|old|done)"
+)
 
 
 def host_tag() -> str:

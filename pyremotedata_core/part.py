@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 from .errors import from_oserror
 from .model import Stat
 from .names import (
+    PGET_STATUS,
     TemporaryNames,
     host_tag,
     is_temporary,
@@ -170,6 +171,7 @@ class Part:
         self._close()
         if self.path:
             _remove(self.path)
+            _remove(self.path + PGET_STATUS)
             self._remove_record()
             self.path = ""
         _closes(self._record)

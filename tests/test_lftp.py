@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pyremotedata_core import (
+    ConnectionLost,
     LocalStorageFull,
     RemoteFileNotFound,
     RemotePermissionDenied,
@@ -16,7 +17,9 @@ from pyremotedata_core import (
     Stat,
     TransferError,
 )
+from pyremotedata_core.names import PGET_STATUS, TemporaryNames, is_temporary
 from pyremotedata_core.nodestate import SessionSlots
+from pyremotedata_core.part import sweep
 from pyremotedata_core.transports import lftp
 
 from .lftp_sessions import (
@@ -97,6 +100,29 @@ def test_a_large_file_comes_over_several_connections(
     assert session.stat(f"{there}/f").size == len(data)
     for fd in held[:3]:
         os.close(fd)
+
+
+def test_nothing_remains_of_a_large_download_that_is_given_up(
+    sshd, relay_factory, there, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(lftp, "SEGMENTED_BYTES", 8 << 20)
+    (there / "f").write_bytes(os.urandom(32 << 20))
+    session = relayed(sshd, relay_factory(sshd.port, rate=8 << 20), connections=3)
+
+    def give_up(_count: int) -> None:
+        session.stop_when(lambda: bool(os.listdir(tmp_path)))
+
+    with pytest.raises(ConnectionLost):
+        fetch(session, there / "f", tmp_path / "in", on_bytes=give_up)
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_lftp_left_beside_a_part_is_no_file_of_the_users_and_is_swept(tmp_path):
+    left = tmp_path / f"{TemporaryNames().next()}{PGET_STATUS}"
+    left.write_bytes(b"size=9\n")
+    assert is_temporary(left.name)
+    sweep(str(tmp_path))
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("read_bytes", [32_768, 100_000])

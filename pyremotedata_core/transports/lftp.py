@@ -30,6 +30,7 @@ from ..errors import (
     from_oserror,
 )
 from ..model import Entry, Stat
+from ..names import PGET_STATUS
 from ..nodestate import SessionSlots
 from ..url import RemoteURL
 from .base import Sink, Source
@@ -288,12 +289,12 @@ class LftpSession:
             raise from_oserror(error, sink.final) from None
         if expect.size >= READ_BYTES and not self._read_bytes:
             self._learn_read_bytes(path)
-        with self._segments(expect.size) as segments:
+        local = os.path.abspath(sink.path)
+        with self._segments(expect.size, local) as segments:
             get = _read_in(self._read_bytes or SAFE_READ_BYTES) + "&& "
             get += f"pget -n {segments}" if segments > 1 else "get"
             # One more opening, and the last byte, show whether it is still what it was.
             again = site.probe(max(0, expect.size - 1))
-            local = os.path.abspath(sink.path)
             command = f"{get} {{}} -o {{}} && {again}"
             watch = _guard(url, expect, expect.size, progress)
             reply = site.run(command, path, local, path, watch=watch)
@@ -321,7 +322,7 @@ class LftpSession:
         return data
 
     @contextlib.contextmanager
-    def _segments(self, size: int) -> Iterator[int]:
+    def _segments(self, size: int, local: str) -> Iterator[int]:
         """Take slots for further connections if a file is large; yield how many it may use."""
         slots: list[int] = []
         if size >= SEGMENTED_BYTES:
@@ -335,6 +336,8 @@ class LftpSession:
                 # lftp keeps idle connections, and closes all of them or none: the next command
                 # logs in again, which a file of this size can afford.
                 self._site.tidy("close")
+                with contextlib.suppress(OSError):
+                    os.unlink(local + PGET_STATUS)  # which lftp makes though told not to
             for slot in slots:
                 os.close(slot)
 

@@ -47,9 +47,9 @@ class FtpSession(LftpSession):
         except OSError as error:
             raise from_oserror(error, sink.final) from None
         self._compare(path, expect)
-        with self._segments(expect.size if site.has_rest else 0) as segments:
+        local = os.path.abspath(sink.path)
+        with self._segments(expect.size if site.has_rest else 0, local) as segments:
             get = f"pget -n {segments}" if segments > 1 else "get"
-            local = os.path.abspath(sink.path)
             watch = _guard(url, MAX_BREAKS if site.has_rest else 0, progress)
             reply = site.run(f"{get} {{}} -o {{}}", path, local, watch=watch, asking=True)
         if not reply.ok:
