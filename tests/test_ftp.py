@@ -28,11 +28,13 @@ from pyremotedata_core import (
 from pyremotedata_core.filesystem import RemoteFileSystem
 from pyremotedata_core.transports.lftp_ftp_text import from_failure
 from pyremotedata_core.transports.lftp_text import Failure
+from workflows.embedded_sshd import descendants
 
 from .command import CLI
 from .page import told
-from .processes import commands
+from .processes import alive, commands
 from .sites import needs_lftp, temporaries, tree
+from .waiting import wait_until
 
 pytestmark = needs_lftp
 MTIME = 1_234_567_890
@@ -482,6 +484,27 @@ def test_a_transfer_that_stands_still_ends_in_the_time_limit(ftp_factory, tmp_pa
     with reach(server, timeout_s=3.0) as remote, remote.engine, pytest.raises(TransferTimeout):
         remote.get("a", tmp_path / "a")
     assert not tree(tmp_path)
+
+
+@pytest.mark.parametrize("size", [8 << 20, 80 << 20])  # over one connection, and over several
+def test_lftp_ends_when_its_parent_is_killed_in_mid_download(ftp_factory, tmp_path, size):
+    server = ftp_factory()
+    with open(server.root / "a", "wb") as file:
+        file.truncate(size)
+    environment = {**os.environ, "PYREMOTEDATA_PASSWORD": server.password}
+    environment["PYREMOTEDATA_BANDWIDTH"] = str(1 << 20)
+    command = [*CLI, "get", server.url("a"), str(tmp_path / "a")]
+    process = subprocess.Popen(command, env=environment)
+
+    def moves() -> bool:
+        return any(os.stat(part).st_size for part in temporaries(tmp_path))
+
+    wait_until(moves)
+    below = descendants(process.pid)
+    assert below
+    process.kill()
+    process.wait()
+    wait_until(lambda: not alive(below))
 
 
 def test_an_upload_that_never_ends_well_leaves_the_old_file(ftp_factory, tmp_path):

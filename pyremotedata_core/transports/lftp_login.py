@@ -61,8 +61,10 @@ _FTP_OPTIONS = {
     "ftp:use-utf8": "no",  # names are bytes
     "ftp:charset": '""',
     "file:charset": '""',  # or they are converted where the server offers LANG
-    # After ABOR lftp takes its answer, which may be late, for that of the next command.
+    # After ABOR lftp takes its answer, which may be late, for that of the next command. Without it
+    # lftp would wait for the end of a download before it ends itself.
     "ftp:use-abor": "no",
+    "cmd:at-exit": '"set ftp:use-abor yes; kill all"',
     "ftp:retry-530": '""',  # a refused login is refused
     "ftp:retry-530-anonymous": '""',
     "ftp:ssl-protect-data": "yes",
