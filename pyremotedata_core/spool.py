@@ -11,8 +11,8 @@ from collections import deque
 from typing import IO, Any
 
 LISTINGS_AT_ONCE = 64  # of one walk: a directory takes some three round trips
-KEPT_ITEMS = 4096  # at either end, in memory
-CHUNK_ITEMS = 1024
+KEPT_ITEMS = 1024  # at either end, in memory
+CHUNK_ITEMS = 512
 
 
 class Spool:

@@ -167,6 +167,18 @@ def test_memory_stays_small_while_many_entries_stream_by(tmp_path, count):
         assert most_memory_of(helper_pid(engine)) - before < (20 << 20) + 60 * count
 
 
+def test_memory_stays_small_while_many_directories_wait_for_their_reader():
+    count = 8000
+    with liar(f"many {count}", timeout_s=60.0) as (engine, base, _):
+        assert engine.stat(f"{base}/file.bin").result(WAIT_S)
+        before = most_memory_of(helper_pid(engine))
+        listings = [engine.iterdir(base) for _ in range(32)]
+        assert sum(1 for _ in listings[-1]) == count  # by then the others have come, too
+        assert most_memory_of(helper_pid(engine)) - before < 30 << 20
+        for entries in listings:
+            entries.close()
+
+
 def test_a_listing_that_repeats_itself_ends_and_names_the_directory(monkeypatch, tmp_path):
     from pyremotedata_core.transports import base as limits
 
