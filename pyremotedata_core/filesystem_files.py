@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +91,7 @@ class PartsFile(AbstractBufferedFile):
         cache_options: dict[str, Any] | None,
     ) -> None:
         self._file = file
+        self._turn = threading.Lock()  # a cache may have a thread that looks ahead
         super().__init__(
             file.fs,
             file.path,
@@ -101,8 +103,9 @@ class PartsFile(AbstractBufferedFile):
         )
 
     def _fetch_range(self, start: int, end: int) -> bytes:
-        self._file.seek(start)
-        return self._file.read(end - start)
+        with self._turn:
+            self._file.seek(start)
+            return self._file.read(end - start)
 
     def close(self) -> None:
         """Close it; the cache goes."""

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import random
 import sys
 import zipfile
 
@@ -163,6 +164,17 @@ def test_a_cache_of_fsspecs_keeps_the_parts_that_were_read(options, fs, there, u
         file.seek(0)
         with pytest.raises(RemoteChanged):
             file.read(10)
+
+
+def test_a_cache_may_read_ahead_in_a_thread_of_its_own(fs, there):
+    data = os.urandom(4 * 2**20)
+    (there / "a").write_bytes(data)
+    places = random.Random(1)
+    with fs.open(f"{there}/a", cache_type="background", block_size=100_000) as file:
+        for _ in range(200):
+            start = places.randrange(len(data))
+            file.seek(start)
+            assert file.read(100_000) == data[start : start + 100_000]
 
 
 def test_a_member_of_a_remote_archive_is_read_by_a_chain_of_urls(options, there, url):
