@@ -348,6 +348,8 @@ class Caller:
 
     def may_ask_again(self) -> bool:
         """Whether another helper may be asked for the same."""
+        if self.method == "store" and not self.args[2]["overwrite"]:
+            return False  # it would take for another's what is stored already
         return self.method in _REPEATABLE and self.times == 1 and not self.future.done()
 
     def tell(self, callback: Callable[..., None] | None, *args: Any) -> None:

@@ -20,6 +20,7 @@ from workflows.embedded_sshd import descendants
 
 from .forks import in_a_fork
 from .processes import alive, below, command_of, state_of
+from .servers import ScriptedSshd
 from .sites import WAIT_S, temporaries, tree
 from .waiting import soon, wait_until
 
@@ -250,6 +251,24 @@ def test_what_a_killed_helper_was_moving_another_one_moves_once(slow, make, tmp_
     make("c", b"123")
     assert engine.fetch(slow.url("c"), tmp_path / "c").result(WAIT_S).size == 3
     assert tree(tmp_path) == {"a": data, "c": b"123"}, "the next run clears what was left away"
+
+
+def test_a_new_file_is_not_stored_twice(tmp_path):
+    """By the second helper the first one's would be taken for somebody else's."""
+    (tmp_path / "a").write_bytes(b"123")
+    options = {"hold": "rename", "mark": str(tmp_path / "mark"), "extensions": False}
+    with ScriptedSshd("relay", options) as server:
+        place = server.make_directory("t")
+        with TransferEngine(server.settings()) as engine:
+            store = engine.store(tmp_path / "a", server.url("t/a"), overwrite=False)
+            wait_until((tmp_path / "mark0").exists, "it is to get its name")
+            (helper,) = helpers()
+            os.kill(helper, signal.SIGSTOP)
+            (tmp_path / "mark0").write_bytes(b"")
+            wait_until((tmp_path / "mark0.done").exists, "it has its name")
+            os.kill(helper, signal.SIGKILL)
+            assert isinstance(store.exception(WAIT_S), ConnectionLost)
+        assert tree(place) == {"a": b"123"}
 
 
 def kill_in_mid_fetch(directory):
