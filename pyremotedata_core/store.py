@@ -55,6 +55,7 @@ class Store(FileJob):
         self._modes = modes
         self._attempts = 0
         self._resumed = False
+        self._whole = False  # the server has refused a part of it
         self._source: LocalSource
         self._compared: Compared | None = None
         self._stat: Stat  # of the temporary file, when it is to be compared
@@ -76,16 +77,17 @@ class Store(FileJob):
         self._take_back()
         self._error = None
         self._compared = None
-        segments = self._mover.segments(self._url) and self._takes_parts() is not False
+        segments = self._mover.segments(self._url)
+        parts = segments and not self._whole and self._takes_parts() is not False
         try:
             self._source = LocalSource(self._path, self._modes)
         except TransferError as local_error:
             self._end(None, local_error)
             return
         self._size = self._source.size
-        in_parts = segments and (self._size > SEGMENT_BYTES or self._verify)
+        in_parts = parts and (self._size > SEGMENT_BYTES or self._verify)
         try:
-            had = self._begin(large=segments and self._size > SEGMENT_BYTES)
+            had = self._begin(large=parts and self._size > SEGMENT_BYTES)
         except TransferError as local_error:
             self._source.close()
             self._end(None, local_error)
@@ -99,10 +101,11 @@ class Store(FileJob):
                 "create", self._creation(), self._created, renew=self._anew(self._creation)
             )
         else:
+            then = self._written if segments else self._stored_unseen
             self._submit(
                 "write",
                 self._writing(),
-                self._stored if segments or not self._verify else self._stored_unseen,
+                then if self._verify else self._stored,
                 load_bytes=self._size or 1,
                 on_bytes=self._count,
                 renew=self._anew(self._writing),
@@ -112,7 +115,9 @@ class Store(FileJob):
         return self._temporary, self._url.path, self._overwrite, self._size
 
     def _writing(self) -> tuple[Any, ...]:
-        return self._url.path, self._source, self._overwrite, self._temporary
+        compares_first = self._verify and self._mover.segments(self._url)
+        path = self._temporary if compares_first else self._url.path
+        return path, self._source, self._overwrite, self._temporary
 
     def _anew(self, args: Callable[[], tuple[Any, ...]]) -> Callable[[], tuple[Any, ...]]:
         """Return what makes arguments for another attempt."""
@@ -166,18 +171,25 @@ class Store(FileJob):
             return None  # the operations meet it, too
 
     def _probed(self, _: Any, error: TransferError | None) -> None:
+        if error is None and self._size > 1:  # one byte alone is the whole
+            self._mover.pool(self._url).takes_parts = True
         refused = isinstance(error, ServerRefused | RemotePermissionDenied | RemoteFileNotFound)
-        if error is None or refused:
-            self._mover.pool(self._url).takes_parts = not refused
         if refused and not self.cancelled:
-            self._discard(None)
-            self._source.close()
-            self._start()
+            self._whole = True
+            self._expect(0)
+            self._start_over()
         elif error is not None or self.cancelled:
             self._error = error
             self._all_moved()
         else:
             self._move_all(set())
+
+    def _written(self, stat: Stat | None, error: TransferError | None) -> None:
+        """Compare what has gone in one piece, and has no name yet."""
+        if error is not None:
+            self._stored(None, error)
+        else:
+            self._looked(stat, None)
 
     def _segment(self, offset: int, length: int, then: Done) -> None:
         if self._compared is not None:
@@ -204,9 +216,7 @@ class Store(FileJob):
                 return
             if not self._compared.same and self._resumed:
                 # What an earlier call sent was something else, of the same size and time.
-                self._discard(None)
-                self._source.close()
-                self._start()
+                self._start_over()
                 return
             if not self._compared.same:
                 error = ServerRefused("what the server holds is not what was sent", str(self._url))
@@ -256,15 +266,30 @@ class Store(FileJob):
             self._move_all(set())
 
     def _discard(self, cause: TransferError | None) -> None:
+        def removed(gone: bool) -> None:
+            if cause is not None:
+                cause.left_temporary = not gone
+                self._stored(None, cause)
+
+        self._remove(removed)
+
+    def _start_over(self) -> None:
+        """Begin anew without what is at the server, where it may have the final name."""
+
+        def removed(_gone: bool) -> None:
+            self._source.close()
+            self._start()
+
+        self._remove(removed)
+
+    def _remove(self, then: Callable[[bool], None]) -> None:
         temporary = self._temporary
 
         def removed(_: Any, error: TransferError | None) -> None:
             gone = error is None or isinstance(error, RemoteFileNotFound)
             if gone:
                 self._mover.journal(self._url).end(temporary)
-            if cause is not None:
-                cause.left_temporary = not gone
-                self._stored(None, cause)
+            then(gone)
 
         self._submit("remove", (temporary,), removed)
 
@@ -283,6 +308,8 @@ class Store(FileJob):
 
     def _stored(self, stat: Stat | None, error: TransferError | None) -> None:
         self._source.close()
+        if error is None and self._whole:  # else the disk may be full, say
+            self._mover.pool(self._url).takes_parts = False
         journal = self._mover.journal(self._url)
         if isinstance(error, ConnectionLost | TransferTimeout):
             journal.keep(self._temporary)

@@ -254,7 +254,8 @@ class Middleman:
         Keeps names in lower case, as servers of some systems keep theirs in one normal form.
     refuse : list of str
         Kinds of requests that are answered with "permission denied", or with ``refusal``, a code;
-        ``continue`` is to open a file that is there for writing.
+        ``continue`` is to open a file that is there for writing, ``write elsewhere`` to write
+        anywhere but behind what has been written through the same handle.
     tardy : list of str
         Kinds of requests (``read``, ``write``) that are done when nothing else has come for a
         moment: those that come after them are done before, as asynchronous servers may.
@@ -268,6 +269,7 @@ class Middleman:
         self.options = options
         self.child = subprocess.Popen([server], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.asked: dict[bytes, str] = {}
+        self.ends: dict[bytes, int] = {}  # by handle, where what has been written ends
         self.held: dict[bytes, str] = {}
         self.sending = threading.Lock()
         self.passing = threading.Lock()
@@ -372,7 +374,23 @@ class Middleman:
             if flags & 0x08:
                 return "create" if flags & 0x10 else "create untruncated"
             return "continue" if flags & 0x02 else "open"
+        if "write elsewhere" in self.options.get("refuse", ()) and self.is_elsewhere(kind, body):
+            return "write elsewhere"
         return NAMES.get(kind, "other")
+
+    def is_elsewhere(self, kind: int, body: bytes) -> bool:
+        if kind not in (WRITE, CLOSE):
+            return False
+        handle = take_string(body, 4)
+        end = self.ends.pop(handle, 0)
+        if kind == WRITE:
+            at = 8 + len(handle)
+            (offset,) = struct.unpack_from(">Q", body, at)
+            self.ends[handle] = end
+            if offset != end:
+                return True
+            self.ends[handle] += len(take_string(body, at + 8))
+        return False
 
 
 if __name__ == "__main__":

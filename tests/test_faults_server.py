@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from concurrent.futures import wait
 
 import pytest
 
@@ -128,6 +129,53 @@ def test_where_no_file_can_be_continued_it_goes_in_one_piece(tmp_path, refusal, 
         assert tree(server.root / "t") == tree(here)
 
 
+def test_a_file_of_one_byte_does_not_show_whether_a_server_takes_parts(tmp_path):
+    """It is one part; and where it is refused, it goes in one piece as any other."""
+    (tmp_path / "small").write_bytes(b"1")
+    (tmp_path / "large").write_bytes(os.urandom(9 * 2**20))
+    with ScriptedSshd("relay", {"refuse": ["write elsewhere"], "refusal": 4}) as server:
+        with TransferEngine(server.settings()) as engine:
+            for name in ("small", "large"):
+                url = server.url(f"t/{name}")
+                engine.store(tmp_path / name, url, verify=True).result(WAIT_S)
+        assert tree(server.root / "t") == tree(tmp_path)
+
+
+def test_what_went_in_one_piece_is_compared_before_it_has_its_name(tmp_path):
+    (tmp_path / "a").write_bytes(os.urandom(10_000))
+    options = {"refuse": ["continue"], "spoil": "write", "mark": str(tmp_path / "mark")}
+    with ScriptedSshd("relay", options) as server:
+        place = server.make("t/a", b"old").parent
+        with TransferEngine(server.settings()) as engine:
+            url = server.url("t/a")
+            error = engine.store(tmp_path / "a", url, verify=True).exception(WAIT_S)
+            assert type(error) is ServerRefused
+            told(error, "what the server holds is not what was sent")
+            assert tree(place) == {"a": b"old"}
+            engine.store(tmp_path / "a", url, verify=True).result(WAIT_S)
+        assert tree(place) == {"a": (tmp_path / "a").read_bytes()}
+
+
+def test_what_goes_in_one_piece_into_its_place_is_not_removed_there(tmp_path, relay_factory):
+    """The beginning that was to go on goes first, be it removed by another session."""
+    (tmp_path / "a").write_bytes(os.urandom(10_000))
+    options = {"refuse": ["continue"], "hold": "remove", "mark": str(tmp_path / "mark")}
+    with ScriptedSshd("relay", options) as server:
+        server.make("many", bytes(30 * 2**20))
+        place = server.make_directory("t")
+        relay = relay_factory(server.port, one_way_ms=20)
+        with TransferEngine(server.settings(publish="direct")) as engine:
+            engine.fetch(relay.url(server.url("many")), tmp_path / "many").result(WAIT_S)
+            assert len(server.session_pids()) > 1
+            store = engine.store(tmp_path / "a", relay.url(server.url("t/a")), verify=True)
+            wait_until((tmp_path / "mark0").exists, "the file is to be removed")
+            wait([store], 1.0)  # while it is held, nothing else should come to pass
+            (tmp_path / "mark0").write_bytes(b"")
+            store.result(WAIT_S)
+            wait_until((tmp_path / "mark0.done").exists, "it was removed")
+        assert tree(place) == {"a": (tmp_path / "a").read_bytes()}
+
+
 # --- full disks -----------------------------------------------------------------------------
 
 
@@ -196,6 +244,25 @@ def test_a_full_remote_disk_is_told_and_nothing_remains(sshd, small_disk, tmp_pa
         (tmp_path / "b").write_bytes(b"fits")
         engine.store(tmp_path / "b", f"{base}/a").result(WAIT_S)
     assert tree(small_disk) == {"a": b"fits"}
+
+
+def test_after_a_full_disk_files_go_in_parts_as_before(sshd_factory, small_disk, tmp_path):
+    """It refuses the first part, and does not say why."""
+    server = sshd_factory(log_requests=True, sftp_arguments="-P statvfs")
+    filler = small_disk / "filler"
+    with open(filler, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, os.statvfs(small_disk).f_bavail * 4096)
+    (tmp_path / "a").write_bytes(os.urandom(100_000))
+    url = f"sftp://{server.user}@127.0.0.1:{server.port}{small_disk}/a"
+    with TransferEngine(server.settings()) as engine:
+        error = engine.store(tmp_path / "a", url, verify=True).exception(WAIT_S)
+        told(error, "the server cannot write")
+        assert tree(small_disk).keys() == {"filler"}
+        filler.unlink()
+        opened = server.requests("open")
+        engine.store(tmp_path / "a", url, verify=True).result(WAIT_S)
+        assert server.requests("open") == opened + 4  # made, tried, written, read again
+    assert tree(small_disk) == {"a": (tmp_path / "a").read_bytes()}
 
 
 def test_a_remote_disk_that_takes_no_further_file_is_told(sshd, small_disk, tmp_path):
