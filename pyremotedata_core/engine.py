@@ -63,9 +63,10 @@ class TransferEngine:
     Notes
     -----
     Thread-safe. The helper process starts with the first request and ends with this process however
-    that ends. If it dies it is started anew, and the files that it was moving are moved anew, once.
-    A forked child gets a helper of its own. An engine that nobody holds any more ends with what is
-    under way; `close` does not wait for that.
+    that ends. If it dies it is started anew, and the files that it was moving are moved anew, once;
+    not those that were to replace nothing (``overwrite=False``), which may have arrived. A forked
+    child gets a helper of its own. An engine that nobody holds any more ends with what is under
+    way; `close` does not wait for that.
     """
 
     def __init__(
