@@ -197,7 +197,7 @@ class WriteFile(io.BufferedRandom):
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "wanted", False) and not self.closed and not self._place.inherited:
+        if getattr(self, "wanted", False) and not self.closed and not self.inherited:
             _log.warning("%s was never closed, and so is not stored", self.name)
             self.discard()
 
@@ -213,6 +213,11 @@ class WriteFile(io.BufferedRandom):
 
     full_name = name
 
+    @property
+    def inherited(self) -> bool:
+        """Whether this is a forked child, which leaves it to its parent."""
+        return self._place.inherited
+
     def write(self, data: Any) -> int:
         """Write to the temporary file."""
         return _locally(self._local, super().write, data)
@@ -221,10 +226,11 @@ class WriteFile(io.BufferedRandom):
         """Store the file; in a transaction, leave that to its end."""
         if self.closed:
             return
+        if self.inherited:
+            self.raw.close()  # what is buffered is for the parent to write
+            return
         self.wanted = self.wanted and not _leaves_by_exception(self)
         self._close_local()
-        if self._place.inherited:
-            return
         if not self.wanted:
             self.discard()
         elif self.autocommit:
@@ -275,6 +281,13 @@ class WriteText(io.TextIOWrapper):
     def __exit__(self, kind: Any, *_: Any) -> None:
         self.buffer.wanted = self.buffer.wanted and kind is None
         self.close()
+
+    def close(self) -> None:
+        """Close it as `WriteFile` does."""
+        if self.buffer.inherited:
+            self.buffer.close()
+        else:
+            super().close()
 
     def __del__(self) -> None:
         if not self.closed:

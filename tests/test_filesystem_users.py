@@ -166,6 +166,18 @@ def test_a_cache_of_fsspecs_keeps_the_parts_that_were_read(options, fs, there, u
             file.read(10)
 
 
+@pytest.mark.parametrize("mode", ["w", "wb"])
+def test_what_a_child_closes_its_parent_writes_once(fs, there, mode):
+    def text(words):
+        return words if mode == "w" else words.encode()
+
+    with fs.open(f"{there}/a", mode) as file:
+        file.write(text("before, "))
+        assert in_a_fork(file.close) == ""
+        file.write(text("after"))
+    assert (there / "a").read_bytes() == b"before, after"
+
+
 def test_a_cache_may_read_ahead_in_a_thread_of_its_own(fs, there):
     data = os.urandom(4 * 2**20)
     (there / "a").write_bytes(data)
