@@ -114,12 +114,40 @@ class PartsFile(AbstractBufferedFile):
 
 
 class _Leased(io.FileIO):
+    """A leased file, read at places of its own: a forked child shares the descriptor's."""
+
     def __init__(self, lease: Lease) -> None:
         self._lease = lease
+        self._at = 0
         try:
             super().__init__(lease.path)
         except OSError as error:
             raise from_oserror(error, lease.path) from None
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if whence == os.SEEK_CUR:
+            offset, whence = self._at + offset, os.SEEK_SET
+        self._at = super().seek(offset, whence)
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or size < 0:
+            return self.readall()
+        data = os.pread(self.fileno(), min(size, BLOCK_BYTES), self._at)
+        self._at += len(data)
+        return data
+
+    def readall(self) -> bytes:
+        return b"".join(iter(lambda: self.read(BLOCK_BYTES), b""))
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        data = self.read(len(view))
+        view[: len(data)] = data
+        return len(data)
 
     def close(self) -> None:
         super().close()

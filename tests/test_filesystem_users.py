@@ -17,6 +17,7 @@ import pytest
 
 from pyremotedata_core import RemoteChanged, RemoteFileNotFound
 from pyremotedata_core.filesystem import RemoteFileSystem
+from pyremotedata_core.stager import lending
 from pyremotedata_core.stream import BLOCK_BYTES
 
 from .forks import in_a_fork
@@ -164,6 +165,24 @@ def test_a_cache_of_fsspecs_keeps_the_parts_that_were_read(options, fs, there, u
         file.seek(0)
         with pytest.raises(RemoteChanged):
             file.read(10)
+
+
+def test_a_forked_child_reads_a_staged_file_beside_its_parent(fs, there, stager, monkeypatch):
+    monkeypatch.setattr(lending, "lend", lambda _settings, url, _stat: stager.stage(url))
+    data = os.urandom(3 * BLOCK_BYTES)
+    (there / "a").write_bytes(data)
+    with fs.open(f"{there}/a") as file:
+        (there / "a").unlink()  # it is staged
+        assert file.read(100) == data[:100]
+
+        def work():
+            assert file.read(BLOCK_BYTES) == data[100 : BLOCK_BYTES + 100]
+            assert file.seek(-5, os.SEEK_END) == len(data) - 5
+
+        assert in_a_fork(work) == ""
+        assert file.read() == data[100:]
+        assert file.seek(-5, os.SEEK_CUR) == file.tell() == len(data) - 5
+        assert file.read(100) == data[-5:]
 
 
 @pytest.mark.parametrize("mode", ["w", "wb"])
