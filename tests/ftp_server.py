@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import threading
+import time
 from typing import Any
 
 from pyftpdlib.authorizers import AuthenticationFailed, DummyAuthorizer
@@ -89,13 +90,31 @@ class SecureTransfer(Faults, TLS_DTPHandler):
 
 
 class FileSystem(AbstractedFS):
-    """Tells no size of a directory, as proftpd and Pure-FTPd do, nor the time of "timeless"."""
+    """Tells no size of a directory, as proftpd and Pure-FTPd do, nor the time of "timeless".
+
+    LIST is that of Windows, or writes some characters as question marks, if told to.
+    """
+
+    def format_list(self, basedir: str, listing: list[str], *args: Any, **more: Any) -> Any:
+        if FAULTS.get("windows"):
+            for name in listing:
+                yield _windows_line(os.path.join(basedir, name), name)
+            return
+        for line in super().format_list(basedir, listing, *args, **more):
+            yield line.replace("ø".encode(), b"?") if FAULTS.get("question_marks") else line
 
     def format_mlsx(self, *args: Any, **more: Any) -> Any:
         for line in super().format_mlsx(*args, **more):
             line = re.sub(rb"size=\d+;(?=type=dir)", b"", line)
             hidden = b"timeless" in os.fsencode(args[0]) + line
             yield re.sub(rb"modify=\d+;", b"", line) if hidden else line
+
+
+def _windows_line(path: str, name: str) -> bytes:
+    stat = os.stat(path)
+    size = "<DIR>         " if os.path.isdir(path) else f"{stat.st_size:>14}"
+    stamp = time.strftime("%m-%d-%y  %I:%M%p", time.gmtime(stat.st_mtime))
+    return f"{stamp} {size:>20} {name}\r\n".encode()
 
 
 class Plain(FTPHandler):
@@ -139,6 +158,8 @@ def _handler(options: dict[str, Any]) -> type[FTPHandler]:
                 super().pre_process_command(line, cmd, arg)
 
         def respond(self, resp: str, *args: Any, **more: Any) -> None:
+            if resp.startswith("550") and FAULTS.get("denies"):
+                resp = "550 Access is denied."
             if options["terse"] and resp.startswith("550"):
                 resp = "550 Failed."
             super().respond(resp, *args, **more)

@@ -166,6 +166,27 @@ def test_what_the_server_tells_no_time_of_is_listed_and_copied(ftp, tmp_path, di
     assert tree(tmp_path) == tree(ftp.root / directory)
 
 
+def test_a_server_that_lists_as_windows_does_is_read(ftp_factory, tmp_path):
+    server = ftp_factory(without=("MLSD", "MLST"))
+    server.faults(windows=True)
+    for name in ("a b", "12345", "sub/c", "sub/d/e"):
+        server.make(f"tree/{name}", os.urandom(1000))
+    with reach(server) as remote, remote.engine:
+        assert sorted(remote.ls("tree")) == ["12345", "a b", "sub"]
+        remote.sync("tree", tmp_path)
+    assert tree(tmp_path) == tree(server.root / "tree")
+
+
+@pytest.mark.parametrize("answers", [{}, {"denies": True}, {"terse": True}], ids=str)
+def test_names_that_list_writes_in_another_way_are_listed_once(ftp_factory, answers):
+    server = ftp_factory(terse="terse" in answers)
+    server.faults(question_marks=True, denies="denies" in answers)
+    for name in ("a", "ø"):
+        server.make(f"tree/{name}")
+    with reach(server) as remote, remote.engine:
+        assert sorted(remote.ls("tree")) == ["a", "ø"]
+
+
 def test_pieces_come_from_a_server_that_is_mute_when_it_is_left_early(ftp_factory, monkeypatch):
     monkeypatch.setattr("pyremotedata_core.transports.lftp_ftp_site.SETTLE_S", 0.5)
     server = ftp_factory()

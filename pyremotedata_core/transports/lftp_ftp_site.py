@@ -285,7 +285,8 @@ class FtpSite(LftpSite):
             return None
         raise error
 
-    def _by_looking(self, path: str) -> Stat:
+    def _by_trying(self, path: str) -> Stat | None:
+        """Return what a regular file or a directory is; None for all else."""
         answer = self.ask(f"SIZE {path}")
         size = parse_size(answer.text.strip()) if answer.code == 213 else None
         if size is not None:
@@ -293,9 +294,12 @@ class FtpSite(LftpSite):
             if mtime is None:
                 return self._listed(path) or Stat("file", size, 0)
             return Stat("file", size, mtime)
-        reply = self.run("cd {}", path)
-        if reply.ok:
-            return Stat("directory", 0, 0)
+        return Stat("directory", 0, 0) if self.run("cd {}", path).ok else None
+
+    def _by_looking(self, path: str) -> Stat:
+        stat = self._by_trying(path)
+        if stat is not None:
+            return stat
         parent, name = posixpath.split(path)
         found: dict[str, Stat] = {}
         if name:
@@ -323,8 +327,13 @@ class FtpSite(LftpSite):
 
     def _ask_about(self, directory: str, names: list[str]) -> Iterator[Entry]:
         for name in names:
-            with contextlib.suppress(RemoteFileNotFound):  # LIST may write a name in another way
-                yield Entry(name, self.stat(posixpath.join(directory, name)))
+            path = posixpath.join(directory, name)
+            stat = None
+            # Servers deny, too, what is not there, as where LIST writes a name in another way.
+            with contextlib.suppress(RemoteFileNotFound, RemotePermissionDenied):
+                stat = self._by_mlst(path) or self._by_trying(path)
+            if stat is not None:
+                yield Entry(name, stat)
 
     def _list_by(self, way: str, path: str) -> Reply:
         began, timeout_s = time.monotonic(), self._settings.timeout_s
@@ -346,7 +355,7 @@ class FtpSite(LftpSite):
         reply = self._list_by(way, path)
         if not reply.ok:
             raise self._why_no_list(path, self.error(reply, path))
-        found = parse_listing(reply.output, _MANY, self.url(path))
+        found = parse_listing(reply.output, _MANY, self.url(path), bare=True)
         return [entry for entry in found if entry.name != "."]
 
     def _time(self, path: str) -> int | None:

@@ -29,7 +29,9 @@ from ..names import check_component
 # mark, for the size before it may be missing.
 LIST = "cls -1 -a --perms --size --block-size=1 --date --time-style=@%s"
 
-_ENTRY = re.compile(rb"([-dl])([-rwxsStT]{9}) +(?:(-?\d{1,20}) +)?@(-?\d{1,20}) (.*)", re.DOTALL)
+_ENTRY = re.compile(
+    rb"(?:([-dl])([-rwxsStT]{9}))? *(?:(-?\d{1,20}) +)?@(-?\d{1,20}) (.*)", re.DOTALL
+)
 _KINDS: dict[bytes, Kind] = {b"-": "file", b"d": "directory", b"l": "link"}
 
 
@@ -54,7 +56,7 @@ def escape_glob(name: str) -> str:
     return re.sub(r"[\\*?\[\]]", r"\\\g<0>", name)
 
 
-def parse_listing(output: bytes, names: int, url: str) -> Iterator[Entry]:
+def parse_listing(output: bytes, names: int, url: str, bare: bool = False) -> Iterator[Entry]:
     """Read the output of `LIST`: the entries, with that of the directory itself (``.``).
 
     Parameters
@@ -65,6 +67,9 @@ def parse_listing(output: bytes, names: int, url: str) -> Iterator[Entry]:
         entries, never more.
     url : str
         The directory, for messages.
+    bare : bool
+        Whether entries may have no permissions, as at FTP servers that list as Windows does:
+        what has no size is a directory then.
 
     Raises
     ------
@@ -76,7 +81,7 @@ def parse_listing(output: bytes, names: int, url: str) -> Iterator[Entry]:
     start = 0
     while start < len(output):
         end = output.index(b"\n", start)
-        name, stat = _parse_entry(output[start:end], url)
+        name, stat = _parse_entry(output[start:end], url, bare)
         start = end + 1
         if name != "..":
             yield Entry(name if name == "." else check_component(name, url), stat)
@@ -85,14 +90,17 @@ def parse_listing(output: bytes, names: int, url: str) -> Iterator[Entry]:
 def parse_one(output: bytes, url: str) -> Stat | None:
     """Read the listing of one file; None where lftp knows no more than its name."""
     line = output.removesuffix(b"\n")
-    return _parse_entry(line, url)[1] if _ENTRY.fullmatch(line) else None
-
-
-def _parse_entry(line: bytes, url: str) -> tuple[str, Stat]:
     match = _ENTRY.fullmatch(line)
-    if match is None:
+    return _parse_entry(line, url)[1] if match and match[1] else None
+
+
+def _parse_entry(line: bytes, url: str, bare: bool = False) -> tuple[str, Stat]:
+    match = _ENTRY.fullmatch(line)
+    if match is None or not (match[1] or bare):
         raise _unreadable(url, line)
     form, permissions, size, mtime, name = match.groups()
+    if form is None:
+        form = b"-" if size else b"d"
     if size is None:  # many an FTP server tells none of a directory
         if form == b"-":
             raise _unreadable(url, line)
@@ -100,7 +108,8 @@ def _parse_entry(line: bytes, url: str) -> tuple[str, Stat]:
     if name.startswith(b"./~"):
         name = name[2:]  # so written by lftp, which would take "~" for a home
     # lftp reads a sign where SFTP has none.
-    stat = Stat(_KINDS[form], int(size) % (1 << 64), wire_time(int(mtime)), _mode(permissions))
+    mode = _mode(permissions) if permissions else None
+    stat = Stat(_KINDS[form], int(size) % (1 << 64), wire_time(int(mtime)), mode)
     return name.decode("utf-8", "surrogateescape"), stat
 
 
