@@ -94,13 +94,20 @@ class Broker(SchedulerPlugin):
         if worker in self.ledger.workers:
             self._send(worker, {"what": "nodes", "nodes": self.ledger.nodes})
 
-    def remove_worker(self, scheduler: Any, worker: str, **_: Any) -> None:
+    def transition(self, key: Any, start: str, finish: str, *_: Any, **__: Any) -> None:  # noqa: ARG002
+        """Let a task that no worker can take now run on any that comes.
+
+        Dask would have it wait for those that it prefers.
+        """
+        if finish != "no-worker":
+            return
+        task = self._scheduler.tasks.get(key)
+        if task in self._led and task.loose_restrictions:
+            self._led.discard(task)
+            task.worker_restrictions, task.loose_restrictions = None, False
+
+    def remove_worker(self, scheduler: Any, worker: str, **_: Any) -> None:  # noqa: ARG002
         """Let others bring what a worker was bringing that has gone."""
-        # Where there is no other worker, Dask would have them wait for those that they prefer.
-        for task in self._led.intersection(scheduler.unrunnable):
-            if task.worker_restrictions.isdisjoint(scheduler.workers):
-                task.worker_restrictions, task.loose_restrictions = None, False
-                self._led.discard(task)
         words = self.ledger.leave(worker)
         self._tell_nodes()
         self._tell(words)

@@ -63,6 +63,39 @@ def test_tasks_run_on_new_workers_when_all_that_there_were_are_gone(archive, sta
     assert task.result(timeout=PATIENCE_S) == data
 
 
+def test_tasks_run_on_a_worker_that_goes_on_before_the_preferred_one(archive, start_nodes):
+    client = start_nodes(2, locality=True)
+    home, other = workers_of(client)
+    file, _ = archive.make("a", 1000)
+    assert client.submit(where, file, workers=[home]).result() == home
+    assert client.submit(where, file, pure=False).result() == home
+
+    client.run(pause)
+    wait_until(lambda: not running(client), "both are paused")
+    task = client.submit(where, file, pure=False)
+    wait_until(lambda: unrunnable(client) == 1, "nobody can take it")
+    client.run(go_on, workers=[other])
+    assert task.result(timeout=PATIENCE_S) == other
+
+
+def pause(dask_worker):
+    if dask_worker.memory_manager is not None:
+        dask_worker.memory_manager.memory_pause_fraction = False  # or it goes on by itself
+    dask_worker.status = distributed.Status.paused
+
+
+def go_on(dask_worker):
+    dask_worker.status = distributed.Status.running
+
+
+def running(client):
+    return client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.running))
+
+
+def unrunnable(client):
+    return client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.unrunnable))
+
+
 def test_tasks_run_elsewhere_when_the_preferred_node_is_busy(archive, start_nodes, tmp_path):
     client = start_nodes(2, locality=True)
     home, other = workers_of(client)
