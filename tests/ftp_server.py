@@ -150,6 +150,11 @@ def _handler(options: dict[str, Any]) -> type[FTPHandler]:
                 self.secure_connection(self.ssl_context)
 
         def pre_process_command(self, line: str, cmd: str, arg: str) -> None:
+            if self.ac_in_buffer:  # another command, before this one has its answer
+                FAULTS["hurries"] = FAULTS.get("hurries", 0) + 1
+                if FAULTS.get("strict"):
+                    self.close()
+                    return
             if cmd in ("USER", "PASS") and options["certificate"] and not self._ssl_established:
                 # As Pure-FTPd does.
                 said = {"USER": "421 No cleartext sessions, but TLS.", "PASS": "530 Who are you?"}

@@ -187,6 +187,20 @@ def test_names_that_list_writes_in_another_way_are_listed_once(ftp_factory, answ
         assert sorted(remote.ls("tree")) == ["a", "ø"]
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_times_are_asked_for_all_at_once_where_the_server_lets_one(ftp_factory, strict):
+    server = ftp_factory(without=("MLSD", "MLST"))
+    server.faults(strict=strict)
+    times = {f"{number:02}": 1_000_000_007 + number for number in range(50)}
+    for name, mtime in times.items():
+        server.make(f"many/{name}")
+        os.utime(server.root / "many" / name, (mtime, mtime))
+    with reach(server) as remote, remote.engine:
+        entries = remote.engine.scandir(server.url("many")).result(WAIT_S)
+    assert {entry.name: entry.stat.mtime for entry in entries} == times
+    assert server.faults()["hurries"] > (0 if strict else 40)
+
+
 def test_pieces_come_from_a_server_that_is_mute_when_it_is_left_early(ftp_factory, monkeypatch):
     monkeypatch.setattr("pyremotedata_core.transports.lftp_ftp_site.SETTLE_S", 0.5)
     server = ftp_factory()

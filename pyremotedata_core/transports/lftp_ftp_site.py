@@ -13,6 +13,7 @@ import contextlib
 import posixpath
 import time
 from collections.abc import Iterator
+from typing import ClassVar
 
 from ..config import ConnectionSettings
 from ..errors import (
@@ -50,7 +51,9 @@ _NOT_OFFERED = (500, 501, 502, 504)
 _MANY = 1 << 30
 _BY_MLSD = "set ftp:use-mlsd yes && set cmd:cls-exact-time no"
 _BY_LIST = "set ftp:use-mlsd no && set cmd:cls-exact-time no"
-_BY_LIST_AND_MDTM = "set ftp:use-mlsd no && set cmd:cls-exact-time yes"  # asked all at once
+_BY_LIST_AND_MDTM = "set ftp:use-mlsd no && set cmd:cls-exact-time yes"
+_AT_ONCE = "set ftp:sync-mode no"  # without waiting for each answer
+_ONE_BY_ONE = "set ftp:sync-mode yes"
 
 
 class _LateError(Exception):
@@ -67,6 +70,7 @@ class FtpSite(LftpSite):
     """
 
     _make_log = FtpLog
+    _slow: ClassVar[set[str]] = set()  # servers that take one question at a time, most likely
     _list_itself = f"{_BY_LIST} && {LftpSite._list_itself}"
 
     def __init__(self, server: str, settings: ConnectionSettings) -> None:
@@ -168,13 +172,12 @@ class FtpSite(LftpSite):
 
     def scandir(self, path: str) -> list[Entry]:
         """List a directory."""
-        by_list = _BY_LIST_AND_MDTM if self._has_mdtm else _BY_LIST
         if not self._has_mlst:
-            return self._entries(by_list, path)
+            return self._by_list(path)
         try:
             entries = self._entries(_BY_MLSD, path)
         except UnsafeName:  # or MLSD tells no time of an entry, which leaves the field blank
-            return self._entries(by_list, path)
+            return self._by_list(path)
         listed = self._also_listed(path)
         links = {entry.name: entry for entry in listed if entry.stat.kind == "link"}
         others = [_without_empty_mode(entry) for entry in entries if entry.name not in links]
@@ -314,6 +317,20 @@ class FtpSite(LftpSite):
             listed = self._listed(path)
             return listed if listed is not None and listed.kind == "link" else None
         return None
+
+    def _by_list(self, path: str) -> list[Entry]:
+        """Return what LIST tells of a directory, with the times of files to the second."""
+        if not self._has_mdtm:
+            return self._entries(_BY_LIST, path)
+        if self._server in self._slow:
+            return self._entries(_BY_LIST_AND_MDTM, path)
+        try:
+            return self._entries(f"{_AT_ONCE} && {_BY_LIST_AND_MDTM}", path)
+        except (ConnectionLost, TransferTimeout):  # some firewalls end such connections
+            self._slow.add(self._server)
+            raise
+        finally:
+            self.tidy(_ONE_BY_ONE)
 
     def _also_listed(self, path: str) -> list[Entry]:
         """Return what LIST tells of a directory that MLSD has listed.

@@ -56,6 +56,7 @@ _FTP_OPTIONS = {
     "ftp:auto-passive-mode": "no",  # else it lets the server connect to us after a failure
     "ftp:use-mlsd": "yes",  # where the server offers it: times to the second
     "ftp:list-options": "-a",  # where it does not
+    "ftp:sync-mode": "yes",
     "ftp:home": '""',
     "ftp:skey-force": "no",
     "ftp:use-utf8": "no",  # names are bytes
