@@ -148,6 +148,9 @@ def _handler(options: dict[str, Any]) -> type[FTPHandler]:
                 self._extra_feats.append("LANG EN*")
             if options["implicit"]:
                 self.secure_connection(self.ssl_context)
+            if FAULTS.pop("full_house", False):
+                self.respond("421 Too many users.")
+                self.close_when_done()
 
         def pre_process_command(self, line: str, cmd: str, arg: str) -> None:
             if self.ac_in_buffer:  # another command, before this one has its answer
@@ -190,6 +193,10 @@ def _handler(options: dict[str, Any]) -> type[FTPHandler]:
             return super().ftp_RNTO(path)
 
         def ftp_LIST(self, path: str) -> Any:  # noqa: N802
+            if FAULTS.pop("crowded", False):
+                FAULTS["full_house"] = True
+                self.close()
+                return None
             return self._list_for_ever(path) if FAULTS.get("endless") else super().ftp_LIST(path)
 
         def ftp_NLST(self, path: str) -> Any:  # noqa: N802

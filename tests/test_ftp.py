@@ -201,6 +201,17 @@ def test_times_are_asked_for_all_at_once_where_the_server_lets_one(ftp_factory, 
     assert server.faults()["hurries"] > (0 if strict else 40)
 
 
+def test_no_link_passes_for_a_directory_where_the_server_is_crowded(ftp_factory):
+    server = ftp_factory()
+    server.make("kept/a")
+    server.make("tree/b")
+    (server.root / "tree/link").symlink_to("../kept")  # which MLSD does not tell
+    server.faults(crowded=True)
+    with reach(server) as remote, remote.engine:
+        entries = remote.engine.scandir(server.url("tree")).result(WAIT_S)
+    assert {entry.name: entry.stat.kind for entry in entries} == {"b": "file", "link": "link"}
+
+
 def test_pieces_come_from_a_server_that_is_mute_when_it_is_left_early(ftp_factory, monkeypatch):
     monkeypatch.setattr("pyremotedata_core.transports.lftp_ftp_site.SETTLE_S", 0.5)
     server = ftp_factory()

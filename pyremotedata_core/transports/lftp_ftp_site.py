@@ -338,9 +338,12 @@ class FtpSite(LftpSite):
         Links: many a MLSD shows what they lead to, or nothing, and who removes a tree must not go
         through them. And all entries if MLSD tells no time of any: lftp leaves them out.
         """
-        with contextlib.suppress(UnsafeName, RemotePermissionDenied, ServerRefused):
+        try:
             return self._entries(_BY_LIST, path)
-        return []
+        except (UnsafeName, RemotePermissionDenied, ServerRefused) as error:
+            if error.retryable:
+                raise
+            return []
 
     def _ask_about(self, directory: str, names: list[str]) -> Iterator[Entry]:
         for name in names:
