@@ -197,6 +197,31 @@ def test_a_job_does_not_ask_for_what_only_it_can_make(counted):
     assert asked(counted.server) <= 2 * building + 6 + 2, counted.server.request_kinds()
 
 
+LATE_LISTING = """
+    import time
+
+    def late(output):
+        "As a listing that was asked for before the output was there, and comes in after it."
+        memory, url = output.provider.lookup.memory, output.url
+        memory.forget(url)
+        memory.remember_listing(url.parent, [], time.monotonic() - 2)
+
+    rule one:
+        output: storage("@URL@/out/x")
+        shell: "echo 1 > {output}"
+
+    onsuccess:
+        output = next(f.storage_object for job in workflow.dag.jobs for f in job.output)
+        late(output)
+        print("there:", output.exists())
+"""
+
+
+def test_what_a_job_has_made_is_there_whatever_a_late_listing_says(workflow):
+    workflow.write(LATE_LISTING)
+    assert "there: True" in workflow.run().succeeded().text
+
+
 def test_what_a_job_writes_to_the_server_by_itself_is_seen(workflow):
     workflow.write(
         f"""

@@ -140,10 +140,11 @@ class Host:
             return False
 
     def makes(self, storage_object: Any) -> bool:
-        """Return whether an object is an output of a job that this process schedules and runs."""
+        """Return whether an object is an output of a job that this process has yet to run."""
         try:
-            building = self._workflow.iocache.active
-            return self._runs_jobs and not building and self.is_output(storage_object)
+            if not self._runs_jobs or self._workflow.iocache.active:  # the DAG is being built
+                return False
+            return not self._workflow.dag.finished(self._job(storage_object))
         except Exception:
             return False
 
