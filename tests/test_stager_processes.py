@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import shutil
@@ -176,8 +177,14 @@ def test_what_a_stopped_process_keeps_locked_is_an_error_that_names_it(
             stager.lease(url).release()
 
 
+def exchange(one, other):
+    at_cwd, rename_exchange = -100, 2
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert not libc.renameat2(at_cwd, bytes(one), at_cwd, bytes(other), rename_exchange)
+
+
 def test_who_waits_for_another_process_hears_of_a_cache_that_is_no_more(
-    sshd, remote_directory, cache_dir
+    sshd, remote_directory, cache_dir, tmp_path
 ):
     (url,) = make_files(sshd, remote_directory, "a")
     with Stager(sshd.settings(cache_dir=str(cache_dir), timeout_s=2.0)) as stager:
@@ -186,12 +193,9 @@ def test_who_waits_for_another_process_hears_of_a_cache_that_is_no_more(
             fcntl.flock(lock, fcntl.LOCK_EX)
             waiting = stager.stage(url)
 
-            def is_gone() -> bool:  # the stager may be making it anew
-                shutil.rmtree(cache_dir, ignore_errors=True)
-                cache_dir.touch()
-                return cache_dir.is_file()
-
-            wait_until(is_gone)
+            # At one stroke, or the stager makes it anew.
+            (tmp_path / "file").touch()
+            exchange(cache_dir, tmp_path / "file")
             with pytest.raises(ConfigurationError, match="PYREMOTEDATA_CACHE_DIR"):
                 waiting.result(PATIENCE_S)
 
