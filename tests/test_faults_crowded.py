@@ -11,7 +11,7 @@ from pyremotedata_core import TransferEngine
 from .crowd import move_at_once
 from .miglike import MigLike
 from .miglike_server import WRONG_SECRETS
-from .sites import WAIT_S
+from .sites import WAIT_S, needs_lftp
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def logins(server: MigLike, how: str) -> int:
     [
         {"carrier": "openssh"},
         pytest.param({"carrier": "paramiko"}, marks=pytest.mark.full),
-        {"transport": "lftp"},
+        pytest.param({"transport": "lftp"}, marks=needs_lftp),
     ],
     ids=str,
 )
@@ -51,6 +51,7 @@ def test_one_login_too_many_waits_for_the_session_of_another_process(crowded_fac
     assert 0 < logins(server, "crowded") < WRONG_SECRETS
 
 
+@needs_lftp
 def test_one_session_too_many_waits_for_that_of_another_process_over_ftp(ftp_factory):
     server = ftp_factory(most=2)
     with TransferEngine(server.settings()) as first, TransferEngine(server.settings()) as second:

@@ -87,6 +87,7 @@ def test_a_server_that_locks_us_out_is_left_alone(carrier):
         assert server.log_text().count("locked") <= 6  # by two rounds
 
 
+@needs_lftp
 def test_lftp_leaves_a_server_alone_that_locks_us_out():
     with MigLike() as server:
         for number in range(WRONG_SECRETS):
@@ -225,7 +226,12 @@ def test_without_the_setting_ssh_config_is_the_usual_one(user, carrier, sshd, ma
     """In the process that logs in as in the helper."""
     sshd.make("usual/a")
     environment = {**os.environ, "PYREMOTEDATA_CARRIER": carrier}
-    command = [*machine_wide(sshd.ssh_config), *user, "ls", sshd.url("usual")]
+    command = [
+        *machine_wide(sshd.ssh_config, "/etc/ssh/ssh_config"),
+        *user,
+        "ls",
+        sshd.url("usual"),
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=WAIT_S)
     assert (done.stdout, done.stderr) == ("a\n", "")
 

@@ -252,19 +252,15 @@ def test_the_command_takes_ftp_urls(ftp):
     assert ftp.password not in said
 
 
-@pytest.mark.skipif(
-    bool(os.getuid()) or not os.path.exists("/etc/lftp.conf"), reason="only root can bind a file"
-)
-def test_what_the_system_tells_lftp_changes_nothing(ftp_factory, tmp_path):
+def test_what_the_system_tells_lftp_changes_nothing(ftp_factory, tmp_path, machine_wide):
     server = ftp_factory(without=("MLSD", "MLST"))
     (tmp_path / "a").write_bytes(b"hello")
     (tmp_path / "lftp.conf").write_text(
         'alias put "echo put"\nset cmd:verify-path no\nset cmd:trace yes\nset ftp:home /none\n'
         "set ftp:skey-force yes\nset cmd:fail-exit yes\n"
     )
-    script = 'mount --bind "$0" /etc/lftp.conf && exec "$@"'
-    command = ["unshare", "--mount", "sh", "-c", script, str(tmp_path / "lftp.conf"), *CLI]
-    command += ["put", str(tmp_path / "a"), server.url("a")]
+    command = machine_wide(tmp_path / "lftp.conf", "/etc/lftp.conf")
+    command += [*CLI, "put", str(tmp_path / "a"), server.url("a")]
     environment = {**os.environ, "PYREMOTEDATA_PASSWORD": server.password}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert (done.stderr, done.returncode) == ("", 0)
