@@ -110,6 +110,8 @@ def test_a_listed_link_says_nothing_of_its_target():
     memory = Memory()
     memory.remember_listing(url("/d"), [Entry("l", LINK), Entry("a", FILE)], now())
     assert memory.recall(url("/d/l")) is None
+    memory.remember_listing(url("/"), [Entry("l", LINK)], now())
+    assert memory.recall(url("/l/below")) is None
     assert memory.listing(url("/d")) is None
 
 
@@ -168,7 +170,21 @@ def test_nothing_exists_below_a_directory_that_is_missing():
     assert memory.recall(url("/b/x/y")).stat is None
     memory.remember(url("/b/x/y"), FILE, now())
     assert memory.recall(url("/b/x/y")).stat == FILE
-    assert memory.recall(url("/b/x/z")) is None
+    assert memory.recall(url("/b/x")) is None
+
+
+def test_in_a_directory_that_was_missing_is_only_what_has_come_since():
+    """Until that is too old, as for any other that was missing."""
+    memory = Memory()
+    memory.remember(url("/a"), None, now())
+    memory.remember_listing(url("/b"), [], now(NEGATIVE_S / 2))
+    for directory in ("/a", "/b/x"):
+        memory.remember(url(f"{directory}/p/q"), FILE, now())
+        assert memory.recall(url(f"{directory}/p/q")).stat == FILE
+        assert memory.recall(url(f"{directory}/p/r")).stat is None
+        assert memory.recall(url(f"{directory}/s/t")).stat is None
+        assert memory.recall(url(f"{directory}/p")) is None
+        assert memory.recall(url(f"{directory}/s/t"), now() + NEGATIVE_S) is None
 
 
 def test_that_a_directory_is_missing_is_forgotten_as_fast_as_for_a_file():

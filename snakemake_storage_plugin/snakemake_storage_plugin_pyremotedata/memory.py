@@ -41,11 +41,15 @@ class Known:
 
 @dataclass(slots=True)
 class _Directory:
-    """Answers about the names of one directory; ``listed_at`` makes absent names missing."""
+    """Answers about the names of one directory.
+
+    ``listed_at`` makes absent names missing, but for those that are ``unsure``: links, which say
+    nothing of their targets, and what has come since.
+    """
 
     answers: dict[str, Known] = field(default_factory=dict)
     asked: set[str] = field(default_factory=set)
-    links: frozenset[str] = frozenset()
+    unsure: set[str] = field(default_factory=set)
     listed_at: float = _NEVER
     size: int = 0
     listable: bool = True
@@ -87,7 +91,7 @@ class Memory:
         with self._lock:
             known = self._recall(url, now)
             # Nothing is below what is missing.
-            while known is None and (parent := url.parent) != url:
+            while known is None and (parent := url.parent).parent != parent:
                 above = self._recall(parent, now)
                 if above is not None:
                     return above if above.stat is None else None
@@ -113,7 +117,7 @@ class Memory:
         """
         with self._lock:
             directory = self._directories.get(directory_url)
-            if directory is None or directory.links:
+            if directory is None or directory.unsure:
                 return None
             if time.monotonic() - directory.listed_at >= NEGATIVE_S:
                 return None
@@ -175,7 +179,8 @@ class Memory:
         self, directory_url: RemoteURL, entries: Iterable[Entry], asked_at: float
     ) -> None:
         """Keep a whole directory; an empty one for a directory that does not exist."""
-        answers, links = {}, set()
+        answers: dict[str, Known] = {}
+        links: set[str] = set()
         for entry in entries:
             if entry.stat.kind == "link":
                 links.add(entry.name)
@@ -195,7 +200,7 @@ class Memory:
                 self._small_below[above] = self._small_below.get(above, 0) + 1
             self._names += len(answers) - len(directory.answers)
             self._directories[directory_url] = _Directory(
-                answers, set(), frozenset(links), asked_at, len(answers) + len(links)
+                answers, set(), links, asked_at, len(answers) + len(links)
             )
             self._shrink()
 
@@ -226,10 +231,10 @@ class Memory:
         known = directory.answers.get(url.name)
         if known is not None and known.holds(now):
             return known
-        # A name that the last listing did not hold; a link there says nothing of its target.
+        # A name that the last listing did not hold.
         unlisted = Known(None, directory.listed_at)
         older = known is None or known.asked_at < directory.listed_at
-        if unlisted.holds(now) and older and url.name not in directory.links:
+        if unlisted.holds(now) and older and url.name not in directory.unsure:
             return unlisted
         return None
 
@@ -245,17 +250,24 @@ class Memory:
             found.add(directory_url)
 
     def _distrust_listings_above(self, url: RemoteURL) -> None:
-        """A file that exists has directories above it, whatever an older listing says."""
-        while (parent := url.parent) != url:
-            url = parent
+        """A file that exists has directories above it, whatever an older answer says."""
+        path = [url.parent]  # from the file's directory up
+        while (url := path[-1]).parent != url:
             above = self._directories.get(url.parent)
-            known = above.answers.get(url.name) if above else None
-            if above is None or (known is not None and known.stat is not None):
-                continue
-            above.listed_at = _NEVER
-            if known is not None:
-                self._names -= 1
-                del above.answers[url.name]
+            known = above.answers.get(url.name) if above is not None else None
+            if above is not None and (known is None or known.stat is None):
+                if known is not None:
+                    self._names -= 1
+                    del above.answers[url.name]
+                above.unsure.add(url.name)
+                # While it was missing, nothing was in it, nor in what is below.
+                missing_at = known.asked_at if known is not None else above.listed_at
+                for directory_url, entered in zip(path, [None, *path], strict=False):
+                    directory = self._directory(directory_url)
+                    directory.listed_at = max(directory.listed_at, missing_at)
+                    if entered is not None:
+                        directory.unsure.add(entered.name)
+            path.append(url.parent)
 
     def _shrink(self) -> None:
         while self._names > MAX_NAMES and len(self._directories) > 1:
