@@ -43,6 +43,7 @@ class Archive:
         return self._log.read_text().count("session opened")
 
     def bytes_read(self, name: str) -> int:
+        """Return how much of a file was read, as the server tells when it has closed it."""
         found = _READ.findall(self._log.read_text())
         return sum(int(size) for path, size in found if path.endswith(f"/{name}"))
 

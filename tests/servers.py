@@ -131,11 +131,12 @@ class Sshd(EmbeddedSshd):
         kind : str, optional
             Only requests of this kind, as sftp-server names them in its log: ``open``,
             ``close``, ``read``, ``write``, ``stat``, ``lstat``, ``fstat``, ``opendir``,
-            ``mkdir``, ``posix-rename``, ...
+            ``mkdir``, ``posix-rename``, ... Without it all but ``close``: nobody waits for its
+            answer, so that it may come late.
         """
         assert self.log_requests, "start the server with log_requests=True"
         counts = self.request_kinds()
-        return counts.get(kind, 0) if kind else sum(counts.values())
+        return counts.get(kind, 0) if kind else sum(counts.values()) - counts.get("close", 0)
 
     def request_kinds(self) -> dict[str, int]:
         """Return the number of requests of each kind."""

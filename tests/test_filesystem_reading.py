@@ -22,6 +22,7 @@ from pyremotedata_core.stream import BLOCK_BYTES, LFTP_BLOCK_BYTES
 
 from .filesystems import Heard, reach
 from .sites import needs_lftp, tree
+from .waiting import wait_until
 
 MTIME = 1_234_567_890
 
@@ -147,8 +148,12 @@ def test_files_are_fetched_side_by_side(sshd_factory, tmp_path):
         server.make(f"many/{number}", os.urandom(20_000))
     fs.get(f"{server.root}/many/*", str(tmp_path) + "/")
     assert tree(tmp_path) == tree(server.root / "many")
-    log = server.sftp_log.read_text()
-    assert log.count('open "') == log.count('close "')
+
+    def all_are_closed() -> bool:
+        log = server.sftp_log.read_text()
+        return log.count('open "') == log.count('close "')
+
+    wait_until(all_are_closed)
     assert server.most_open() > 4
 
 
