@@ -253,21 +253,28 @@ class Memory:
         """A file that exists has directories above it, whatever an older answer says."""
         path = [url.parent]  # from the file's directory up
         while (url := path[-1]).parent != url:
-            above = self._directories.get(url.parent)
-            known = above.answers.get(url.name) if above is not None else None
-            if above is not None and (known is None or known.stat is None):
-                if known is not None:
-                    self._names -= 1
-                    del above.answers[url.name]
-                above.unsure.add(url.name)
+            missing_at = self._drop_that_missing(url)
+            if missing_at != _NEVER:
                 # While it was missing, nothing was in it, nor in what is below.
-                missing_at = known.asked_at if known is not None else above.listed_at
                 for directory_url, entered in zip(path, [None, *path], strict=False):
                     directory = self._directory(directory_url)
                     directory.listed_at = max(directory.listed_at, missing_at)
                     if entered is not None:
                         directory.unsure.add(entered.name)
             path.append(url.parent)
+
+    def _drop_that_missing(self, url: RemoteURL) -> float:
+        """Believe no more that a directory is missing; return when that was so."""
+        above = self._directories.get(url.parent)
+        known = above.answers.get(url.name) if above is not None else None
+        if above is None or (known is not None and known.stat is not None):
+            return _NEVER
+        above.unsure.add(url.name)
+        if known is None:
+            return above.listed_at
+        self._names -= 1
+        del above.answers[url.name]
+        return known.asked_at
 
     def _shrink(self) -> None:
         while self._names > MAX_NAMES and len(self._directories) > 1:
