@@ -56,7 +56,7 @@ def left(folder: Path) -> list[Path]:
     return list(folder.glob("node*/*/incoming/*"))
 
 
-@pytest.mark.parametrize("one_host", [False, True])
+@pytest.mark.parametrize("one_host", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_a_node_pulls_what_the_reader_has_already(archive, relay, half_way, one_host):
     client, data, first, second = half_way(one_host=one_host)
     assert not first.done()

@@ -369,7 +369,7 @@ def rewrite(path: Path, how: str, data: bytes) -> bytes:
     return content
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("transport", SFTP_MOSTLY)
 @pytest.mark.parametrize("how", HOWS)
 def test_a_source_that_changes_during_a_download_is_never_spliced(link, tmp_path, transport, how):
     there = link(transport)

@@ -24,6 +24,8 @@ from .liars import helper_pid, liar
 from .processes import most_memory_of
 from .sites import WAIT_S, needs_lftp, tree
 
+FULL = pytest.mark.full
+
 # --- iterating ----------------------------------------------------------------------------------
 
 
@@ -127,7 +129,14 @@ def test_a_slow_reader_gets_all_and_the_listing_does_not_wait_for_it():
     assert [first.name, *rest] == [f"{number:016d}" for number in range(total)]
 
 
-@pytest.mark.parametrize("way", ["walk", "glob", "sync down", "sync up", "remove"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        "walk",
+        "sync down",
+        *(pytest.param(way, marks=FULL) for way in ("glob", "sync up", "remove")),
+    ],
+)
 def test_many_directories_are_listed_at_once(sshd_factory, relay_factory, tmp_path, way):
     server = sshd_factory(log_requests=True)
     for number in range(80):
@@ -151,7 +160,7 @@ def test_many_directories_are_listed_at_once(sshd_factory, relay_factory, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "count", [100_000, pytest.param(1_000_000, marks=[pytest.mark.full, pytest.mark.timeout(300)])]
+    "count", [100_000, pytest.param(1_000_000, marks=[FULL, pytest.mark.timeout(300)])]
 )
 def test_memory_stays_small_while_many_entries_stream_by(tmp_path, count):
     with liar(f"many {count}", timeout_s=60.0) as (engine, base, _):
