@@ -119,6 +119,7 @@ def test_a_dry_run_names_each_file_and_changes_nothing(
     assert (tree(here), tree(there)) == before
 
 
+@pytest.mark.full
 def test_a_dry_run_tells_the_failures_of_the_run(run, url, make, here, there):
     make("t/a")
     make("f")

@@ -34,6 +34,7 @@ def test_eight_processes_fetch_one_file_once(sshd_factory, served):
     assert stats(client).total["files"] == 1
 
 
+@pytest.mark.full
 def test_jobs_of_a_node_share_what_a_server_takes(start_cluster, register):
     # In the jobs of a batch system workers do not find the helper of others.
     alone = "from pyremotedata_core import sharing\nsharing.place_for = lambda settings: ''\n"

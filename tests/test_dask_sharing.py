@@ -82,6 +82,7 @@ def test_when_the_reader_dies_another_one_reads(relay, half_way, tmp_path, one_h
     wait_until(lambda: not left(tmp_path / "node1"), "nothing is left")
 
 
+@pytest.mark.full
 def test_a_reader_that_shows_no_life_is_done_without(relay, half_way):
     client, data, _, second = half_way(timeout_s=3)
     reader, puller = workers_of(client)

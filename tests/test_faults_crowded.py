@@ -37,7 +37,7 @@ def logins(server: MigLike, how: str) -> int:
     [
         {"carrier": "openssh"},
         pytest.param({"carrier": "paramiko"}, marks=pytest.mark.full),
-        pytest.param({"transport": "lftp"}, marks=needs_lftp),
+        pytest.param({"transport": "lftp"}, marks=[pytest.mark.full, needs_lftp]),
     ],
     ids=str,
 )

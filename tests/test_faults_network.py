@@ -180,6 +180,7 @@ def test_a_server_that_does_not_come_back_is_given_up(link, tmp_path):
     assert not (there.server.root / "b").exists()
 
 
+@pytest.mark.full
 def test_a_connection_that_breaks_before_it_gets_any_further_is_given_up(link):
     there = link(timeout_s=2.0)
     there.make("a", LARGE)
@@ -468,6 +469,7 @@ def test_small_files_of_a_tree_that_is_given_up_are_whole_or_absent(
             assert 0 < len(found) < len(data)
 
 
+@pytest.mark.full
 def test_an_upload_given_up_while_its_directory_is_made_is_not_begun_again(
     sshd_factory, relay_factory, tmp_path
 ):

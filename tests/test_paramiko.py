@@ -91,6 +91,7 @@ def agent(socket: Path, *keys: Path):
             process.terminate()
 
 
+@pytest.mark.full
 def test_a_certificate_opens(sshd_factory, tmp_path):
     """Beside the key, named by CertificateFile, or in the agent."""
     authority = new_key(tmp_path / "authority")

@@ -272,6 +272,7 @@ def test_the_cache_serves_a_second_run_where_the_user_wants_it(counted):
     assert counted.path("out").read_bytes() == newer
 
 
+@pytest.mark.full
 def test_the_main_process_fetches_nothing_ahead_for_jobs_that_fetch_for_themselves(counted):
     for n in range(3):
         counted.make_remote(f"in/{n}", os.urandom(1000))

@@ -61,6 +61,7 @@ def test_a_checkpoint_decides_over_remote_files_and_groups_of_jobs_make_them(wor
     assert "Nothing to be done" in workflow.run().succeeded().text
 
 
+@pytest.mark.full
 def test_only_times_matter_where_the_user_says_so(workflow):
     made = workflow.make_remote("in", b"one\n")
     text = """
@@ -278,6 +279,7 @@ def test_a_job_that_has_ended_makes_room_in_the_cache_for_the_next(workflow):
     assert workflow.path("seen.b").read_bytes() == b"b" * 100_000
 
 
+@pytest.mark.full
 def test_a_link_that_a_killed_run_has_left_leads_to_its_file_all_through_the_next(workflow):
     for name in ("a", "b"):
         workflow.make_remote(name, name.encode() * 100_000)

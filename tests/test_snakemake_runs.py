@@ -222,6 +222,7 @@ def test_inputs_are_fetched_while_other_jobs_compute(counted):
     assert not temporaries(counted.directory)
 
 
+@pytest.mark.full
 def test_nothing_is_fetched_ahead_when_that_is_switched_off(counted):
     make_inputs_for_ahead(counted)
     counted.write(AHEAD, PREFETCH="0")
