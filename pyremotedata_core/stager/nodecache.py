@@ -154,9 +154,9 @@ class NodeCache:
                 free = _free_bytes(self.root) + (size if is_on_disk else 0)
                 # What is left of a transfer that was broken off counts already.
                 more = 0 if (self.root / "pins" / key).exists() else size
-                rather = rather_bytes(self.budget_bytes, used + free)
-                if used + more > rather or free < size:
-                    used = self._evict(self.budget_bytes - more, size - free, rather - more)
+                preferred = preferred_bytes(self.budget_bytes, used + free)
+                if used + more > preferred or free < size:
+                    used = self._evict(self.budget_bytes - more, preferred - more, size - free)
                     usage.write(used)
                 record = {"url": url, "size": stat.size, "mtime": stat.mtime}
                 pin = self._create_pin(key, name, json.dumps(record).encode())
@@ -170,7 +170,7 @@ class NodeCache:
         """Evict ``size`` bytes of files not in use; return whether there were as many."""
         try:
             with self._usage() as usage:
-                usage.write(self._evict(self.budget_bytes, size))
+                usage.write(self._evict(self.budget_bytes, self.budget_bytes, size))
         except LocalStorageFull:
             return False
         finally:
@@ -380,19 +380,19 @@ class NodeCache:
             raise
         return pin
 
-    def _evict(self, target_bytes: int, wanted_bytes: int, rather_bytes: int | None = None) -> int:
+    def _evict(self, target_bytes: int, preferred_bytes: int, wanted_bytes: int) -> int:
         """Evict the least recently used until both wishes are met; return the bytes in use.
 
         The caller holds `usage`. ``target_bytes`` is what the entries may take afterwards,
         ``wanted_bytes`` what must become free on the disk. When that cannot be, nothing goes.
-        ``rather_bytes`` is what they should take, as far as they are not in use.
+        ``preferred_bytes`` is what they should take, as far as they are not in use.
         """
         entries = sorted(self._entries())
         used = sum(size for _, size, _ in entries)
         slack = self.budget_bytes // 20 if len(entries) > _MANY_ENTRIES else 0
         victims = []
         goal = max(used - target_bytes, wanted_bytes)
-        wish = max(goal, used - (target_bytes if rather_bytes is None else rather_bytes))
+        wish = max(goal, used - preferred_bytes)
         found = 0
         for _, size, key in entries:
             if found >= wish + slack:
@@ -519,7 +519,7 @@ def key_bytes(key: str) -> int:
     return int(size) if size.isdigit() else 0
 
 
-def rather_bytes(budget: int, room: int) -> int:
+def preferred_bytes(budget: int, room: int) -> int:
     """Return what the entries should take, as far as they are not in use.
 
     Parameters
