@@ -118,6 +118,7 @@ def test_an_answer_that_is_late_does_not_hide_what_was_stored_meanwhile(far, cac
     url = far.url("a")
     with Stager(server.settings(cache_dir=str(cache_dir))) as stager:
         stager.lease(url).release()
+        stager.stat(url, anew=True).result()  # answers to what came before are here, too
         relay.stall(after_bytes=1)
         late = stager.stat(url, anew=True)
         wait_until_stalled(relay)
