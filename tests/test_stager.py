@@ -197,7 +197,7 @@ def test_files_of_two_accounts_are_two_entries(sshd, remote_directory, cache_dir
     with Stager(mine) as stager:
         other = Stager(replace(mine, username="somebody"))
         parsed = RemoteURL.parse(url)
-        assert stager._key(parsed, known) != other._key(parsed, known)
+        assert stager.key(parsed, known) != other.key(parsed, known)
 
 
 # --- leases -------------------------------------------------------------------------------------

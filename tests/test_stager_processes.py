@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -9,18 +10,20 @@ import shutil
 import signal
 import stat
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from pyremotedata_core import (
     ConfigurationError,
+    RemoteChanged,
     RemoteURL,
     Stat,
     TransferError,
     TransferTimeout,
 )
-from pyremotedata_core.stager import Stager
+from pyremotedata_core.stager import Draft, Stager
 from pyremotedata_core.stager.inventory import list_entries
 from pyremotedata_core.stager.nodecache import NodeCache
 
@@ -289,6 +292,30 @@ def test_a_draft_that_replaces_one_of_its_size_and_second_is_another_entry(
         written = draft.deliver()
     with stager.lease(url, expect=written) as lease:
         assert lease.path.read_bytes() == b"new"
+
+
+def test_drafts_of_one_file_that_are_delivered_at_once_are_entries_of_their_own(
+    sshd, remote_directory, relay_factory, cache_dir
+):
+    # So far away that each looks for a file there before another one's has arrived.
+    relay = relay_factory(sshd.port, one_way_ms=50)
+    url = relay.url(sshd.url(f"{remote_directory}/state"))
+    with (
+        Stager(sshd.settings(cache_dir=str(cache_dir))) as stager,
+        ThreadPoolExecutor(4) as threads,
+    ):
+        drafts = [stager.draft(url) for _ in range(4)]
+        for number, draft in enumerate(drafts):
+            draft.path.write_text(f"{number}")
+            os.utime(draft.path, (12345, 12345))
+        stats = list(threads.map(Draft.deliver, drafts))
+        assert {stat.mtime for stat in stats} == {12345, 12346, 12347, 12348}
+        for number, stat in enumerate(stats):
+            with contextlib.suppress(RemoteChanged), stager.lease(url, expect=stat) as lease:
+                assert lease.path.read_text() == f"{number}"
+        there = sshd.root / remote_directory / "state"
+        assert stats[int(there.read_text())].mtime == int(there.stat().st_mtime)
+    assert not left_over(cache_dir)
 
 
 def test_a_draft_in_place_of_one_that_is_gone_is_another_entry(stager, sshd, remote_directory):

@@ -16,6 +16,7 @@ from ..model import Stat
 from ..url import RemoteURL
 
 if TYPE_CHECKING:
+    from .locks import TransferLock
     from .stager import Stager
 
 
@@ -42,13 +43,12 @@ class Draft:
         self._stager = stager
         # A key that no file has: whoever finds its lock free removes the directory.
         key = f"draft.{secrets.token_hex(8)}"
-        lock = None
+        self._locks: dict[str, TransferLock] = {}
         try:
-            self._lock = lock = stager.cache.try_lock(key)
+            self._try_lock(key)
             self._directory = stager.cache.incoming(key)
         except OSError as error:
-            if lock is not None:
-                lock.release()
+            self._unlock()
             raise from_oserror(error) from None
         self.path = self._directory / url.name
 
@@ -80,36 +80,46 @@ class Draft:
     def discard(self) -> None:
         """Remove it; a second call does nothing."""
         shutil.rmtree(self._directory, ignore_errors=True)
-        lock, self._lock = self._lock, None
-        if lock is not None:
-            lock.release()
+        self._unlock()
 
     def _set_apart(self) -> None:
         """Give the file an mtime that tells it from the one which it replaces.
 
         It is later than that of the file on the server, which other nodes may have. Of one that
-        has gone from there the cache may know.
+        has gone from there the cache may know, and another draft of this node may be on its way
+        with the same mtime.
         """
         if self.path.is_symlink():
             return
         with suppress(*NOTHING_TOLD):
             date_after(self.path, wait_for(self._stager.engine.stat(self.url)))
         found = os.stat(self.path)
-        for mtime in count(int(found.st_mtime)):
-            lease = self._stager.find(self.url, Stat("file", found.st_size, mtime))
-            if lease is None:
-                return
-            lease.release()
-            os.utime(self.path, (found.st_atime, mtime + 1))
+        first = int(found.st_mtime)
+        mtime = next(n for n in count(first) if self._claim(Stat("file", found.st_size, n)))
+        if mtime > first:
+            os.utime(self.path, (found.st_atime, mtime))
+
+    def _claim(self, stat: Stat) -> bool:
+        """Lock the entry that the file would be; False if it is there, or another brings it."""
+        key = self._stager.key(self.url, stat)
+        try:
+            if not self._try_lock(key):
+                return False
+        except OSError:
+            return True  # nothing can be an entry then
+        lease = self._stager.find(self.url, stat)
+        if lease is None:
+            return True
+        lease.release()
+        self._locks.pop(key).release()
+        return False
 
     def _keep(self, stat: Stat) -> bool:
         """Make the file an entry of the cache if there is room; return whether it is one now."""
         cache, name = self._stager.cache, self.url.name
         key = self._stager.remember(self.url, stat)
-        lock = None
         try:
-            lock = cache.try_lock(key)
-            if lock is None:
+            if not self._try_lock(key):
                 return False
             found = cache.find(key, name, stat)
             if found is not None:
@@ -126,6 +136,15 @@ class Draft:
             return True
         except (OSError, LocalStorageFull):
             return False  # it is on the server; who wants it here fetches it
-        finally:
+
+    def _try_lock(self, key: str) -> bool:
+        """Hold a lock of the cache until the draft is gone; False while another holds it."""
+        if key not in self._locks:
+            lock = self._stager.cache.try_lock(key)
             if lock is not None:
-                lock.release()
+                self._locks[key] = lock
+        return key in self._locks
+
+    def _unlock(self) -> None:
+        while self._locks:
+            self._locks.popitem()[1].release()

@@ -157,7 +157,7 @@ class Stager:
             If the cache cannot be read.
         """
         url = RemoteURL.parse(url)
-        key = self._key(url, stat)
+        key = self.key(url, stat)
         try:
             pin = self._pin(key, url.name, stat)
         except OSError as error:
@@ -194,7 +194,15 @@ class Stager:
         with self._mutex:
             self._asked.pop(url, None)  # what it was before
             self._remember(url, stat)
-        return self._key(url, stat)
+        return self.key(url, stat)
+
+    def key(self, url: RemoteURL, stat: Stat) -> str:
+        """Return what names the content: where it is from, by which account, size and mtime."""
+        to = self.settings.for_url(url)
+        who = (url.scheme, to.username, to.host, to.port, self.settings.ssh_config)
+        text = "\0".join(map(str, (*who, url.path, stat.mtime)))
+        digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        return cache_key(digest, stat.size)
 
     def copy_out(self, lease: Lease, path: str | os.PathLike[str]) -> Path:
         """Copy a leased file to a path of its own, for a consumer that may change it.
@@ -285,13 +293,13 @@ class Stager:
                 what = "a directory" if stat.kind == "directory" else "not a regular file"
                 raise TransferError(f"is {what}; a file was meant", str(request.url))
             if not self._serve(request, stat):
-                self._bringing.join(self._key(request.url, stat), stat, request)
+                self._bringing.join(self.key(request.url, stat), stat, request)
         except Exception as error:
             request.fail(error)
 
     def _serve(self, request: Request, stat: Stat) -> bool:
         """Lease the entry if it is in the cache."""
-        key = self._key(request.url, stat)
+        key = self.key(request.url, stat)
         try:
             pin = self._pin(key, request.url.name, stat)
         except OSError as error:
@@ -340,14 +348,6 @@ class Stager:
                 self._look(request)
                 return
         request.fail(error)
-
-    def _key(self, url: RemoteURL, stat: Stat) -> str:
-        """Return what names the content: where it is from, by which account, size and mtime."""
-        to = self.settings.for_url(url)
-        who = (url.scheme, to.username, to.host, to.port, self.settings.ssh_config)
-        text = "\0".join(map(str, (*who, url.path, stat.mtime)))
-        digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-        return cache_key(digest, stat.size)
 
     def _count(self, **more: float) -> None:
         with self._mutex:
