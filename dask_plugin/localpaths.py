@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from functools import wraps
-from inspect import iscoroutinefunction, isgeneratorfunction
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from typing import Any, TypeVar
 
 from pyremotedata_core import Lease
@@ -23,8 +23,8 @@ def local(function: Function) -> Function:
 
     For libraries that insist on ``str``. Handles are found in lists, tuples, sets, dictionaries
     and keyword arguments; their files are fetched all at once and stay until the call ends.
-    Serves coroutine functions, too, without blocking their event loop, and generator functions,
-    whose files are fetched with the first item and stay until the last.
+    Serves coroutine functions, too, without blocking their event loop, and generator functions of
+    both kinds, whose files are fetched with the first item and stay until the last.
     """
     if iscoroutinefunction(function):
 
@@ -35,6 +35,18 @@ def local(function: Function) -> Function:
                 return await function(*args, **kwargs)
 
         return with_paths_async  # type: ignore[return-value]
+
+    if isasyncgenfunction(function):
+
+        @wraps(function)
+        async def with_paths_yielding_async(*args: Any, **kwargs: Any) -> Any:
+            with _paths(await asyncio.to_thread(_hold, (args, kwargs))) as path_of:
+                args, kwargs = replace_handles((args, kwargs), path_of)
+                async with aclosing(function(*args, **kwargs)) as items:
+                    async for item in items:
+                        yield item
+
+        return with_paths_yielding_async  # type: ignore[return-value]
 
     if isgeneratorfunction(function):
 

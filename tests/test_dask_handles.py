@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import os
 import pickle
 import re
@@ -225,6 +226,25 @@ def test_local_keeps_the_files_of_a_generator_until_it_ends(remote):
     assert len(cache.trim(0)) == 1
 
 
+def test_local_keeps_the_files_of_an_asynchronous_generator_until_it_ends(remote):
+    @local
+    async def lines(path):
+        with open(path) as text:
+            for line in text:
+                yield line
+
+    async def trimmed():
+        reading = lines(remote("a", b"one\ntwo\n"))
+        assert await anext(reading) == "one\n"
+        kept = not cache.trim(0)
+        await reading.aclose()
+        return kept, len(cache.trim(0))
+
+    cache = shared_stager().cache
+    assert asyncio.run(trimmed()) == (True, 1)
+    assert inspect.isasyncgenfunction(lines)
+
+
 def test_an_error_of_local_names_the_file_and_releases_the_others(remote):
     a = remote("a")
     with pytest.raises(RemoteFileNotFound, match="missing"):
@@ -369,6 +389,9 @@ def test_the_plugin_refuses_secrets_and_typing_errors():
         StagingPlugin(ahead_files="many")
     with pytest.raises(ConfigurationError, match="archive_reads"):
         StagingPlugin(archive_reads="many")
+    for key in ("locality", "filesystem"):
+        with pytest.raises(ConfigurationError, match=f"{key} is not valid: 'no'"):
+            StagingPlugin(**{key: "no"})
 
 
 def test_no_pickle_holds_a_secret_of_the_environment(remote, monkeypatch):
