@@ -98,6 +98,9 @@ class StagingPlugin(WorkerPlugin):
         for key, (count, least) in counts.items():
             if not isinstance(count, int) or count < least:
                 raise ConfigurationError(f"{key} is not valid: {count!r}")
+        for key, switch in (("locality", locality), ("filesystem", filesystem)):
+            if not isinstance(switch, bool):
+                raise ConfigurationError(f"{key} is not valid: {switch!r}; it is True or False")
         self.ahead_files = ahead_files
         self.archive_reads = archive_reads
         self.locality = locality
