@@ -15,7 +15,6 @@ import itertools
 import logging
 import math
 import threading
-from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future
 from time import monotonic, time
@@ -73,8 +72,8 @@ class WorkerStaging:
         self._number = itertools.count()
         self._asking = 0
         self._held: dict[Wish, int] = {}  # wishes fetched ahead and not opened yet: their bytes
-        self._arrivals: deque[RemoteFile] = deque(maxlen=_ARRIVALS)
-        self._loose: OrderedDict[RemoteFile, None] = OrderedDict()
+        self._arrivals: dict[RemoteFile, None] = {}
+        self._loose: dict[RemoteFile, None] = {}
         self._paused = False
         self._closed = self._lets_go = False
         self._thread: threading.Thread | None = None
@@ -91,6 +90,7 @@ class WorkerStaging:
                 return
             wishes = self._tasks.setdefault(key, {})
             for handle in handles:
+                self._arrivals.pop(handle, None)
                 if handle not in wishes:
                     wish = wishes[handle] = Wish(handle)
                     entry = (tuple(priority or ()), next(self._number), wish)
@@ -123,20 +123,23 @@ class WorkerStaging:
 
     def arrived(self, handle: RemoteFile) -> None:
         """Note a handle that came out of a pickle; on any thread."""
-        self._arrivals.append(handle)
+        if len(self._arrivals) < _ARRIVALS:
+            self._arrivals[handle] = None
 
     def settle(self) -> None:
-        """Fetch ahead what has arrived and belongs to no task that is known."""
+        """Fetch ahead what has arrived and belongs to no task that is known.
+
+        Nobody may ever open it, so that it is given back when it has come.
+        """
         with self._changed:
             known = {handle for wishes in self._tasks.values() for handle in wishes}
-            fresh = [handle for handle in dict.fromkeys(self._arrivals) if handle not in known]
+            fresh = [handle for handle in list(self._arrivals) if handle not in known]
             self._arrivals.clear()
             for handle in fresh[:LOOSE_FILES]:
                 self._loose[handle] = None
                 self.want(("loose", handle), (math.inf,), [handle])
             while len(self._loose) > LOOSE_FILES:
-                handle, _ = self._loose.popitem(last=False)
-                self.end(("loose", handle))
+                self._end_loose(next(iter(self._loose)))
 
     def has_files(self, key: Hashable) -> bool:
         """Whether a task has opened files, or had them fetched."""
@@ -164,6 +167,7 @@ class WorkerStaging:
         with self._changed:
             wishes = self._tasks.setdefault(key, {})
             for handle in handles:
+                self._arrivals.pop(handle, None)
                 wishes.setdefault(handle, Wish(handle))
             claimed = [wishes[handle] for handle in handles]
             for wish in claimed:
@@ -243,9 +247,8 @@ class WorkerStaging:
             wish.waited_s = waited_s
             self._count_hidden(wish)
             self._let_go(wish)
-            self._loose.pop(wish.handle, None)
+            self._end_loose(wish.handle)
             self._changed.notify()
-        self.end(("loose", wish.handle))
         has_moved = wish.moved or not lease.from_cache
         source = self.origin_of(wish.handle.url) if has_moved else "node"
         took_s, stop = (wish.took_s, wish.came) if wish.came else (waited_s, time())
@@ -344,6 +347,7 @@ class WorkerStaging:
                     wish.took_s, wish.came = monotonic() - began, time()
                     self._count_hidden(wish)
                     self._note_moved(wish, done)
+                    self._end_loose(wish.handle)
                 else:
                     # Until a task ends there will be no room for the others either.
                     self._paused = self._paused or isinstance(error, LocalStorageFull)
@@ -367,6 +371,11 @@ class WorkerStaging:
             ahead.add_done_callback(release_result)
             if ahead.done():  # else it counts until then
                 self._held.pop(wish, None)
+
+    def _end_loose(self, handle: RemoteFile) -> None:
+        """Give back a file that was fetched for no task that is known."""
+        self._loose.pop(handle, None)
+        self.end(("loose", handle))
 
     def _make_room(self) -> None:
         """Give back what no task has opened: one waits for room in the cache."""

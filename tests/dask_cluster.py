@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from dask_plugin import RemoteFile, StagingPlugin
+from pyremotedata_core.stager.inventory import list_entries
+from pyremotedata_core.stager.nodecache import NodeCache
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,13 @@ def remote_file(make, url):
 
 def files_in(cache_dir: Path) -> set[str]:
     return {path.name for path in cache_dir.glob("*/files/*/*")}
+
+
+def in_use(cache_dir: Path) -> list[str]:
+    """Return the URLs of files in the cache that somebody pins."""
+    [root] = cache_dir.glob("*")
+    entries = list_entries(NodeCache(root, 2**40))
+    return [entry.url for entry in entries if entry.in_use]
 
 
 def read(file, *_):

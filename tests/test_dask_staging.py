@@ -13,7 +13,7 @@ import pytest
 
 from dask_plugin import RemoteFile, StagingPlugin, glob, local, stats
 
-from .dask_cluster import files_in, len_of, read, read_after, read_all
+from .dask_cluster import files_in, in_use, len_of, read, read_after, read_all
 from .waiting import wait_until
 
 distributed = pytest.importorskip("distributed")
@@ -79,6 +79,22 @@ def test_a_memory_map_takes_a_handle(client, remote_file):
         return chr(mapped[0]), mapped.filename.name
 
     assert client.submit(first, remote_file("mapped")).result() == ("m", "mapped")
+
+
+def test_no_file_stays_in_use_when_its_tasks_have_ended(client, remote_file, cache_dir):
+    files = [remote_file(str(number), bytes(number)) for number in range(20)]
+    # Many short tasks: some have ended before the worker looks for those to which files belong.
+    futures = client.map(lambda file, _: len_of(file), files * 40, range(800))
+    assert client.gather(futures) == [*range(20)] * 40
+    wait_until(lambda: not in_use(cache_dir), "every file is given back")
+
+
+def test_a_file_that_nobody_opens_is_fetched_ahead_and_not_kept(client, remote_file, cache_dir):
+    file = remote_file("loose")
+    client.run(lambda: file.name)  # no task
+    client.submit(str).result()
+    wait_until(lambda: "loose" in files_in(cache_dir), "it is fetched ahead")
+    wait_until(lambda: not in_use(cache_dir), "it is given back")
 
 
 def test_local_gives_tasks_strings(client, remote_file):
