@@ -156,7 +156,8 @@ class Serving:
         worker = self._worker
         start, stop = (moment + worker.scheduler_delay for moment in (opened.start, opened.stop))
         task = worker.state.tasks.get(opened.key)
-        if task is not None and stop - start > SHORTEST_BAR_S:
+        is_seen = opened.source != "node" or stop - start > SHORTEST_BAR_S
+        if task is not None and is_seen:
             bar = {"action": "transfer", "start": start, "stop": stop, "source": opened.source}
             task.startstops.append(bar)
         event = {"action": "opened", **opened._asdict(), "key": str(opened.key)}

@@ -282,5 +282,14 @@ def test_the_dashboards_task_stream_takes_the_bars(client, remote_file):
     from distributed.diagnostics.task_stream import rectangles
 
     with distributed.get_task_stream(client) as stream:
-        client.gather(client.map(read, [remote_file(name) for name in "abcdef"]))
-    assert len(rectangles(stream.data)["start"]) >= 6
+        futures = client.map(read, [remote_file(f"{number:02}") for number in range(30)])
+        client.gather(futures)
+    assert len(rectangles(stream.data)["start"]) >= 30
+    events = [event for _, event in client.get_events("pyremotedata")]
+    fetched = {event["key"] for event in events if event.get("source") == "archive"}
+    shown = {
+        entry["key"]
+        for entry in stream.data
+        if any(bar["action"] == "transfer" for bar in entry["startstops"])
+    }
+    assert fetched.intersection(future.key for future in futures) <= shown
