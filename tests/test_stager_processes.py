@@ -246,6 +246,28 @@ def test_closing_ends_what_is_under_way(far, cache_dir):
     assert not left_over(cache_dir)
 
 
+def test_files_that_do_not_fit_on_the_disk_at_once_come_one_after_another(
+    sshd, remote_directory, relay_factory, small_disk
+):
+    relay = relay_factory(sshd.port, one_way_ms=20)
+    contents = [os.urandom(5_000_000) for _ in range(3)]
+    urls = []
+    for number, content in enumerate(contents):
+        sshd.make(f"{remote_directory}/{number}", content)
+        urls.append(relay.url(sshd.url(f"{remote_directory}/{number}")))
+
+    def read(url):
+        with stager.lease(url) as lease:
+            return lease.path.read_bytes()
+
+    with (
+        Stager(sshd.settings(cache_dir=str(small_disk))) as stager,
+        ThreadPoolExecutor(3) as threads,
+    ):
+        assert list(threads.map(read, urls)) == contents
+    assert not left_over(small_disk)
+
+
 # --- drafts -------------------------------------------------------------------------------------
 
 

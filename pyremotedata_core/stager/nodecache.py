@@ -152,11 +152,16 @@ class NodeCache:
             with self._usage() as usage:
                 used = usage.read()
                 free = _free_bytes(self.root) + (size if is_on_disk else 0)
+                spare = free - size
+                # No more than is used can be on its way.
+                coming = self._still_to_come(key, spare) if spare < used else 0
                 # What is left of a transfer that was broken off counts already.
                 more = 0 if (self.root / "pins" / key).exists() else size
                 preferred = preferred_bytes(self.budget_bytes, used + free)
-                if used + more > preferred or free < size:
-                    used = self._evict(self.budget_bytes - more, preferred - more, size - free)
+                if used + more > preferred or spare < coming:
+                    used = self._evict(
+                        self.budget_bytes - more, preferred - more, size - free, coming
+                    )
                     usage.write(used)
                 record = {"url": url, "size": stat.size, "mtime": stat.mtime}
                 pin = self._create_pin(key, name, json.dumps(record).encode())
@@ -380,18 +385,21 @@ class NodeCache:
             raise
         return pin
 
-    def _evict(self, target_bytes: int, preferred_bytes: int, wanted_bytes: int) -> int:
+    def _evict(
+        self, target_bytes: int, preferred_bytes: int, wanted_bytes: int, coming_bytes: int = 0
+    ) -> int:
         """Evict the least recently used until both wishes are met; return the bytes in use.
 
         The caller holds `usage`. ``target_bytes`` is what the entries may take afterwards,
-        ``wanted_bytes`` what must become free on the disk. When that cannot be, nothing goes.
+        ``wanted_bytes`` what must become free on the disk, beside the ``coming_bytes`` that others
+        are about to take. When that cannot be, nothing goes.
         ``preferred_bytes`` is what they should take, as far as they are not in use.
         """
         entries = sorted(self._entries())
         used = sum(size for _, size, _ in entries)
         slack = self.budget_bytes // 20 if len(entries) > _MANY_ENTRIES else 0
         victims = []
-        goal = max(used - target_bytes, wanted_bytes)
+        goal = max(used - target_bytes, wanted_bytes + coming_bytes)
         wish = max(goal, used - preferred_bytes)
         found = 0
         for _, size, key in entries:
@@ -410,10 +418,26 @@ class NodeCache:
                 " raise PYREMOTEDATA_CACHE_BYTES (cache_bytes), or use fewer files at a time"
             )
         # With less in the cache than is wanted there is nobody to wait for.
-        raise (NoRoom if wanted_bytes <= used else LocalStorageFull)(
+        raise (NoRoom if coming_bytes or wanted_bytes <= used else LocalStorageFull)(
             f"the disk that holds {self.root} is full ({_free_bytes(self.root)} bytes free);"
             f" free some space or {CHANGE_PLACE}"
         )
+
+    def _still_to_come(self, key: str, spare_bytes: int) -> int:
+        """Return the bytes of the disk that other entries on their way in have yet to take.
+
+        0 where there is space to spare for all of them.
+        """
+        others = [other for other in os.listdir(self.root / "locks") if other != key]
+        if sum(map(key_bytes, others)) <= spare_bytes:
+            return 0
+        missing = 0
+        for other in others:
+            if (self.root / "pins" / other).exists():
+                here = sum(map(_bytes_in, self._left_of(other)))
+                if not (self.root / "files" / other).exists():  # not published meanwhile
+                    missing += max(0, key_bytes(other) - here)
+        return missing
 
     def _entries(self) -> Iterator[tuple[int, int, str]]:
         """Yield (last use, bytes, key) of every entry, finished or not."""
@@ -531,6 +555,12 @@ def preferred_bytes(budget: int, room: int) -> int:
         it is for others: the outputs of jobs, the temporary files of all users.
     """
     return budget if room >= budget else room // 2
+
+
+def _bytes_in(path: Path) -> int:
+    with suppress(FileNotFoundError), os.scandir(path) as files:
+        return sum(file.stat().st_blocks * 512 for file in files)
+    return 0
 
 
 def _free_bytes(path: Path) -> int:
