@@ -251,7 +251,8 @@ def _ask(options: list[str], host: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=plain_environment(),
-        text=True,
+        encoding=sys.getfilesystemencoding(),
+        errors="surrogateescape",  # paths in whatever encoding
         start_new_session=True,
     )
 

@@ -325,6 +325,13 @@ def test_ssh_config_is_asked_about_the_user_and_port_of_the_settings(tmp_path):
     assert ssh._resolved(replace(settings, username="you")).control_path == ""
 
 
+def test_ssh_config_may_hold_bytes_that_are_no_text_here(sshd, tmp_path):
+    config = tmp_path / "config"
+    config.write_bytes(sshd.ssh_config.read_bytes() + b"    ControlPath /tmp/cl\xe9-%r\n")
+    with TransferEngine(sshd.settings(ssh_config=str(config))) as engine:
+        assert engine.stat(sshd.url()).result(60).kind == "directory"
+
+
 def test_what_ssh_config_runs_when_it_is_read_gets_no_secret(tmp_path, monkeypatch):
     monkeypatch.setenv("PYREMOTEDATA_PASSWORD", CANARY)
     config, seen = tmp_path / "config", tmp_path / "seen"
