@@ -28,18 +28,44 @@ _reserved: dict[str, int] = {}  # slots, for the one who asks next
 def state_directory() -> Path:
     """Return the private directory (0700) of this user on this node; make it if missing.
 
-    It lies in the node's own temporary folder: ``$TMPDIR`` is often one per job, and then would
-    not be shared.
+    Raises
+    ------
+    ConfigurationError
+        If there is no place for it, or it exists and is not the user's own.
+    """
+    return private_directory(Path(node_temporary()) / f"pyremotedata-{user_number()}")
+
+
+def node_temporary() -> str:
+    """Return the node's own temporary folder, ``$TMPDIR`` where that cannot be written to.
+
+    ``$TMPDIR`` is often one per job, and then would not be shared.
 
     Raises
     ------
     ConfigurationError
-        If it exists and is not the user's own.
+        If there is none.
     """
-    for base in ("/tmp", "/var/tmp"):  # noqa: S108 - ownership and mode are checked below
-        if os.access(base, os.W_OK | os.X_OK):
-            break
-    return private_directory(Path(base) / f"pyremotedata-{os.getuid()}")
+    for place in ("/tmp", "/var/tmp", os.environ.get("TMPDIR", "")):  # noqa: S108 - see below
+        if os.path.isabs(place) and os.access(place, os.W_OK | os.X_OK):
+            return place
+    raise ConfigurationError(
+        "neither /tmp nor /var/tmp can be written to; set TMPDIR to a local directory that can"
+    )
+
+
+def user_number() -> int:
+    """Return the number of this user on the node.
+
+    In containers that map users to others, several may be root and see one temporary folder.
+    """
+    number = os.getuid()
+    with contextlib.suppress(OSError), open("/proc/self/uid_map") as file:
+        for line in file:
+            inside, outside, count = map(int, line.split())
+            if inside <= number < inside + count:
+                return outside + number - inside
+    return number
 
 
 def private_directory(path: Path) -> Path:

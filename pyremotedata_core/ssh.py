@@ -28,6 +28,7 @@ from .errors import ConfigurationError, TransferError, from_ssh_stderr
 
 ASKED_S = 3600.0  # no login lasts so long
 RESOLVE_S = 10.0  # for ssh to read its configuration
+SOCKET_PATH = 104  # bytes that every system takes, of which ssh wants some for a name of its own
 FAST_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 _ASKPASS = Path(__file__).with_name("askpass.sh")
 _asker = ""  # the socket of an `Asker`
@@ -305,6 +306,7 @@ class SshChild:
         elif shared is None and not _resolved(settings).control_path:
             # A master that lives as long as this child, at a path that only we know.
             self._control = _control_path()
+        if self._control is not None:
             control = {
                 "ControlMaster": "yes",
                 "ControlPath": str(self._control),
@@ -368,7 +370,8 @@ class SshChild:
         return status if ended == -signal.SIGKILL else ended
 
 
-def _control_path() -> Path:
+def _control_path() -> Path | None:
+    """Return a new path for the socket of a shared connection, None where it would be too long."""
     from .nodestate import private_directory, state_directory
 
     directory = private_directory(state_directory() / "mux")
@@ -380,4 +383,5 @@ def _control_path() -> Path:
                 probe.connect(str(path))
             except ConnectionRefusedError:
                 path.unlink(missing_ok=True)
-    return directory / os.urandom(6).hex()
+    path = directory / os.urandom(6).hex()
+    return path if len(os.fsencode(path)) + 20 < SOCKET_PATH else None

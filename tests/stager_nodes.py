@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from pyremotedata_core.nodestate import user_number
 from pyremotedata_core.stager import Stager
 
 from .waiting import PATIENCE_S, wait_until
@@ -122,7 +123,7 @@ def processes(sshd, cache_dir):
 
 
 def root_of(cache_dir: Path) -> Path:
-    return cache_dir / f"pyremotedata-{os.getuid()}"
+    return cache_dir / f"pyremotedata-{user_number()}"
 
 
 def files_in(cache_dir: Path) -> set[str]:

@@ -7,7 +7,6 @@ import shutil
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -21,6 +20,7 @@ from pyremotedata_core import (
     TransferTimeout,
 )
 from pyremotedata_core.nodestate import SessionSlots
+from pyremotedata_core.stager.place import cache_root
 
 from .command import CLI, Command
 from .crowd import move_at_once
@@ -29,6 +29,9 @@ from .page import told
 from .servers import ScriptedSshd, Sshd, free_port
 from .sites import WAIT_S, tree
 from .waiting import wait_until
+
+FOLDERS = "/tmp", "/var/tmp"
+LONG = "t" * 90
 
 # --- nobody there ---------------------------------------------------------------------------
 
@@ -125,15 +128,14 @@ def test_a_machine_without_a_way_out(alone):
 
 
 @pytest.fixture
-def nameless(run) -> Iterator[Command]:
+def nameless(run) -> Command:
     """The command, run by a user who has a number only, as in some containers."""
     user = (1 << 20) + os.getpid()
     argv = ["unshare", "--user", f"--map-user={user}"]
     if not shutil.which("unshare") or subprocess.run([*argv, "true"], check=False).returncode:
         pytest.skip("no such user can be made here")
     run.argv = [*argv, *run.argv]
-    yield run
-    shutil.rmtree(f"/tmp/pyremotedata-{user}", ignore_errors=True)
+    return run
 
 
 def test_a_user_whom_the_machine_does_not_know(carrier, nameless, url, make):
@@ -150,6 +152,35 @@ def test_a_user_without_a_home(nameless, url):
     del nameless.environment["HOME"]
     nameless.environment.pop("XDG_CONFIG_HOME", None)
     assert "set HOME, or PYREMOTEDATA_CONFIG" in nameless.failure("ls", url(), status=2)
+
+
+def test_who_is_somebody_else_in_a_container_has_the_files_of_the_node(nameless):
+    del nameless.environment["PYREMOTEDATA_CACHE_DIR"]
+    assert str(cache_root(None)) in nameless("cache").stdout
+
+
+@pytest.fixture
+def read_only(run, tmp_path) -> Command:
+    """The command on a machine whose temporary folders are read-only, but for `tmp_path`."""
+    steps = [f"mount --rbind {one} {one} && mount -o remount,bind,ro {one}" for one in FOLDERS]
+    steps += [f"mount -t tmpfs tmpfs {tmp_path}", f"mkdir {run.directory} {tmp_path / LONG}"]
+    argv = ["unshare", "--mount", *([] if os.getuid() == 0 else ["--map-root-user"])]
+    argv += ["sh", "-c", " && ".join([*steps, 'exec "$0" "$@"'])]
+    if not shutil.which("unshare") or subprocess.run([*argv, "true"], check=False).returncode:
+        pytest.skip("no such folders can be made here")
+    run.argv = [*argv, *run.argv]
+    return run
+
+
+def test_where_the_systems_folders_are_read_only_the_users_serves(read_only, tmp_path, url, make):
+    make("a", b"content")
+    read_only.environment.pop("TMPDIR", None)
+    told(read_only.failure("cat", url("a"), status=2), "neither /tmp")
+    # There ssh has no room for the socket of a shared connection.
+    read_only.environment["TMPDIR"] = str(tmp_path / LONG)
+    assert read_only("cat", url("a")).stdout == "content"
+    del read_only.environment["PYREMOTEDATA_CACHE_DIR"]
+    assert str(tmp_path) in read_only("cache").stdout
 
 
 def test_a_server_that_hangs_up(carrier, sshd, listener):

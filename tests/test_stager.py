@@ -23,6 +23,7 @@ from pyremotedata_core import (
     TransferError,
 )
 from pyremotedata_core.names import TemporaryNames
+from pyremotedata_core.nodestate import user_number
 from pyremotedata_core.stager import Stager, copying, locks, nodecache, shared_stager
 from pyremotedata_core.stager.lease import Pins
 from pyremotedata_core.stager.locks import Pin
@@ -476,7 +477,7 @@ def test_the_place_is_the_nodes_and_not_the_jobs(monkeypatch, tmp_path):
     monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path))
     root = cache_root(None)
     assert root.parts[1] in ("tmp", "var", "private")
-    assert root.parent.name == f"pyremotedata-{os.getuid()}"
+    assert root.parent.name == f"pyremotedata-{user_number()}"
     assert stat.S_IMODE(root.stat().st_mode) == 0o700
 
 

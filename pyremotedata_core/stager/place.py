@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import ConfigurationError
 from ..names import host_tag
-from ..nodestate import private_directory
+from ..nodestate import node_temporary, private_directory, user_number
 
 CHANGE_PLACE = "choose a local directory with PYREMOTEDATA_CACHE_DIR"
 # File systems that several nodes may mount: there every node gets a cache of its own, because
@@ -22,15 +22,15 @@ def cache_root(cache_dir: str | None) -> Path:
     Parameters
     ----------
     cache_dir : str or None
-        The place that was chosen. None means the node's system temporary folder, whatever
-        ``$TMPDIR`` says: that one is often made for one job.
+        The place that was chosen. None means the node's own temporary folder, see
+        `nodestate.node_temporary`.
 
     Raises
     ------
     ConfigurationError
         If the directory cannot be made, or is not this user's alone.
     """
-    mine = f"pyremotedata-{os.getuid()}"
+    mine = f"pyremotedata-{user_number()}"
     try:
         if not cache_dir:
             place = _system_temporary()
@@ -48,9 +48,7 @@ def cache_root(cache_dir: str | None) -> Path:
 
 def _system_temporary() -> Path:
     """Return ``/tmp``, or ``/var/tmp`` where ``/tmp`` lies in memory and ``/var/tmp`` does not."""
-    first, second = Path(os.path.realpath("/tmp")), Path(os.path.realpath("/var/tmp"))  # noqa: S108
-    if not os.access(first, os.W_OK | os.X_OK):
-        return second
+    first, second = map(Path, map(os.path.realpath, (node_temporary(), "/var/tmp")))  # noqa: S108
     in_memory = _filesystem(first) in _IN_MEMORY and _filesystem(second) not in _IN_MEMORY
     return second if in_memory and os.access(second, os.W_OK | os.X_OK) else first
 
