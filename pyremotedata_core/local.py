@@ -20,7 +20,7 @@ from .errors import (
     from_oserror,
 )
 from .model import Stat, sftp_time
-from .names import check_local, local_parent
+from .names import TemporaryNames, check_local, local_parent
 
 CHECK_SPACE_BYTES = 1 << 20
 # A file from further in the future than this tells of a wrong clock.
@@ -73,6 +73,19 @@ def remove_local(path: str | os.PathLike[str]) -> None:
                 os.unlink(path)
     except OSError as error:
         raise from_oserror(error, path) from None
+
+
+def tells_case_apart(directory: str) -> bool:
+    """Whether a directory can hold two names that differ in upper and lower case only."""
+    name = TemporaryNames().next()
+    path = os.path.join(directory, name)
+    with contextlib.suppress(OSError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        try:
+            return not os.path.lexists(os.path.join(directory, name.upper()))
+        finally:
+            os.unlink(path)
+    return True  # nobody knows
 
 
 def check_target(final: str, size: int) -> None:

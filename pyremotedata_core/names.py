@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 import zlib
 from urllib.parse import quote
 
@@ -94,6 +95,11 @@ def check_local(path: str) -> str:
             f" ({error.encoding}); set PYTHONUTF8=1"
         ) from None
     return path
+
+
+def folded(name: str) -> str:
+    """Return a name as file systems see it that tell neither case nor forms of accents apart."""
+    return name.lower() if name.isascii() else unicodedata.normalize("NFD", name).casefold()
 
 
 def file_name_for(server: str) -> str:

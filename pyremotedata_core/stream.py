@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import unicodedata
 from collections import OrderedDict, deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future
@@ -19,6 +18,7 @@ from .engine import TransferEngine
 from .errors import ConnectionLost, ServerRefused
 from .local import OwnDirectory
 from .model import Stat
+from .names import folded
 from .url import RemoteURL
 
 BLOCK_BYTES = 1 << 20
@@ -324,8 +324,7 @@ class _Shelves:
 
     def place(self, name: str) -> _Shelf:
         """Return where a file of this name may go."""
-        # As some file systems see it: upper and lower case, and forms of an accent, are one.
-        key = unicodedata.normalize("NFD", name).casefold()
+        key = folded(name)
         full = self._current
         if key in full.names or len(full.names) >= SHELF_FILES:
             self._current = self._next()

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -145,6 +146,27 @@ def test_the_outcome_for_machines_is_json(run, url, make, here):
     for arguments in (["sync", url("none"), "x"], ["get", url("t"), "file/"], ["put", "no", url()]):
         failed = json.loads(run(*arguments, "--json", status=1).stdout)["failed"]
         assert len(failed) == 1
+
+
+@pytest.fixture
+def folding(mount_disk, tmp_path) -> Path:
+    """A directory that does not tell upper from lower case."""
+    place = mount_disk(tmp_path / "disk", "1m,casefold") / "folding"
+    place.mkdir()
+    subprocess.run(["chattr", "+F", place], check=True)
+    return place
+
+
+def test_names_that_differ_in_case_only_do_not_replace_each_other(folding, run, url, make, there):
+    for name, content in {"READ": b"1", "read": b"2", "Sub/a": b"3", "sub/a": b"4"}.items():
+        make(f"t/{name}", content)
+    for _ in range(2):
+        said = run("sync", url("t"), folding / "t", status=1).stderr.splitlines()
+        assert len(said) == 2
+        told(said[0], "upper and lower case")
+        arrived = {k: v for k, v in tree(folding / "t").items() if v}
+        assert len(arrived) == 2
+        assert arrived.items() <= tree(there / "t").items()
 
 
 @pytest.mark.parametrize("verb", ["sync", "get"])

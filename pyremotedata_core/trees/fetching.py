@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat as _stat
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from ..bundle import SMALL_BYTES, FetchBundle
@@ -13,11 +13,11 @@ from ..fetch import Fetch
 from ..filters import TreeOptions
 from ..jobs import Job
 from ..listing import ListDirectory
-from ..local import in_place_of_directory, make_directory, remove_local
+from ..local import in_place_of_directory, make_directory, remove_local, tells_case_apart
 from ..model import Entry, Stat
 from ..mover import Mover
-from ..names import check_local, is_temporary
-from ..spool import Spool
+from ..names import check_local, folded, is_temporary
+from ..spool import NameSet, Spool
 from ..transports.base import Done
 from ..url import RemoteURL, child_path
 from .many import DIRECTORY_IN_THE_WAY, SPECIAL_IN_THE_WAY, Count, Tree
@@ -54,7 +54,7 @@ class FetchTree(Tree):
         if not self._delete:
             self._prepare(directory)
             for name, stat in entries:
-                self._enter(directory.below(name), stat, directory.new)
+                self._enter(directory, name, stat)
             self._ask_more()
             return
         # What is to be deleted goes first, and is known in the end.
@@ -71,7 +71,7 @@ class FetchTree(Tree):
                 self._delete_others(directory)
             while directory.entries:
                 name, stat = directory.entries.popleft()
-                self._enter(directory.below(name), Stat(*stat), directory.new)
+                self._enter(directory, name, Stat(*stat))
         except TransferError as failure:
             if directory.path == "" and failure is not directory.failure:
                 self._fatal = self._fatal or failure  # there is nothing to list
@@ -81,27 +81,38 @@ class FetchTree(Tree):
             return
         self._listed()
 
-    def _enter(self, path: str, stat: Stat, new: bool) -> None:
+    def _enter(self, directory: _Directory, name: str, stat: Stat) -> None:
+        path = directory.below(name)
         if stat.kind == "directory":
-            if self._filter.wants_directory(path) and self._can_be_local(path):
+            if self._filter.wants_directory(path) and self._can_be_local(directory, name):
                 self._waiting_listings.append(path)
-        elif not self._filter.wants_file(path) or not self._can_be_local(path):
+        elif not self._filter.wants_file(path) or not self._can_be_local(directory, name):
             return
         elif stat.kind == "file":
-            self._consider(path, stat, new)
+            self._consider(path, stat, directory.new)
         elif stat.kind == "link":
             self._waiting_links.append(path)
             self._follow_more()
         else:
             self._skip(str(self._remote(path)), "is a special file")
 
-    def _can_be_local(self, path: str) -> bool:
+    def _can_be_local(self, directory: _Directory, name: str) -> bool:
+        path = directory.below(name)
         try:
             check_local(path)
+            if not directory.folded.add(folded(name)) and not self._tells_case_apart:
+                raise UnsafeName(
+                    "its name differs from another one there in upper and lower case only, and"
+                    f" {self._directory} cannot hold both"
+                )
         except UnsafeName as error:
             self._fail(UnsafeName(error.message, str(self._remote(path))))
             return False
         return True
+
+    @cached_property
+    def _tells_case_apart(self) -> bool:
+        return tells_case_apart(self._directory)
 
     def _prepare(self, directory: _Directory) -> None:
         """Make the local directory."""
@@ -306,6 +317,7 @@ class _Directory:
         self.prepared = False
         self.failure: TransferError | None = None  # of the local directory
         self.new = False
+        self.folded = NameSet()  # what it holds
         # With ``delete``: what it holds, until the listing has ended.
         self.entries = Spool()
 
