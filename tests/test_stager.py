@@ -453,6 +453,23 @@ def test_a_full_disk_is_an_error_with_the_remedy_and_old_files_make_room(
         assert files_in(small_disk) == {"b", "c"}
 
 
+def test_old_files_make_room_where_the_disk_takes_no_further_file(
+    sshd, remote_directory, mount_disk, tmp_path
+):
+    there = sshd.root / remote_directory
+    disk = mount_disk(tmp_path / "disk", "8m,nr_inodes=32")
+    urls = make_files(sshd, remote_directory, "abcdefghijklmnop", size=1000)
+    with Stager(sshd.settings(cache_dir=str(disk))) as stager:
+        for url in urls:
+            with stager.lease(url) as lease:
+                assert lease.path.read_bytes() == (there / url[-1]).read_bytes()
+        assert files_in(disk) < {*"abcdefghijklmnop"}
+        leases = []
+        with pytest.raises(LocalStorageFull):
+            leases += [stager.lease(url) for url in urls]
+        wait_until(lambda: not left_over(disk), "nothing is left of what did not fit")
+
+
 def test_half_of_a_disk_that_is_smaller_than_the_budget_is_left_to_others(
     sshd, remote_directory, small_disk
 ):

@@ -35,6 +35,7 @@ WAITING_THREADS = 32
 TRANSFERS_AT_ONCE = 128
 # So many more if somebody waits for them: the others may all be in the background.
 URGENT_MORE = 32
+ROOM_TIMES = 3  # that old files go for one, which is several on its way
 LOOK_S = 1.0
 _CLOSE_S = 2.0
 
@@ -114,7 +115,11 @@ class Bringing:
         except TransferError as error:
             self._fail(staging, error)
         except OSError as error:
-            self._fail(staging, from_oserror(error))
+            failure = from_oserror(error)
+            if self._make_room(staging, failure):
+                self._begin_again(staging)
+            else:
+                self._fail(staging, failure)
         except Exception as error:
             self._fail(staging, error)
         finally:
@@ -245,10 +250,8 @@ class Bringing:
                 return False
         error = error_of(done)
         cache = self._stager.cache
-        if isinstance(error, LocalStorageFull) and not staging.made_room:
-            staging.made_room = True
-            if cache.make_room(staging.stat.size):
-                return True
+        if error is not None and self._make_room(staging, error):
+            return True
         if error is not None:
             self._fail(staging, error)
             return False
@@ -261,6 +264,27 @@ class Bringing:
         pin, staging.pin = staging.pin, None
         self._finish(staging, pin, from_cache=False)
         return False
+
+    def _make_room(self, staging: Staging, error: BaseException) -> bool:
+        """Have old files go where the disk, or a quota, has no space or no file left."""
+        if not isinstance(error, LocalStorageFull) or staging.made_room >= ROOM_TIMES:
+            return False
+        wanted_bytes = 1 if staging.made_room else max(1, staging.stat.size)
+        staging.made_room += 1
+        with suppress(OSError):
+            return self._stager.cache.make_room(wanted_bytes)
+        return False
+
+    def _begin_again(self, staging: Staging) -> None:
+        pin, staging.pin = staging.pin, None
+        if pin is not None:
+            with suppress(OSError):
+                self._stager.cache.withdraw(staging.key, pin, staging.incoming)
+        with self._mutex:
+            if staging.phase != "ended":
+                self._moving.discard(staging)
+                self._requeue(staging)
+        self._start_next()
 
     # --- the end ----------------------------------------------------------------------------
 

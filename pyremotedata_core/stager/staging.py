@@ -52,7 +52,7 @@ class Staging:
         self.sign = 0  # the last sign of life of the process that it waits for
         self.parked = True  # no step runs, and none will come by itself
         self.waits = 0  # how often it has begun to wait for the lock
-        self.made_room = False
+        self.made_room = 0  # times
         self.lock: TransferLock | None = None
         self.pin: Pin | None = None
         self.incoming: Path | None = None
