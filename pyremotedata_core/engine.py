@@ -79,7 +79,9 @@ class TransferEngine:
         share: bool = False,
     ) -> None:
         self.settings = settings or ConnectionSettings.load()
-        self._in_process = in_process or not sys.executable
+        # A program that was frozen would start itself once more.
+        is_python = sys.executable and not getattr(sys, "frozen", False)
+        self._in_process = in_process or not is_python
         self._ask = ask
         self._keep = keep
         self._share = share
@@ -420,7 +422,7 @@ class TransferEngine:
         for _ in range(2):
             if self._linked().ask_for(caller):
                 return
-        raise ConnectionLost("the helper process ends as soon as it starts")
+        raise ConnectionLost(f"the helper process ends as soon as {sys.executable} starts it")
 
     def _linked(self) -> Link:
         with self._lock:

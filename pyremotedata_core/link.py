@@ -311,7 +311,7 @@ class Link:
                 if status < 0:
                     why = f"the helper process was killed by signal {-status}"
                 elif status:
-                    why = f"the helper process ended (exit status {status})"
+                    why = f"the helper process ended (exit status {status} of {sys.executable})"
         for caller in pending.values():
             if caller not in again:
                 caller.fail(ConnectionLost(why, url_in(caller.args)))

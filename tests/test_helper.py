@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,6 +81,21 @@ def test_a_helper_that_cannot_be_started_is_an_error_that_says_so(sshd, tmp_path
         pytest.raises(ConnectionLost, match=r"cannot start the helper process: .*No such file"),
     ):
         engine.stat(sshd.url())
+
+
+def test_a_program_that_is_not_python_is_named(sshd, monkeypatch):
+    """As in a server that embeds Python."""
+    program = shutil.which("false")
+    monkeypatch.setattr(sys, "executable", program)
+    with TransferEngine(sshd.settings()) as engine, pytest.raises(ConnectionLost, match=program):
+        engine.stat(sshd.url()).result(WAIT_S)
+
+
+def test_a_frozen_program_does_not_start_itself(sshd, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "program"))
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    with TransferEngine(sshd.settings()) as engine:
+        assert engine.stat(sshd.url()).result(WAIT_S).kind == "directory"
 
 
 def test_a_process_without_standard_streams_has_a_helper(sshd, tmp_path):
