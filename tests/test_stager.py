@@ -505,8 +505,9 @@ def test_the_place_is_private(stager, sshd, remote_directory, cache_dir):
     assert root_of(cache_dir) in lease.path.parents
 
 
-def test_nodes_that_share_a_file_system_have_caches_of_their_own(cache_dir, monkeypatch):
-    monkeypatch.setattr("pyremotedata_core.stager.place._filesystem", lambda _: "nfs4")
+@pytest.mark.parametrize("kind", ["nfs4", "glusterfs"])
+def test_nodes_that_share_a_file_system_have_caches_of_their_own(cache_dir, monkeypatch, kind):
+    monkeypatch.setattr("pyremotedata_core.stager.place._filesystem", lambda _: kind)
     monkeypatch.setattr("pyremotedata_core.stager.place.host_tag", lambda: "node1")
     one = cache_root(str(cache_dir))
     monkeypatch.setattr("pyremotedata_core.stager.place.host_tag", lambda: "node2")

@@ -12,7 +12,10 @@ from ..nodestate import node_temporary, private_directory, user_number
 CHANGE_PLACE = "choose a local directory with PYREMOTEDATA_CACHE_DIR"
 # File systems that several nodes may mount: there every node gets a cache of its own, because
 # locks may hold within a node only.
-_SHARED = {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb3", "afs", "9p", "panfs"}
+_SHARED = {
+    *("nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb3", "afs", "9p", "panfs"),
+    *("ceph-fuse", "glusterfs", "sshfs", "virtiofs", "wekafs"),
+}
 _IN_MEMORY = {"tmpfs", "ramfs"}
 
 
