@@ -196,13 +196,18 @@ def from_oserror(error: OSError, path: str | os.PathLike[str] = "") -> TransferE
     where = os.fspath(path) or error.filename or "local file"
     why = error.strerror or str(error)
     if error.errno in _FULL:
-        remedy = "free some space and run again"
-        if error.errno == errno.EFBIG:
-            remedy = (
-                "the file system, or the limit that ulimit -f shows, takes no file of that size"
-            )
-        return LocalStorageFull(f"cannot write {where}: {why}; {remedy}")
+        return not_written(where, why, too_large=error.errno == errno.EFBIG)
     return TransferError(f"{where}: {why}")
+
+
+def not_written(
+    where: str, why: str, url: str = "", *, too_large: bool = False
+) -> LocalStorageFull:
+    """Return the error for a local file that cannot be written, with what may help."""
+    remedy = "free some space and run again"
+    if too_large:
+        remedy = "the file system, or the limit that ulimit -f shows, takes no file of that size"
+    return LocalStorageFull(f"cannot write {where}: {why}; {remedy}", url)
 
 
 # --- the table: what the OpenSSH client prints before it gives up ----------------------------

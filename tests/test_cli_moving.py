@@ -12,7 +12,7 @@ import pytest
 
 from .command import CLI
 from .page import told
-from .sites import temporaries, tree
+from .sites import needs_lftp, temporaries, tree
 from .waiting import wait_until
 
 MTIME = 1_234_567_890
@@ -146,6 +146,15 @@ def test_the_outcome_for_machines_is_json(run, url, make, here):
     for arguments in (["sync", url("none"), "x"], ["get", url("t"), "file/"], ["put", "no", url()]):
         failed = json.loads(run(*arguments, "--json", status=1).stdout)["failed"]
         assert len(failed) == 1
+
+
+@pytest.mark.parametrize("transport", ["sftp", pytest.param("lftp", marks=needs_lftp)])
+def test_a_file_larger_than_any_may_be_is_told_from_a_full_disk(run, url, make, here, transport):
+    make("a", bytes(1 << 20))
+    run.environment["PYREMOTEDATA_TRANSPORT"] = transport
+    run.argv = ["sh", "-c", 'ulimit -f 99 && exec "$@"', "sh", *run.argv]
+    told(run.failure("get", url("a"), "."), "ulimit -f")
+    assert tree(here) == {}
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from ..errors import (
     TransferError,
     UnsafeName,
     from_status,
+    not_written,
 )
 from ..model import Entry, Kind, Stat
 from ..names import check_component
@@ -331,9 +332,7 @@ def from_failure(failure: Failure | None, paths: tuple[str, ...], url: str) -> T
 
 def local_full(text: str, url: str) -> LocalStorageFull:
     """Return the error for a full disk of this machine; lftp does not name the file."""
-    return LocalStorageFull(
-        f"cannot write the local file: {text}; free some space and run again", url
-    )
+    return not_written("the local file", text, url, too_large="File too large" in text)
 
 
 def from_words(text: str, url: str) -> TransferError:
