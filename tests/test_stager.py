@@ -420,6 +420,18 @@ def test_files_go_when_somebody_has_deleted_the_place_for_what_goes(
     assert not left_over(cache_dir)
 
 
+@pytest.mark.parametrize("what", ["files", "pins", "incoming"])
+def test_a_part_of_the_cache_that_somebody_has_deleted_is_made_anew(
+    small, sshd, remote_directory, cache_dir, what
+):
+    a, b = make_files(sshd, remote_directory, "ab")
+    small.lease(a).release()
+    shutil.rmtree(root_of(cache_dir) / what)
+    for url in (a, b):
+        with small.lease(url) as lease:
+            assert lease.path.read_bytes() == (sshd.root / remote_directory / url[-1]).read_bytes()
+
+
 def test_who_can_do_without_a_file_is_asked_for_room(small, sshd, remote_directory, cache_dir):
     a, b, c, d = make_files(sshd, remote_directory, "abcd")
     leases = {url: small.lease(url) for url in (a, b, c)}

@@ -115,11 +115,10 @@ class Bringing:
         except TransferError as error:
             self._fail(staging, error)
         except OSError as error:
-            failure = from_oserror(error)
-            if self._make_room(staging, failure):
+            if self._helps_itself(staging, error):
                 self._begin_again(staging)
             else:
-                self._fail(staging, failure)
+                self._fail(staging, from_oserror(error))
         except Exception as error:
             self._fail(staging, error)
         finally:
@@ -264,6 +263,13 @@ class Bringing:
         pin, staging.pin = staging.pin, None
         self._finish(staging, pin, from_cache=False)
         return False
+
+    def _helps_itself(self, staging: Staging, error: OSError) -> bool:
+        """Whether it is worth another try after an error of the local disk."""
+        with suppress(OSError):
+            if isinstance(error, FileNotFoundError):
+                return self._stager.cache.mend()
+        return self._make_room(staging, from_oserror(error))
 
     def _make_room(self, staging: Staging, error: BaseException) -> bool:
         """Have old files go where the disk, or a quota, has no space or no file left."""
