@@ -111,7 +111,7 @@ def test_no_permission_to_read_the_input(chrooted):
 )
 def test_a_query_that_cannot_be_served_is_refused_with_the_reason(workflow, url, reason):
     workflow.write(COPY.replace("storage(", "storage.pyremotedata("), INPUT=url)
-    outcome = workflow.run().failed("is invalid", reason)
+    outcome = workflow.run().failed("is invalid", reason, "/storage/pyremotedata.html")
     assert SECRET not in outcome.text
 
 

@@ -108,6 +108,10 @@ class StorageProvider(StorageProviderBase):
     def __deepcopy__(self, _memo: dict[int, Any]) -> StorageProvider:
         return self
 
+    def __str__(self) -> str:
+        # Snakemake ends the address of a page with it, to which it sends who has an invalid query.
+        return "pyremotedata"
+
     def engine(self) -> TransferEngine:
         """Return this process's engine for the provider's settings; made on first use.
 
