@@ -30,7 +30,7 @@ from .local import remove_local
 from .model import Stat, TreeResult
 from .names import absolute
 from .placing import raise_failures, wait_for_stores
-from .remote import Remote
+from .remote import Remote, check_removal
 from .url import RemoteURL, normalise
 
 _log = logging.getLogger(__name__)
@@ -336,10 +336,17 @@ class IOHandler:
     def rm(self, path: Paths, force: bool = False) -> None:
         """Remove files; with ``force`` directories with all that is in them, too.
 
-        With ``force`` a missing one is no error.
+        With ``force`` a missing one is no error, but more than anybody would remove is: the root
+        of the server, the login directory, and by a relative path the current directory or one
+        above it.
         """
-        for one in [path] if isinstance(path, str) else path:
-            wait_for(self._remote.engine.remove(self._url(one), recursive=force, missing_ok=force))
+        paths = [path] if isinstance(path, str) else path
+        urls = [self._url(one) for one in paths]
+        if force:
+            for one, url in zip(paths, urls, strict=True):
+                check_removal(one, url, self._directory)
+        for url in urls:
+            wait_for(self._remote.engine.remove(url, recursive=force, missing_ok=force))
 
     # --- the index of files ------------------------------------------------------------------
 

@@ -447,8 +447,30 @@ class Remote:
         wait_for(self.engine.mkdir(self.locate(path)))
 
     def rm(self, path: str | RemoteURL, *, recursive: bool = False) -> None:
-        """Remove a file; with ``recursive`` a directory and all that is in it."""
-        wait_for(self.engine.remove(self.locate(path), recursive=recursive))
+        """Remove a file; with ``recursive`` a directory and all that is in it.
+
+        Raises
+        ------
+        ConfigurationError
+            If, with ``recursive``, that would be all that is on the server or in the login
+            directory, or if a relative path means the directory where such paths begin, or one
+            above it.
+        """
+        url = self.locate(path)
+        if recursive:
+            check_removal(path, url, self.url)
+        wait_for(self.engine.remove(url, recursive=recursive))
+
+
+def check_removal(path: str | RemoteURL, url: RemoteURL, base: RemoteURL) -> None:
+    """Refuse a path, which means this URL, if it means more than anybody would remove by it.
+
+    A variable that is not set must not mean ``base``, where relative paths begin, nor a directory
+    above it.
+    """
+    is_named = isinstance(path, RemoteURL) or looks_like_url(path) or path.startswith("/")
+    if url.path in ("/", "/~") or (not is_named and f"{base.path}/".startswith(f"{url.path}/")):
+        raise ConfigurationError("this would remove all that is there; name it", str(url))
 
 
 def _several(paths: Iterable[str | RemoteURL]) -> Iterable[str | RemoteURL]:

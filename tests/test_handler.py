@@ -10,7 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from pyremotedata_core import IOHandler, RemoteFileNotFound, RemotePathIterator, TransferError
+from pyremotedata_core import (
+    ConfigurationError,
+    IOHandler,
+    RemoteFileNotFound,
+    RemotePathIterator,
+    TransferError,
+)
 
 from .forks import in_a_fork
 
@@ -180,6 +186,16 @@ def test_rm_removes_what_it_is_told_and_directories_only_by_force(io, data):
         io.rm("sub")
     io.rm(["sub", "ab.txt", "gone"], force=True)
     assert io.ls() == ["sub2"]
+
+
+@pytest.mark.parametrize("path", ["", ".", "..", "deep/.."])
+def test_rm_by_force_spares_the_current_directory_and_what_is_above_it(io, data, path):
+    io.cd("sub")
+    with pytest.raises(ConfigurationError, match="all that is there"):
+        io.rm(["c.bin", path], force=True)
+    assert (data / "sub/c.bin").exists()
+    io.rm(str(data / "sub"), force=True)  # named
+    assert not (data / "sub").exists()
 
 
 def test_the_file_index_is_kept_on_the_server_and_made_anew_on_demand(io, data):

@@ -150,7 +150,7 @@ def test_many_directories_are_listed_at_once(sshd_factory, relay_factory, tmp_pa
         elif way == "glob":
             assert len(list(remote.glob("*/*"))) == 80
         elif way == "remove":
-            remote.rm("", recursive=True)
+            remote.rm(top, recursive=True)
         else:
             remote.sync("", tmp_path / "top", direction=way.split()[1])
     assert server.most_open("opendir") > 32

@@ -21,6 +21,7 @@ from pyremotedata_core import (
     TransferTimeout,
 )
 from pyremotedata_core.placing import put_all
+from pyremotedata_core.remote import check_removal
 
 from .servers import ScriptedSshd
 from .sites import temporaries, tree
@@ -138,6 +139,25 @@ def test_usage_is_the_bytes_of_all_files(remote, make):
     make("sub/b", b"1" * 50)
     make("sub/deep/c", b"1" * 7)
     assert (remote.du(), remote.du("sub"), remote.du("a")) == (157, 57, 100)
+
+
+@pytest.mark.parametrize("path", ["", ".", "sub/.."])
+def test_a_path_that_says_nothing_does_not_remove_the_whole_remote(remote, make, path):
+    file = make("sub/a", b"1")
+    with pytest.raises(ConfigurationError, match="all that is there"):
+        remote.rm(path, recursive=True)
+    assert file.exists()
+    remote.rm(remote.url, recursive=True)  # named
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("path", ["/", "/~", "/~/a/..", "..", "../.."])
+def test_the_root_and_the_login_directory_are_never_removed(path):
+    base = RemoteURL.parse("sftp://h/~/a")
+    with pytest.raises(ConfigurationError, match="all that is there"):
+        check_removal(path, base.join(path), base)
+    check_removal("b", base.join("b"), base)
+    check_removal("../ab", base.join("../ab"), base)
 
 
 # --- placement, as cp -r does it --------------------------------------------------------------

@@ -6,11 +6,11 @@ import argparse
 from concurrent.futures import Future
 
 from ..engine import TransferEngine
-from ..errors import ConfigurationError, RemoteFileNotFound, ServerRefused
+from ..errors import RemoteFileNotFound, ServerRefused
 from ..futures import wait_for
 from ..model import Stat
-from ..remote import Remote
-from ..url import RemoteURL, looks_like_url
+from ..remote import Remote, check_removal
+from ..url import RemoteURL
 from .output import Changes
 from .places import chosen_remote, meant
 
@@ -64,8 +64,7 @@ def rm(engine: TransferEngine, options: argparse.Namespace) -> int:
                 raise
             return
         for url in found:
-            if _is_everything(url, path, remote):
-                raise ConfigurationError("this would remove all that is there; name it", str(url))
+            check_removal(path, url, remote.url)
         urls.extend(found)
 
     for path in options.paths:
@@ -86,17 +85,6 @@ def rm(engine: TransferEngine, options: argparse.Namespace) -> int:
     for url, removal in zip(urls, removals, strict=True):
         changes.attempt(see, url, removal)
     return changes.end()
-
-
-def _is_everything(url: RemoteURL, path: str, remote: Remote) -> bool:
-    """Whether a path means more than anybody would remove by it.
-
-    A variable that is not set must not mean the configured directory, nor one above it.
-    """
-    if url.path in ("/", "/~"):
-        return True
-    is_named = looks_like_url(path) or path.startswith("/")
-    return not is_named and f"{remote.url.path}/".startswith(f"{url.path}/")
 
 
 def _say_what_goes(
