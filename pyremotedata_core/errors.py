@@ -151,6 +151,7 @@ def cancelled() -> ConnectionLost:
 _UNUSUAL = re.compile(r"://[^/]*/.*(%(?!20)|\*)")  # in a path, as a URL has it
 
 NAME_BYTES = 255  # which most file systems allow
+PATH_BYTES = 4095  # which Linux takes at once
 
 _STATUS: dict[int, tuple[type[TransferError], str]] = {
     2: (RemoteFileNotFound, "no such file or directory"),
@@ -165,14 +166,17 @@ _STATUS: dict[int, tuple[type[TransferError], str]] = {
 
 def from_status(code: int, text: str, url: str) -> TransferError:
     """Turn an SFTP status code and its text into an error."""
-    names = url.encode("utf-8", "surrogateescape").split(b"/")
-    longest = max(len(unquote_to_bytes(name)) for name in names)
-    if code == 5 and longest > NAME_BYTES:  # so OpenSSH says it
-        return UnsafeName(
-            f"a name of {longest} bytes is longer than the server can hold; shorten it to"
-            f" {NAME_BYTES} bytes",
-            url,
-        )
+    if code == 5:  # so OpenSSH says what is too long
+        path = url.partition("://")[2].partition("/")[2].encode("utf-8", "surrogateescape")
+        longest = max(len(unquote_to_bytes(name)) for name in path.split(b"/"))
+        total = len(unquote_to_bytes(path))
+        for kind, count, most in (("name", longest, NAME_BYTES), ("path", total, PATH_BYTES)):
+            if count > most:
+                return UnsafeName(
+                    f"a {kind} of {count} bytes is longer than the server can hold; shorten it to"
+                    f" {most} bytes",
+                    url,
+                )
     cls, meaning = _STATUS.get(code, (TransferError, f"SFTP status {code}"))
     text = one_line(text)
     if text and text.lower() not in {"failure", "no such file", "permission denied", meaning}:

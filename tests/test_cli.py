@@ -172,7 +172,8 @@ def test_a_mistake_of_the_user_is_one_line_and_status_2(run, here, arguments, sa
 
 def test_a_name_that_is_too_long_for_the_server_is_told_with_its_length(run, here, there, url):
     (here / "a").write_bytes(b"1")
-    told(run.failure("put", "a", url("é" * 128)), "is longer than the server can hold")
+    for name in ("é" * 128, "é/" * 1400):
+        told(run.failure("put", "a", url(name)), "is longer than the server can hold")
     run("put", "a", url("é" * 127))
     assert tree(there) == {"é" * 127: b"1"}
 
