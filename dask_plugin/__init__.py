@@ -51,3 +51,7 @@ def __getattr__(name: str) -> Any:
         ) from error
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -91,3 +91,7 @@ def __getattr__(name: str) -> Any:
     value = getattr(import_module(f".{_MODULE.get(name, 'errors')}", __name__), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return __all__

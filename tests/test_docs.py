@@ -101,7 +101,7 @@ def test_every_file_that_a_page_is_to_show_is_shown():
         assert (ROOT / file).is_file()
 
 
-def test_every_public_name_is_in_the_reference():
+def test_every_public_name_is_in_the_reference_and_completed():
     import dask_plugin
     import pyremotedata_core
 
@@ -113,6 +113,8 @@ def test_every_public_name_is_in_the_reference():
         for name in package.__all__
         if name != "__version__"
     }
+    for package in (pyremotedata_core, dask_plugin):  # which completion offers, and nothing else
+        assert dir(package) == sorted(package.__all__)
 
 
 def test_the_benchmarks_take_the_arguments_of_their_page():
