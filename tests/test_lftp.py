@@ -148,6 +148,14 @@ def test_a_question_about_a_large_file_moves_none_of_it(sshd, relay_factory, the
     assert relay.status()["down"] - before < 10_000
 
 
+def test_a_login_directory_that_is_the_root_gives_paths_with_one_slash(chroot_sshd):
+    session = connected(chroot_sshd)
+    assert (session.realpath("/~"), session.realpath("/~/a/b")) == ("/", "/a/b")
+    with pytest.raises(RemoteFileNotFound) as caught:
+        session.stat("/~/nope")
+    assert caught.value.url.endswith(f":{chroot_sshd.port}/nope")
+
+
 # --- what is not there, or not allowed ----------------------------------------------------------
 
 

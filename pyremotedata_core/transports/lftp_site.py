@@ -178,7 +178,7 @@ class LftpSite:
             return path
         if self._home is None:
             raise ServerRefused("the server does not tell the login directory", self.url(path))
-        return posixpath.normpath(self._home + path[2:])
+        return posixpath.normpath(posixpath.join(self._home, path[3:]))
 
     def url(self, path: str) -> str:
         """Return the URL of a path, for messages."""
