@@ -72,12 +72,14 @@ def test_a_download_does_not_go_on_with_another_file(sshd, relay_factory, there,
 
 
 def test_an_upload_whose_connection_broke_is_not_published(sshd, relay_factory, there, tmp_path):
-    (tmp_path / "out").write_bytes(os.urandom(8 << 20))
-    relay = relay_factory(sshd.port)
+    (tmp_path / "out").write_bytes(os.urandom(24 << 20))
+    relay = relay_factory(sshd.port, rate=12 << 20)
     session = relayed(sshd, relay)
     relay.drop_after(3 << 20, direction="up")
+    moved: list[int] = []
     with pytest.raises(ConnectionLost):
-        store(session, tmp_path / "out", there / "f")
+        store(session, tmp_path / "out", there / "f", on_bytes=moved.append)
+    assert sum(moved) < 24 << 20  # the rest is not sent in vain
     assert not (there / "f").exists()
     assert not session.alive or os.listdir(there) == []
 

@@ -190,6 +190,10 @@ class LftpSession:
             # A file that grows leaves lftp waiting for ever.
             if _changed_since(before, local, source):
                 raise TransferError(f"{source.path}: changed while it was uploaded", retryable=True)
+            if log.breaks:
+                # lftp goes on where the server's file ends. Whether the bytes that had arrived
+                # end there too is not for us to guess.
+                raise ConnectionLost("the connection broke during the upload", url)
             progress.at(log.sent)
 
         try:
@@ -355,10 +359,6 @@ class LftpSession:
         command = f"set {_AHEAD} {REQUESTS_AHEAD} && put {{}} -o {{}}"
         command += f" && {site.probe(max(0, size - 1))}"
         reply = site.run(command, local, temporary, temporary, watch=watch)
-        if reply.log.breaks:
-            # lftp goes on where the server's file ends. Whether the bytes that had arrived end
-            # there too is not for us to guess.
-            raise ConnectionLost("the connection broke during the upload", url)
         if reply.ok and reply.log.infos:
             return Stat("file", *reply.log.infos[-1])
         failure = reply.log.failure

@@ -94,15 +94,7 @@ class FtpSession(LftpSession):
         self, local: str, temporary: str, _size: int, url: str, watch: Callable[[Log], None]
     ) -> Stat:
         site = self._site
-
-        def guarded(log: Log) -> None:
-            watch(log)
-            if log.breaks:
-                # lftp goes on where the server's file ends, and whether the bytes that had
-                # arrived end there too is not for us to guess.
-                raise ConnectionLost("the connection broke during the upload", url)
-
-        reply = site.run("put {} -o {}", local, temporary, watch=guarded, asking=True)
+        reply = site.run("put {} -o {}", local, temporary, watch=watch, asking=True)
         if reply.ok:
             return self._dated(site.stat(temporary), local, temporary)
         error = site.without_parent(temporary, site.error(reply, temporary))
