@@ -27,7 +27,7 @@ from .errors import (
 )
 from .filters import Filter, TreeKeywords
 from .futures import wait_for
-from .local import LocalSource, check_target
+from .local import LocalSource, check_target, in_place_of_directory
 from .manifest import check_manifest, make_manifest
 from .model import Stat, TreeResult
 from .names import absolute
@@ -70,6 +70,8 @@ def get_all(
             stat = wait_for(look)
             if stat.kind == "other":
                 raise ServerRefused("is not a regular file; a file was meant", str(url))
+            if dry_run and (error := in_place_of_directory(absolute(str(target.parent)))):
+                raise error
             if stat.kind != "directory":
                 check_target(str(target), 0)  # its room is checked once its directory is there
                 files.append((url, target, stat))
@@ -111,8 +113,8 @@ def put_all(
     kind = "directory" if destination.trailing_slash else _kind(engine, destination)
     if kind == "other":  # a rename would replace it
         raise ServerRefused("is a device or pipe; name a file to make or replace", str(destination))
-    if dry_run and destination.trailing_slash and _kind(engine, destination) == "file":
-        raise TransferError("cannot make a directory: a file of that name exists", str(destination))
+    if dry_run:
+        _check_way(engine, destination if destination.trailing_slash else destination.parent)
     into = kind == "directory"
     _check_places(names, str(destination), into)
     targets = [destination.join(name) if into and name else destination for name in names]
@@ -170,6 +172,11 @@ def sync_trees(
         raise ConfigurationError(f"{mine} would be replaced by the manifest; move it away")
     if not up and os.path.lexists(local) and not os.path.isdir(local):
         raise TransferError(f"{os.fspath(local)} is a file; a directory was meant")
+    if options.get("dry_run"):
+        if up:
+            _check_way(engine, RemoteURL.parse(remote))
+        elif error := in_place_of_directory(absolute(os.fspath(local))):
+            raise error
     if up:
         result = wait_for(engine.store_tree(local, remote, on_progress=tell, **options))
     else:
@@ -296,6 +303,14 @@ def _kind(engine: TransferEngine, url: RemoteURL) -> str | None:
         return wait_for(engine.stat(url)).kind
     except RemoteFileNotFound:
         return None
+
+
+def _check_way(engine: TransferEngine, url: RemoteURL) -> None:
+    """Refuse a directory that could not be made, as making it would."""
+    while (kind := _kind(engine, url)) is None and url.parent != url:
+        url = url.parent
+    if kind not in ("directory", None):
+        raise TransferError("cannot make a directory: a file of that name exists", str(url))
 
 
 def _one_file(stat: Stat, tell: Progress | None) -> TreeResult:
