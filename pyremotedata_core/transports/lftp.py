@@ -192,7 +192,8 @@ class LftpSession:
                 raise TransferError(f"{source.path}: changed while it was uploaded", retryable=True)
             if log.breaks:
                 # lftp goes on where the server's file ends. Whether the bytes that had arrived
-                # end there too is not for us to guess.
+                # end there too is not for us to guess, nor what lftp keeps of it for the next.
+                self.kill()
                 raise ConnectionLost("the connection broke during the upload", url)
             progress.at(log.sent)
 
