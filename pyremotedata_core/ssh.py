@@ -79,6 +79,9 @@ def ssh_argv(
     log_level : str
         How much it says on standard error.
     """
+    # Whose connection has died, and not the server, has time left for another login; that is not
+    # tried where it may take a person.
+    patience_s = settings.timeout_s / (2 if settings.one_time_code or _asker else 6)
     options = {
         "ForwardX11": "no",
         "ForwardAgent": "no",
@@ -91,7 +94,7 @@ def ssh_argv(
         "ConnectTimeout": str(max(1, round(settings.timeout_s))),
         "NumberOfPasswordPrompts": "1",
         # A child that outlived its owner in a silent network would wait for ever.
-        "ServerAliveInterval": str(max(5, round(settings.timeout_s / 2))),
+        "ServerAliveInterval": str(max(2, round(patience_s))),
         "ServerAliveCountMax": "2",
     }
     if not (settings.password or settings.one_time_code or _asker):

@@ -282,6 +282,23 @@ def test_a_frozen_server_ends_in_time(link, tmp_path):
     assert tree(tmp_path) == {}
 
 
+@pytest.mark.parametrize("transport", ["sftp", pytest.param("lftp", marks=FULL)])
+def test_a_connection_that_dies_silently_is_replaced_while_the_server_takes_others(
+    link, tmp_path, transport
+):
+    """As behind a NAT that has forgotten it, or from another network than before."""
+    there = link(transport, timeout_s=9.0)
+    data = there.make("a", LARGE)
+    future = there.fetch("a")
+    wait_until(under_way(tmp_path))
+    there.server.freeze()
+    try:
+        assert future.result(WAIT_S).size == LARGE
+    finally:
+        there.server.kill_sessions()
+    assert tree(tmp_path) == {"a": data}
+
+
 # --- an answer is lost ----------------------------------------------------------------------
 
 
