@@ -9,7 +9,9 @@ from .transports.base import Operation, PoolSession
 
 
 class Queues:
-    """Questions, before transfers, before what may come later; each in its order.
+    """Questions, before small transfers, before others, before what may come later.
+
+    Each in its order.
 
     Attributes
     ----------
@@ -23,14 +25,14 @@ class Queues:
 
     def __init__(self) -> None:
         self.load_bytes = 0
-        self._queues: tuple[deque[Operation], ...] = (deque(), deque(), deque())
+        self._queues: tuple[deque[Operation], ...] = tuple(deque() for _ in range(4))
 
     def __len__(self) -> int:
         return sum(len(queue) for queue in self._queues)
 
     def append(self, operation: Operation, *, background: bool = False) -> None:
         """Queue an operation behind its like."""
-        self._queues[2 if background else _rank(operation)].append(operation)
+        self._queues[-1 if background else _rank(operation)].append(operation)
         self.load_bytes += operation.load_bytes
 
     def put_back(self, operation: Operation) -> None:
@@ -49,8 +51,8 @@ class Queues:
 
     def promote(self, operation: Operation) -> None:
         """Take an operation, if it is there, out of those that may come later."""
-        if operation in self._queues[2]:
-            self._queues[2].remove(operation)
+        if operation in self._queues[-1]:
+            self._queues[-1].remove(operation)
             self._queues[_rank(operation)].append(operation)
 
     def hand_out(self, choose: Callable[[Operation], PoolSession | None]) -> None:
@@ -71,4 +73,6 @@ class Queues:
 
 
 def _rank(operation: Operation) -> int:
-    return 1 if operation.load_bytes else 0
+    if not operation.load_bytes:
+        return 0
+    return 1 if operation.is_small else 2

@@ -299,6 +299,37 @@ def test_a_connection_that_dies_silently_is_replaced_while_the_server_takes_othe
     assert tree(tmp_path) == {"a": data}
 
 
+# --- slow -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["fetch", pytest.param("store", marks=FULL)])
+def test_small_things_do_not_wait_for_a_large_file_on_a_slow_line(
+    sshd_factory, relay_factory, tmp_path, way
+):
+    size, direction = 64 << 20, "down" if way == "fetch" else "up"
+    server = sshd_factory()
+    small = os.urandom(1000)
+    os.truncate(server.make("large"), size)
+    server.make("small", small)
+    (tmp_path / "up").touch()
+    os.truncate(tmp_path / "up", size)
+    relay = relay_factory(server.port, one_way_ms=10, rate=8e6)
+    with TransferEngine(server.settings(timeout_s=60.0)) as engine:
+        if way == "fetch":
+            large = engine.fetch(relay.url(server.url("large")), tmp_path / "large")
+        else:
+            large = engine.store(tmp_path / "up", relay.url(server.url("up")))
+        wait_until(lambda: relay.status()[direction] > 8 << 20)
+        before = relay.status()[direction]
+        assert engine.stat(relay.url(server.url("small"))).result(WAIT_S).size == 1000
+        engine.fetch(relay.url(server.url("small")), tmp_path / "small").result(WAIT_S)
+        passed = relay.status()[direction] - before
+        large.cancel()
+        assert engine.wait_cancelled(WAIT_S)
+    assert (tmp_path / "small").read_bytes() == small
+    assert passed < 32 << 20
+
+
 # --- an answer is lost ----------------------------------------------------------------------
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pyremotedata_core.queues import Queues
-from pyremotedata_core.transports.base import Operation
+from pyremotedata_core.transports.base import SMALL_BYTES, Operation
 
 
 class Taker:
@@ -24,17 +24,18 @@ def make(name: str, load_bytes: int = 0) -> Operation:
     return Operation(name, (), lambda *_: None, load_bytes)
 
 
-def test_questions_go_before_transfers_before_what_may_come_later():
+def test_questions_go_before_small_files_before_large_ones_before_what_may_come_later():
     queues, taker = Queues(), Taker()
     later, soon = make("later", 10), make("soon", 10)
     queues.append(later, background=True)
     queues.append(soon, background=True)
+    queues.append(make("large file", SMALL_BYTES + 1))
     queues.append(make("file", 100))
     queues.append(make("question"))
     queues.put_back(make("file again", 100))
     queues.promote(soon)
     queues.hand_out(taker.choose)
-    assert taker.taken == ["question", "file again", "file", "soon", "later"]
+    assert taker.taken == ["question", "file again", "file", "soon", "large file", "later"]
 
 
 def test_the_bytes_that_wait_are_those_of_the_operations_that_wait():

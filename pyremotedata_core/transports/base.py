@@ -16,6 +16,7 @@ from ..errors import ServerRefused, TransferError
 
 MAX_ENTRIES = 10_000_000  # of one directory; no server of ours lists more in a time worth waiting
 MAX_LISTING_BYTES = 4 << 30  # of one directory, as sent
+SMALL_BYTES = 256 << 10  # moved before what takes long
 LISTING_TIMEOUTS = 20  # so many times the limit for silence, a listing may take
 
 Done = Callable[[Any, TransferError | None], None]
@@ -141,6 +142,11 @@ class Operation:
     moved: int = 0
     most: int = 0  # that any attempt moved
     troubled: float = 0.0  # since when no attempt got further
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it takes little time, so that larger ones may wait for it."""
+        return self.load_bytes <= SMALL_BYTES
 
     def count(self, more: int) -> None:
         """Tell that so many bytes more have moved; fewer, when they move again."""

@@ -23,15 +23,16 @@ from ..loop import Loop, Timer
 from ..throttle import Throttle
 from . import wire
 from .base import Operation
+from .window import Window
 
 MAX_PACKET = 1 << 20  # no server of ours sends more; anything larger is not SFTP
 BUFFER_BYTES = MAX_PACKET + (1 << 16)
 CHUNK_BYTES = 255 * 1024  # OpenSSH drops the connection at a packet of 256 KiB
 SAFE_CHUNK_BYTES = 32 * 1024  # what every server must take
-WINDOW_BYTES = 16 << 20  # asked for and not yet answered
 WINDOW_REQUESTS = 256
 OUT_BYTES = 2 << 20  # waiting to be written to the carrier
 ASSIGN_BYTES = 24 << 20  # file bytes of unfinished operations; more stay in the pool's queue
+ASSIGN_SMALL_BYTES = 32 << 20  # ... small ones until then: they are done before the others
 MAX_OPERATIONS = 192
 
 Reply = Callable[[int, memoryview, Any], None]
@@ -59,7 +60,12 @@ class Carrier(Protocol):
 
 
 class Transfer(Protocol):
-    """An upload or download that wants to send more requests."""
+    """An upload or download that wants to send more requests.
+
+    A small one goes before the others.
+    """
+
+    is_small: bool
 
     def issue(self) -> bool:
         """Send one more request; return whether there are others to come."""
@@ -131,8 +137,8 @@ class SftpSession:
         self._why_lost: str | None = None
         self._readers: deque[Transfer] = deque()
         self._writers: deque[Transfer] = deque()
-        self.read_window = 0
-        self.write_window = 0
+        self.reads = Window()
+        self.writes = Window()
         self._socket_fd = carrier.socket.fileno()
         loop.register(self._socket_fd, selectors.EVENT_READ, self._ready)
         loop.register(carrier.stderr_fd, selectors.EVENT_READ, self._hear_stderr)
@@ -159,7 +165,8 @@ class SftpSession:
         """Whether it would serve an operation now rather than only queue it."""
         if not self.opened or not self.alive or self.load >= self.max_operations:
             return False
-        return not operation.load_bytes or self.load_bytes < ASSIGN_BYTES
+        most = ASSIGN_SMALL_BYTES if operation.is_small else ASSIGN_BYTES
+        return not operation.load_bytes or self.load_bytes < most
 
     def submit(self, operation: Operation) -> None:
         """Begin an operation; its ``done`` is called exactly once, never from within this call."""
@@ -203,26 +210,24 @@ class SftpSession:
 
     def want_reads(self, transfer: Transfer) -> None:
         """Let a download send its requests as the window allows."""
-        self._readers.append(transfer)
+        _join(self._readers, transfer)
         self.pump()
 
     def want_writes(self, transfer: Transfer) -> None:
         """Let an upload send its requests as the window allows."""
-        self._writers.append(transfer)
+        _join(self._writers, transfer)
         self.pump()
 
     def pump(self) -> None:
         """Send requests of waiting transfers while the windows have room."""
         readers = self._readers
-        while (
-            readers and self.read_window < WINDOW_BYTES and len(self._pending) < 2 * WINDOW_REQUESTS
-        ):
+        while readers and not self.reads.is_full and len(self._pending) < 2 * WINDOW_REQUESTS:
             if self._must_wait(self._down):
                 break
             if not readers[0].issue():
                 readers.popleft()
         writers = self._writers
-        while writers and self.write_window < WINDOW_BYTES and self._out_bytes < OUT_BYTES:
+        while writers and not self.writes.is_full and self._out_bytes < OUT_BYTES:
             if self._must_wait(self._up):
                 break
             if not writers[0].issue():
@@ -230,13 +235,13 @@ class SftpSession:
 
     def asked_for(self, size: int) -> None:
         """Count bytes that a download has asked for."""
-        self.read_window += size
+        self.reads.take(size)
         if self._down:
             self._down.take(size)
 
     def sent(self, size: int) -> None:
         """Count bytes that an upload has sent."""
-        self.write_window += size
+        self.writes.take(size)
         if self._up:
             self._up.take(size)
 
@@ -484,3 +489,10 @@ class SftpSession:
             self.finish(operation, None, error)
         if tell:
             self._on_lost(error)
+
+
+def _join(queue: deque[Transfer], transfer: Transfer) -> None:
+    if transfer.is_small:
+        queue.appendleft(transfer)
+    else:
+        queue.append(transfer)

@@ -82,6 +82,7 @@ class _Download:
     the file is still what it was; in the end CLOSE."""
 
     __slots__ = ("_bundle", "_error", "_file", "_flight", "_handle")
+    is_small = False  # of a tree: they take their turn
 
     def __init__(self, bundle: Bundle, file: SmallFile) -> None:
         self._bundle, self._file = bundle, file
@@ -96,6 +97,11 @@ class _Download:
             self._bundle.end(self._file, error_of(session, self._file.path, (kind, body)))
             return
         self._handle = wire.read_handle(body)
+        session.want_reads(self)
+
+    def issue(self) -> bool:
+        """Send all reads, and the last question."""
+        session = self._bundle.session
         size, offset = self._file.stat.size, 0
         if self._bundle.operation.cancelled:
             self._error, size = cancelled(), 0
@@ -104,15 +110,16 @@ class _Download:
             self._flight += 1
             session.asked_for(length)
             body_ = self._handle + wire.u64(offset) + wire.u32(length)
-            session.request(wire.READ, body_, self._read, (offset, length))
+            session.request(wire.READ, body_, self._read, (offset, length, session.loop.now))
             offset += length
         self._flight += 1
         session.request(wire.FSTAT, self._handle, self._statted)
+        return False
 
-    def _read(self, kind: int, body: memoryview, asked: tuple[int, int]) -> None:
-        offset, size = asked
-        bundle = self._bundle
-        bundle.session.read_window -= size
+    def _read(self, kind: int, body: memoryview, asked: tuple[int, int, float]) -> None:
+        offset, size, since = asked
+        bundle, session = self._bundle, self._bundle.session
+        session.reads.answered(size, since, session.loop.now)
         self._flight -= 1
         if kind == wire.DATA:
             data = wire.read_data(body, size)
@@ -150,6 +157,7 @@ class _Upload:
     that has to be atomic."""
 
     __slots__ = ("_bundle", "_error", "_file", "_flight", "_handle")
+    is_small = False  # of a tree: they take their turn
 
     def __init__(self, bundle: Bundle, file: SmallUpload) -> None:
         self._bundle, self._file = bundle, file
@@ -194,7 +202,7 @@ class _Upload:
             body = self._handle + wire.u64(offset) + wire.u32(len(piece))
             session.sent(len(piece))
             self._flight += 1
-            session.request_write(body, piece, self._written, len(piece))
+            session.request_write(body, piece, self._written, (len(piece), session.loop.now))
         self._flight += 1
         session.request(wire.CLOSE, self._handle, self._status)
         if self._error is None:
@@ -203,9 +211,10 @@ class _Upload:
                 session.request(kind, body, self._dated, kind)
         return False
 
-    def _written(self, kind: int, body: memoryview, size: int) -> None:
-        bundle = self._bundle
-        bundle.session.write_window -= size
+    def _written(self, kind: int, body: memoryview, sent: tuple[int, float]) -> None:
+        size, since = sent
+        bundle, session = self._bundle, self._bundle.session
+        session.writes.answered(size, since, session.loop.now)
         bundle.operation.count(size)
         self._status(kind, body, None)
 

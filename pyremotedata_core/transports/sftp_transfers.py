@@ -37,6 +37,7 @@ class Download:
         self._gaps: list[tuple[int, int]] = []
         self._flight = 0
         self._ended = False
+        self.is_small = operation.is_small
         body = path_of(path) + wire.u32(wire.O_READ) + wire.NO_ATTRS
         session.request(wire.OPEN, body, self._opened)
 
@@ -57,7 +58,7 @@ class Download:
             self._fail(cancelled())
         if self._ranges:
             offset, end = self._ranges[0]
-            chunk = session.read_bytes
+            chunk = session.reads.piece(session.read_bytes)
             if session.may_probe and end - offset > chunk:
                 session.may_probe = False  # one question shows what the server is good for
                 chunk = CHUNK_BYTES
@@ -69,17 +70,17 @@ class Download:
             body = self._handle + wire.u64(offset) + wire.u32(size)
             self._flight += 1
             session.asked_for(size)
-            session.request(wire.READ, body, self._data, (offset, size))
+            session.request(wire.READ, body, self._data, (offset, size, session.loop.now))
             if self._ranges:
                 return True
         self._flight += 1
         session.request(wire.FSTAT, self._handle, self._statted)
         return False
 
-    def _data(self, kind: int, body: memoryview, asked: tuple[int, int]) -> None:
-        offset, size = asked
+    def _data(self, kind: int, body: memoryview, asked: tuple[int, int, float]) -> None:
+        offset, size, since = asked
         session = self._session
-        session.read_window -= size
+        session.reads.answered(size, since, session.loop.now)
         self._flight -= 1
         if kind == wire.DATA:
             data = wire.read_data(body, size)
@@ -169,6 +170,7 @@ class Upload:
         self._next, self._end = offset, offset + length
         self._error: TransferError | None = None
         self._closing = False
+        self.is_small = operation.is_small
         self._dated: list[Any] = []
         self._flight = 0
         flags = wire.O_WRITE
@@ -195,7 +197,7 @@ class Upload:
         if self._operation.cancelled:
             self._fail(cancelled())
         if self._next < self._end and not self._error:
-            size = min(session.write_bytes, self._end - self._next)
+            size = min(session.writes.piece(session.write_bytes), self._end - self._next)
             try:
                 data = os.pread(source.fd, size, self._next)
             except OSError as error:
@@ -208,7 +210,7 @@ class Upload:
                     session.sent(size)
                     self._flight += 1
                     self._next += size
-                    session.request_write(body, data, self._written, size)
+                    session.request_write(body, data, self._written, (size, session.loop.now))
                     if self._next < self._end:
                         return True
         if not (session.careful and self._flight):
@@ -239,9 +241,10 @@ class Upload:
         if not self._flight:
             self._conclude()
 
-    def _written(self, kind: int, body: memoryview, size: int) -> None:
+    def _written(self, kind: int, body: memoryview, sent: tuple[int, float]) -> None:
+        size, since = sent
         session = self._session
-        session.write_window -= size
+        session.writes.answered(size, since, session.loop.now)
         if is_ok((kind, body)):
             self._operation.count(size)
         self._status(kind, body, None)
