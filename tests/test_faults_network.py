@@ -330,6 +330,24 @@ def test_small_things_do_not_wait_for_a_large_file_on_a_slow_line(
     assert passed < 32 << 20
 
 
+def test_small_files_on_a_slow_line_come_in_the_order_in_which_they_were_asked_for(
+    sshd_factory, relay_factory, tmp_path
+):
+    server = sshd_factory()
+    server.make("a", bytes(100_000))
+    relay = relay_factory(server.port, one_way_ms=10, rate=4e6)
+    came: list[int] = []
+    with TransferEngine(server.settings(connections=1)) as engine:
+        futures = []
+        for number in range(60):
+            future = engine.fetch(relay.url(server.url("a")), tmp_path / str(number))
+            future.add_done_callback(lambda _, number=number: came.append(number))
+            futures.append(future)
+        for future in futures:
+            future.result(WAIT_S)
+    assert came == sorted(came)
+
+
 # --- an answer is lost ----------------------------------------------------------------------
 
 

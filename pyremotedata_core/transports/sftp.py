@@ -23,7 +23,7 @@ from ..loop import Loop, Timer
 from ..throttle import Throttle
 from . import wire
 from .base import Operation
-from .window import Window
+from .window import Transfer, Turns, Window
 
 MAX_PACKET = 1 << 20  # no server of ours sends more; anything larger is not SFTP
 BUFFER_BYTES = MAX_PACKET + (1 << 16)
@@ -57,18 +57,6 @@ class Carrier(Protocol):
 
     def kill(self) -> int | None:
         """End it; return its exit status if it had ended by itself."""
-
-
-class Transfer(Protocol):
-    """An upload or download that wants to send more requests.
-
-    A small one goes before the others.
-    """
-
-    is_small: bool
-
-    def issue(self) -> bool:
-        """Send one more request; return whether there are others to come."""
 
 
 class SftpSession:
@@ -135,8 +123,8 @@ class SftpSession:
         self._end = 0  # of what has come and was not whole yet
         self._said = b""
         self._why_lost: str | None = None
-        self._readers: deque[Transfer] = deque()
-        self._writers: deque[Transfer] = deque()
+        self._readers = Turns()
+        self._writers = Turns()
         self.reads = Window()
         self.writes = Window()
         self._socket_fd = carrier.socket.fileno()
@@ -210,24 +198,30 @@ class SftpSession:
 
     def want_reads(self, transfer: Transfer) -> None:
         """Let a download send its requests as the window allows."""
-        _join(self._readers, transfer)
+        self._readers.append(transfer)
         self.pump()
 
     def want_writes(self, transfer: Transfer) -> None:
         """Let an upload send its requests as the window allows."""
-        _join(self._writers, transfer)
+        self._writers.append(transfer)
         self.pump()
 
     def pump(self) -> None:
         """Send requests of waiting transfers while the windows have room."""
-        readers = self._readers
-        while readers and not self.reads.is_full and len(self._pending) < 2 * WINDOW_REQUESTS:
+        while (
+            (readers := self._readers.first())
+            and not self.reads.is_full
+            and len(self._pending) < 2 * WINDOW_REQUESTS
+        ):
             if self._must_wait(self._down):
                 break
             if not readers[0].issue():
                 readers.popleft()
-        writers = self._writers
-        while writers and not self.writes.is_full and self._out_bytes < OUT_BYTES:
+        while (
+            (writers := self._writers.first())
+            and not self.writes.is_full
+            and self._out_bytes < OUT_BYTES
+        ):
             if self._must_wait(self._up):
                 break
             if not writers[0].issue():
@@ -427,7 +421,7 @@ class SftpSession:
                     break
                 sent -= size
                 out.popleft()
-            if self._out_bytes < OUT_BYTES and self._writers:
+            if self._out_bytes < OUT_BYTES and self._writers.first():
                 self.pump()
         self._flush_asked = False
         if blocked != self._want_write:
@@ -489,10 +483,3 @@ class SftpSession:
             self.finish(operation, None, error)
         if tell:
             self._on_lost(error)
-
-
-def _join(queue: deque[Transfer], transfer: Transfer) -> None:
-    if transfer.is_small:
-        queue.appendleft(transfer)
-    else:
-        queue.append(transfer)

@@ -1,6 +1,9 @@
-"""How much is under way on a session: what the line carries in about a second, not all there is."""
+"""What is under way on a session: what the line carries in about a second, and whose turn it is."""
 
 from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
 
 LEAST_BYTES = 128 << 10
 FIRST_BYTES = 1 << 20
@@ -54,3 +57,36 @@ class Window:
             self._size = max(LEAST_BYTES, self._size - size // 2)
         elif was_full:
             self._size = min(MOST_BYTES, self._size + size)
+
+
+class Transfer(Protocol):
+    """An upload or download that wants to send more requests.
+
+    A small one goes before the others.
+    """
+
+    is_small: bool
+
+    def issue(self) -> bool:
+        """Send one more request; return whether there are others to come."""
+
+
+class Turns:
+    """Transfers that wait for room in a window: small ones first, each kind in its order."""
+
+    def __init__(self) -> None:
+        self._small: deque[Transfer] = deque()
+        self._others: deque[Transfer] = deque()
+
+    def append(self, transfer: Transfer) -> None:
+        """Have one wait behind its like."""
+        (self._small if transfer.is_small else self._others).append(transfer)
+
+    def first(self) -> deque[Transfer]:
+        """Return the queue whose turn it is; an empty one if nobody waits."""
+        return self._small or self._others
+
+    def clear(self) -> None:
+        """Forget them all."""
+        self._small.clear()
+        self._others.clear()
