@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import secrets
 import shutil
 import stat
 import threading
@@ -476,6 +477,12 @@ def test_old_files_make_room_where_the_disk_takes_no_further_file(
             with stager.lease(url) as lease:
                 assert lease.path.read_bytes() == (there / url[-1]).read_bytes()
         assert files_in(disk) < {*"abcdefghijklmnop"}
+        # One that is larger than all of them, and needs none of their bytes.
+        [large] = make_files(sshd, remote_directory, ["large"], size=1_000_000)
+        while os.statvfs(disk).f_favail:
+            (disk / secrets.token_hex(8)).touch()
+        with stager.lease(large) as lease:
+            assert lease.path.read_bytes() == (there / "large").read_bytes()
         leases = []
         with pytest.raises(LocalStorageFull):
             leases += [stager.lease(url) for url in urls]

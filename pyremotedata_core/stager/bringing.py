@@ -275,10 +275,11 @@ class Bringing:
         """Have old files go where the disk, or a quota, has no space or no file left."""
         if not isinstance(error, LocalStorageFull) or staging.made_room >= ROOM_TIMES:
             return False
-        wanted_bytes = 1 if staging.made_room else max(1, staging.stat.size)
+        wishes = [1] if staging.made_room else [max(1, staging.stat.size), 1]
         staging.made_room += 1
         with suppress(OSError):
-            return self._stager.cache.make_room(wanted_bytes)
+            # One old file is enough where it is not the bytes that are lacking.
+            return any(map(self._stager.cache.make_room, wishes))
         return False
 
     def _begin_again(self, staging: Staging) -> None:
