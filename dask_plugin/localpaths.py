@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from functools import wraps
 from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from typing import Any, TypeVar
@@ -43,8 +43,17 @@ def local(function: Function) -> Function:
             with _paths(await asyncio.to_thread(_hold, (args, kwargs))) as path_of:
                 args, kwargs = replace_handles((args, kwargs), path_of)
                 async with aclosing(function(*args, **kwargs)) as items:
-                    async for item in items:
-                        yield item
+                    # What `yield from` is to plain generators.
+                    step = items.asend(None)
+                    with suppress(StopAsyncIteration):
+                        while True:
+                            item = await step
+                            try:
+                                step = items.asend((yield item))
+                            except GeneratorExit:
+                                raise
+                            except BaseException as error:
+                                step = items.athrow(error)
 
         return with_paths_yielding_async  # type: ignore[return-value]
 

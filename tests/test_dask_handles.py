@@ -245,6 +245,27 @@ def test_local_keeps_the_files_of_an_asynchronous_generator_until_it_ends(remote
     assert inspect.isasyncgenfunction(lines)
 
 
+def test_local_passes_on_what_is_sent_or_thrown_into_an_asynchronous_generator(remote):
+    @local
+    async def echo(path):
+        got = [Path(path).read_text()]
+        while len(got) < 4:
+            try:
+                got.append((yield got[-1]))
+            except ValueError as error:
+                got.append(str(error))
+
+    async def talk():
+        echoes = echo(remote("a", b"one"))
+        said = [await anext(echoes), await echoes.asend("two")]
+        said.append(await echoes.athrow(ValueError("3")))
+        with pytest.raises(StopAsyncIteration):
+            await echoes.asend("four")
+        return said
+
+    assert asyncio.run(talk()) == ["one", "two", "3"]
+
+
 def test_an_error_of_local_names_the_file_and_releases_the_others(remote):
     a = remote("a")
     with pytest.raises(RemoteFileNotFound, match="missing"):
