@@ -111,7 +111,7 @@ def processes(sshd, cache_dir):
 
     def start(server=sshd, **settings) -> Process:
         reach = {"ssh_config": str(server.ssh_config), "cache_dir": str(cache_dir)}
-        started.append(Process(**reach, **settings))
+        started.append(Process(**{**reach, **settings}))
         return started[-1]
 
     yield start

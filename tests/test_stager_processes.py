@@ -268,6 +268,23 @@ def test_files_that_do_not_fit_on_the_disk_at_once_come_one_after_another(
     assert not left_over(small_disk)
 
 
+def test_no_file_goes_for_what_a_killed_process_was_yet_to_fetch(far, small_disk, processes):
+    server, relay = far
+    settings = {"cache_dir": str(small_disk), "cache_bytes": 6_000_000}
+    old, new = make_files(server, ".", ["old", "new"], size=900_000)
+    server.make("large", bytes(4_000_000))
+    with Stager(server.settings(**settings)) as stager:
+        stager.lease(old).release()
+        process = processes(server, **settings)
+        relay.stall(after_bytes=1_000_000)
+        process.begin(f"stage {far.url('large')}")
+        wait_until_stalled(relay)
+        process.kill()
+        (small_disk / "another's").write_bytes(bytes(3_500_000))
+        stager.lease(new).release()
+        assert files_in(small_disk) == {"old", "new"}
+
+
 # --- drafts -------------------------------------------------------------------------------------
 
 

@@ -437,13 +437,16 @@ class NodeCache:
         others = [other for other in os.listdir(self.root / "locks") if other != key]
         if sum(map(key_bytes, others)) <= spare_bytes:
             return 0
-        missing = 0
-        for other in others:
-            if (self.root / "pins" / other).exists():
-                here = sum(map(_bytes_in, self._left_of(other)))
-                if not (self.root / "files" / other).exists():  # not published meanwhile
-                    missing += max(0, key_bytes(other) - here)
-        return missing
+        here: dict[str, int] = {}
+        for name in os.listdir(self.root / "incoming"):
+            other = name.rpartition(".")[0]
+            here[other] = here.get(other, 0) + _bytes_in(self.root / "incoming" / name)
+        return sum(
+            max(0, key_bytes(other) - here.get(other, 0))
+            for other in others
+            # Neither one whose holder was killed or waits for room, nor published meanwhile.
+            if self._is_pinned(other) and not (self.root / "files" / other).exists()
+        )
 
     def _entries(self) -> Iterator[tuple[int, int, str]]:
         """Yield (last use, bytes, key) of every entry, finished or not."""
