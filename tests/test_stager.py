@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import pickle
 import secrets
@@ -29,6 +30,7 @@ from pyremotedata_core.stager import Stager, copying, locks, nodecache, shared_s
 from pyremotedata_core.stager.lease import Pins
 from pyremotedata_core.stager.locks import Pin
 from pyremotedata_core.stager.place import cache_root
+from pyremotedata_core.stager.stager import STEP_THREADS
 
 from .page import told
 from .stager_nodes import files_in, left_over, make_files, root_of, wait_until_stalled
@@ -431,6 +433,25 @@ def test_a_part_of_the_cache_that_somebody_has_deleted_is_made_anew(
     for url in (a, b):
         with small.lease(url) as lease:
             assert lease.path.read_bytes() == (sshd.root / remote_directory / url[-1]).read_bytes()
+
+
+def test_each_of_many_files_comes_when_a_part_of_the_cache_has_been_deleted(
+    stager, sshd, remote_directory
+):
+    there = sshd.root / remote_directory
+    urls = make_files(sshd, remote_directory, [f"{n:02}" for n in range(24)], size=100)
+    locks = stager.cache.root / "locks"
+    for _ in range(10):
+        with open(stager.cache.root / "usage", "rb") as usage:
+            # All are about to enter the cache at the same time.
+            fcntl.flock(usage, fcntl.LOCK_EX)
+            futures = [stager.stage(url) for url in urls]
+            wait_until(lambda: len(os.listdir(locks)) >= STEP_THREADS, "they wait for each other")
+            shutil.rmtree(stager.cache.root / "pins")
+        for url, future in zip(urls, futures, strict=True):
+            with future.result(PATIENCE_S) as lease:
+                assert lease.path.read_bytes() == (there / url[-2:]).read_bytes()
+        stager.cache.trim(0)
 
 
 def test_who_can_do_without_a_file_is_asked_for_room(small, sshd, remote_directory, cache_dir):

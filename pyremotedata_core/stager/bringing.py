@@ -267,8 +267,10 @@ class Bringing:
     def _helps_itself(self, staging: Staging, error: OSError) -> bool:
         """Whether it is worth another try after an error of the local disk."""
         with suppress(OSError):
-            if isinstance(error, FileNotFoundError):
-                return self._stager.cache.mend()
+            if isinstance(error, FileNotFoundError) and not staging.mended:
+                staging.mended = True
+                self._stager.cache.mend()
+                return True
         return self._make_room(staging, from_oserror(error))
 
     def _make_room(self, staging: Staging, error: BaseException) -> bool:
@@ -291,7 +293,7 @@ class Bringing:
             if staging.phase != "ended":
                 self._moving.discard(staging)
                 self._requeue(staging)
-        self._start_next()
+        self._steps.submit(self._start_next)
 
     # --- the end ----------------------------------------------------------------------------
 

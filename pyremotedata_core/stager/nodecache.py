@@ -299,11 +299,9 @@ class NodeCache:
             usage.write(sum(map(key_bytes, pins)))
         self._empty_trash()
 
-    def mend(self) -> bool:
-        """Make its directories that somebody has deleted anew; return whether there were any."""
-        missing = not all((self.root / name).is_dir() for name in _DIRECTORIES)
+    def mend(self) -> None:
+        """Make its directories that somebody has deleted anew."""
         self._make_directories()
-        return missing
 
     def _distrust_newest(self) -> None:
         """Remove what a power cut may have left with its size and time, but zeros for bytes.

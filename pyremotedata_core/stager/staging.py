@@ -53,6 +53,7 @@ class Staging:
         self.parked = True  # no step runs, and none will come by itself
         self.waits = 0  # how often it has begun to wait for the lock
         self.made_room = 0  # times
+        self.mended = False
         self.lock: TransferLock | None = None
         self.pin: Pin | None = None
         self.incoming: Path | None = None
