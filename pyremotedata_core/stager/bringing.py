@@ -269,7 +269,7 @@ class Bringing:
         with suppress(OSError):
             if isinstance(error, FileNotFoundError) and not staging.mended:
                 staging.mended = True
-                self._stager.cache.mend()
+                self._stager.cache.make_directories()
                 return True
         return self._make_room(staging, from_oserror(error))
 

@@ -70,7 +70,7 @@ class NodeCache:
         self.root = root
         self.budget_bytes = budget_bytes
         self._timeout_s = timeout_s
-        self._make_directories()
+        self.make_directories()
         self._check_locks()
         self.sweep()
 
@@ -299,9 +299,10 @@ class NodeCache:
             usage.write(sum(map(key_bytes, pins)))
         self._empty_trash()
 
-    def mend(self) -> None:
-        """Make its directories that somebody has deleted anew."""
-        self._make_directories()
+    def make_directories(self) -> None:
+        """Make those of its directories that are missing, which somebody may have deleted."""
+        for name in ("", *_DIRECTORIES):
+            (self.root / name).mkdir(mode=0o700, exist_ok=True)
 
     def _distrust_newest(self) -> None:
         """Remove what a power cut may have left with its size and time, but zeros for bytes.
@@ -322,10 +323,6 @@ class NodeCache:
                     self._remove(key)
         with suppress(OSError):  # on a full disk; then it is for the next one
             mark.write_text(boot())
-
-    def _make_directories(self) -> None:
-        for name in ("", *_DIRECTORIES):
-            (self.root / name).mkdir(mode=0o700, exist_ok=True)
 
     def _check_locks(self) -> None:
         """Refuse a file system on which locks do not lock."""
@@ -365,7 +362,7 @@ class NodeCache:
         try:
             return open_own(path)
         except FileNotFoundError:  # somebody has deleted the cache: begin again
-            self._make_directories()
+            self.make_directories()
             return open_own(path)
 
     def _create_pin(self, key: str, name: str, record: bytes) -> Pin:
@@ -502,7 +499,7 @@ class NodeCache:
             os.rename(path, trash)
         except FileNotFoundError:
             if path.exists():  # somebody has deleted the empty place for it
-                self._make_directories()
+                self.make_directories()
                 os.rename(path, trash)
 
     def _empty_trash(self) -> None:
