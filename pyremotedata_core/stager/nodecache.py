@@ -151,14 +151,16 @@ class NodeCache:
         try:
             with self._usage() as usage:
                 used = usage.read()
-                free = _free_bytes(self.root) + (size if is_on_disk else 0)
-                spare = free - size
-                # No more than is used can be on its way.
-                coming = self._still_to_come(key, spare) if spare < used else 0
+                here = size if is_on_disk else 0
+                free, coming = _free_bytes(self.root) + here, 0
+                if free - size < used:  # no more than that can be on its way
+                    coming = self._still_to_come(key, free - size)
+                    # What arrives meanwhile counts twice rather than not at all.
+                    free = _free_bytes(self.root) + here
                 # What is left of a transfer that was broken off counts already.
                 more = 0 if (self.root / "pins" / key).exists() else size
                 preferred = preferred_bytes(self.budget_bytes, used + free)
-                if used + more > preferred or spare < coming:
+                if used + more > preferred or free - size < coming:
                     used = self._evict(
                         self.budget_bytes - more, preferred - more, size - free, coming
                     )
