@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from pyremotedata_core.transports.window import FIRST_BYTES, LEAST_BYTES, MOST_BYTES, Window
+from pyremotedata_core.transports.base import SMALL_BYTES
+from pyremotedata_core.transports.window import (
+    FIRST_BYTES,
+    LEAST_BYTES,
+    MOST_BYTES,
+    Turns,
+    Window,
+)
 
 PIECE = 255 * 1024
 
@@ -54,3 +61,32 @@ def test_pieces_are_small_where_little_is_under_way():
     move(window, 100 << 20, rate=5e4, answer_s=0.0)
     assert window.piece(PIECE) < PIECE
     assert window.piece(10) == 10
+
+
+class Sending:
+    """A transfer that notes each of its requests."""
+
+    def __init__(self, name: str, size: int, window: Window, sent: list[str]) -> None:
+        self.is_small = size <= SMALL_BYTES
+        self._name, self._left, self._window, self._sent = name, size, window, sent
+
+    def issue(self) -> bool:
+        size = self._window.piece(min(PIECE, self._left))
+        self._window.take(size)
+        self._left -= size
+        self._sent.append(self._name)
+        return self._left > 0
+
+
+def test_small_transfers_go_first_and_the_others_have_their_turns():
+    sent: list[str] = []
+    window = Window()
+    turns = Turns(window)
+    turns.append(Sending("large", SMALL_BYTES + 1, window, sent))
+    for number in range(10):  # as if there were no end of them
+        turns.append(Sending(str(number), SMALL_BYTES // 2, window, sent))
+    while turns:
+        turns.issue()
+    assert [name for name in dict.fromkeys(sent) if name != "large"] == list("0123456789")
+    assert sent[0] == "0"
+    assert 0 < sent.index("large") < sent.index("4")

@@ -123,10 +123,10 @@ class SftpSession:
         self._end = 0  # of what has come and was not whole yet
         self._said = b""
         self._why_lost: str | None = None
-        self._readers = Turns()
-        self._writers = Turns()
         self.reads = Window()
         self.writes = Window()
+        self._readers = Turns(self.reads)
+        self._writers = Turns(self.writes)
         self._socket_fd = carrier.socket.fileno()
         loop.register(self._socket_fd, selectors.EVENT_READ, self._ready)
         loop.register(carrier.stderr_fd, selectors.EVENT_READ, self._hear_stderr)
@@ -208,24 +208,16 @@ class SftpSession:
 
     def pump(self) -> None:
         """Send requests of waiting transfers while the windows have room."""
-        while (
-            (readers := self._readers.first())
-            and not self.reads.is_full
-            and len(self._pending) < 2 * WINDOW_REQUESTS
-        ):
+        readers = self._readers
+        while readers and not self.reads.is_full and len(self._pending) < 2 * WINDOW_REQUESTS:
             if self._must_wait(self._down):
                 break
-            if not readers[0].issue():
-                readers.popleft()
-        while (
-            (writers := self._writers.first())
-            and not self.writes.is_full
-            and self._out_bytes < OUT_BYTES
-        ):
+            readers.issue()
+        writers = self._writers
+        while writers and not self.writes.is_full and self._out_bytes < OUT_BYTES:
             if self._must_wait(self._up):
                 break
-            if not writers[0].issue():
-                writers.popleft()
+            writers.issue()
 
     def asked_for(self, size: int) -> None:
         """Count bytes that a download has asked for."""
@@ -421,7 +413,7 @@ class SftpSession:
                     break
                 sent -= size
                 out.popleft()
-            if self._out_bytes < OUT_BYTES and self._writers.first():
+            if self._out_bytes < OUT_BYTES and self._writers:
                 self.pump()
         self._flush_asked = False
         if blocked != self._want_write:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Protocol
 
+from .base import SMALL_BYTES
+
 LEAST_BYTES = 128 << 10
 FIRST_BYTES = 1 << 20
 MOST_BYTES = 16 << 20
@@ -60,10 +62,7 @@ class Window:
 
 
 class Transfer(Protocol):
-    """An upload or download that wants to send more requests.
-
-    A small one goes before the others.
-    """
+    """An upload or download that wants to send more requests."""
 
     is_small: bool
 
@@ -72,19 +71,32 @@ class Transfer(Protocol):
 
 
 class Turns:
-    """Transfers that wait for room in a window: small ones first, each kind in its order."""
+    """Transfers that want to send more requests into a window.
 
-    def __init__(self) -> None:
+    Small ones go first, but one of the others has a turn after each `SMALL_BYTES` of them.
+    """
+
+    def __init__(self, window: Window) -> None:
+        self._window = window
         self._small: deque[Transfer] = deque()
         self._others: deque[Transfer] = deque()
+        self._ahead = 0  # bytes of small ones since the last turn of another
+
+    def __bool__(self) -> bool:
+        return bool(self._small or self._others)
 
     def append(self, transfer: Transfer) -> None:
-        """Have one wait behind its like."""
+        """Queue a transfer behind its like."""
         (self._small if transfer.is_small else self._others).append(transfer)
 
-    def first(self) -> deque[Transfer]:
-        """Return the queue whose turn it is; an empty one if nobody waits."""
-        return self._small or self._others
+    def issue(self) -> None:
+        """Have the next one send a request."""
+        is_small = bool(self._small) and not (self._others and self._ahead >= SMALL_BYTES)
+        queue = self._small if is_small else self._others
+        used = self._window.used
+        if not queue[0].issue():
+            queue.popleft()
+        self._ahead = self._ahead + self._window.used - used if is_small else 0
 
     def clear(self) -> None:
         """Forget them all."""
