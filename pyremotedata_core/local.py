@@ -75,8 +75,17 @@ def remove_local(path: str | os.PathLike[str]) -> None:
         raise from_oserror(error, path) from None
 
 
-def tells_case_apart(directory: str) -> bool:
-    """Whether a directory can hold two names that differ in upper and lower case only."""
+def tells_case_apart(directory: str, *, look_only: bool) -> bool:
+    """Whether a directory can hold two names that differ in upper and lower case only.
+
+    With ``look_only`` nothing is written, and what holds of its own name is said of those in it.
+    """
+    if look_only:
+        parent, name = os.path.split(directory)
+        twin = os.path.join(parent, name.swapcase())
+        return (
+            twin == directory or not os.path.exists(twin) or not os.path.samefile(twin, directory)
+        )
     name = TemporaryNames().next()
     path = os.path.join(directory, name)
     with contextlib.suppress(OSError):

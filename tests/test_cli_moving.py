@@ -169,13 +169,27 @@ def folding(mount_disk, tmp_path) -> Path:
 def test_names_that_differ_in_case_only_do_not_replace_each_other(folding, run, url, make, there):
     for name, content in {"READ": b"1", "read": b"2", "Sub/a": b"3", "sub/a": b"4"}.items():
         make(f"t/{name}", content)
-    for _ in range(2):
-        said = run("sync", url("t"), folding / "t", status=1).stderr.splitlines()
+    run("sync", url("t"), folding / "t", status=1)
+    for dry in (["--dry-run"], []):
+        said = run("sync", *dry, url("t"), folding / "t", status=1).stderr.splitlines()
         assert len(said) == 2
         told(said[0], "upper and lower case")
         arrived = {k: v for k, v in tree(folding / "t").items() if v}
         assert len(arrived) == 2
         assert arrived.items() <= tree(there / "t").items()
+
+
+def test_a_dry_run_writes_nothing_to_learn_whether_names_could_stand_side_by_side(
+    run, url, make, here
+):
+    make("t/READ")
+    make("t/read")
+    (here / "t").mkdir()
+    before = (here / "t").stat().st_mtime_ns
+    run("sync", "--dry-run", url("t"), "t")
+    assert (here / "t").stat().st_mtime_ns == before
+    (here / "T").symlink_to("t")  # as where the one name is the other
+    told(run("sync", "--dry-run", url("t"), "t", status=1).stderr, "upper and lower case")
 
 
 @pytest.mark.parametrize("verb", ["sync", "get"])

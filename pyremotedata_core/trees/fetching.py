@@ -112,7 +112,7 @@ class FetchTree(Tree):
 
     @cached_property
     def _tells_case_apart(self) -> bool:
-        return tells_case_apart(self._directory)
+        return tells_case_apart(self._directory, look_only=self._dry_run)
 
     def _prepare(self, directory: _Directory) -> None:
         """Make the local directory."""
