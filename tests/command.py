@@ -35,7 +35,7 @@ class Command:
             **more,
         )
         assert "Traceback" not in done.stderr, done.stderr
-        assert done.returncode == status, done.stderr
+        assert done.returncode == status, done.stderr or done.stdout
         return done
 
     def failure(self, *arguments: str | Path, status: int = 1) -> str:
