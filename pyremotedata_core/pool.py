@@ -31,6 +31,7 @@ from .queues import Queues
 from .retry import may_be_one_too_many, pause_s, worth_reopening, worth_retrying
 from .transports.base import Done, MakeSession, Operation, PoolSession
 
+LEAST_LOGIN_S = 1.0  # after a silence that is nearly as long as the limit
 IDLE_S = 60.0  # an idle session is closed after this
 REMEMBER_LOGIN_S = 300.0  # a refused login is not tried again for so long
 TAKEN_S = 600.0  # patience with other processes that have all sessions of this node
@@ -84,6 +85,7 @@ class Pool:
         self._ever_opened = False
         self._failures = 0
         self._trouble_since: float | None = None
+        self._silent_since: float | None = None  # a session has ended of it, and no other is open
         self._reopen: Timer | None = None
         self._refused_login: tuple[float, TransferError] | None = None
         self._heard = 0.0
@@ -291,7 +293,7 @@ class Pool:
     def _stop_waiting(self) -> None:
         """Let other processes keep their sessions; who asks next has the same patience again."""
         self._slots.stop_waiting()
-        self._trouble_since = None
+        self._trouble_since = self._silent_since = None
 
     def _open(self, leader: PoolSession | None = None) -> bool:
         slot = None
@@ -318,7 +320,19 @@ class Pool:
             self._loop.call_soon(partial(self._fail_queued, error))
             return True
         self._sessions[session] = _Held(slot, born, leader)
+        if self._silent_since is not None:
+            # The login has what the silence has left of the limit.
+            left_s = self._silent_since + self._settings.timeout_s - born
+            self._loop.call_later(max(LEAST_LOGIN_S, left_s), partial(self._give_up, session))
         return True
+
+    def _give_up(self, session: PoolSession) -> None:
+        if session in self._sessions and not session.opened:
+            session.close()
+            self._forget(session)
+            limit_s = self._settings.timeout_s
+            silent = TransferTimeout(f"the server has been silent for {limit_s:g} s", self._url)
+            self._fail_queued(silent)
 
     def _opened(self, session: PoolSession) -> None:
         held = self._sessions[session]
@@ -330,7 +344,7 @@ class Pool:
         self._slots.opened(held.slot)
         self._ever_opened = True
         self._failures = 0
-        self._trouble_since = None
+        self._trouble_since = self._silent_since = None
         self._heard = time.monotonic()
         if self._keeper is None:
             self._keeper = self._loop.call_later(0.5, self._keep)
@@ -341,11 +355,15 @@ class Pool:
         had_opened = session.opened
         if had_opened:
             self._heard = max(self._heard, session.last_heard)
+        elif not isinstance(error, TransferTimeout):
+            self._silent_since = None  # somebody has answered
         crowded = not had_opened and self._is_crowded(session, error)
         self._forget(session)
         if self._closed:
             return
         if had_opened:
+            if isinstance(error, TransferTimeout) and not self._sessions and self._waiting:
+                self._silent_since = self._heard
             self._dispatch()
             return
         if any(other.opened for other in self._sessions):

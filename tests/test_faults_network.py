@@ -299,6 +299,22 @@ def test_a_connection_that_dies_silently_is_replaced_while_the_server_takes_othe
     assert tree(tmp_path) == {"a": data}
 
 
+def test_a_black_hole_that_ends_the_connection_leaves_its_login_the_rest_of_the_limit(link):
+    limit_s = 9.0  # ssh gives the connection up after some five
+    futures = []
+    for transport in ("sftp", "lftp"):
+        for way in ("fetch", "store"):
+            there = link(transport, timeout_s=limit_s)
+            there.make("a", LARGE)
+            there.make_local("b", LARGE)
+            there.engine.stat(there.url("a")).result(WAIT_S)
+            there.relay.stall(after_bytes=1 << 20, direction="down" if way == "fetch" else "up")
+            futures.append(there.fetch("a") if way == "fetch" else there.store("b"))
+    late = time.monotonic() + limit_s + 3.5
+    errors = [future.exception(late - time.monotonic()) for future in futures]
+    assert {type(error) for error in errors} == {TransferTimeout}, errors
+
+
 # --- slow -----------------------------------------------------------------------------------
 
 

@@ -194,7 +194,7 @@ class LftpSession:
                 # lftp goes on where the server's file ends. Whether the bytes that had arrived
                 # end there too is not for us to guess, nor what lftp keeps of it for the next.
                 self.kill()
-                raise ConnectionLost("the connection broke during the upload", url)
+                raise site.broken(url)
             progress.at(log.sent)
 
         try:

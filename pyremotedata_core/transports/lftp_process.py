@@ -346,7 +346,8 @@ class LftpProcess:
             if data is None:
                 continue
             if data:
-                heard = heard or key.fd != log_fd
+                # ssh tells of silence, too: "Timeout, server … not responding."
+                heard = heard or (key.fd != log_fd and not data.startswith(b"Timeout"))
             elif key.fd == out_fd:
                 self._hear(None, log)
                 raise self._ended()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 
 from ..config import ConnectionSettings
 from ..errors import (
+    ConnectionLost,
     RemoteFileNotFound,
     RemotePermissionDenied,
     ServerRefused,
@@ -341,6 +342,11 @@ class LftpSite:
             self._move(aside, final)
         else:
             self.tidy("rm {}", aside)
+
+    def broken(self, url: str) -> TransferError:
+        """Return the error of an upload that is given up as its connection has broken."""
+        broke = ConnectionLost("the connection broke during the upload", url)
+        return self._process.ssh_error() or broke
 
     # --- inside ------------------------------------------------------------------------------
 

@@ -174,6 +174,7 @@ _HOME = b"---- home set to "
 _ON_WIRE = b"---- path on wire is "
 _DISCONNECTED = b"---- Disconnecting"
 _CONNECTED = b"---- protocol version set to "
+_HEARD = b"<--- "
 _LOG = (b"---- ", b"---> ", b"<--- ", b"**** ", b"copy: ", b"expected pos=")
 _COMMAND = re.compile(r"([a-z0-9]+): ")
 LINE_BYTES = 1 << 16
@@ -241,7 +242,7 @@ class Log:
         self._rest = rest[:LINE_BYTES]  # what is longer is not said to us
 
     def _line(self, line: bytes) -> None:
-        self.signs += 1
+        self.signs += line.startswith(_HEARD)  # not what lftp does alone: to connect anew, say
         if not line.startswith(_LOG):
             if line:
                 self._error(line.decode("utf-8", "surrogateescape"))
@@ -250,6 +251,7 @@ class Log:
             self.largest = max(self.largest, int(match[1]))
         elif match := _WRITE.match(line):
             self.sent += max(0, int(match[1]) - _WRITE_HEAD - self._handle_bytes)
+            self.signs += 1  # the network takes it
         elif match := _STATUS.match(line):
             code = int(match[1])
             if code > 1:  # neither OK nor the end of a file
