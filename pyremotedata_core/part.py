@@ -162,7 +162,7 @@ class Part:
     def keep(self) -> None:
         """Leave it for a later `resume`, if a record tells of anything; else discard it."""
         if self._record >= 0 and self._noted and self._close():
-            _kept[self.final] = self.path
+            _keep(self.final, self.path)
             self.path = ""
         self.discard()
 
@@ -189,10 +189,8 @@ class Part:
     def _make(self) -> None:
         directory = self._sweep_once()
         kept = _kept.pop(self.final, None)
-        if kept and (fd := _take(kept)) is not None:  # of a source that is no longer the same
-            _remove(kept)
-            _remove(record_name(kept))
-            os.close(fd)
+        if kept:  # of a source that is no longer the same
+            _remove_free(kept)
         for _ in range(100):
             path = f"{directory}/{_names.next()}"
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -240,6 +238,7 @@ def sweep(directory: str) -> None:
             names = {entry.name for entry in entries if is_temporary(entry.name)}
     except OSError:
         return
+    kept = []
     for name in names:
         path = os.path.join(directory, name)
         if name.endswith(".done"):
@@ -253,12 +252,32 @@ def sweep(directory: str) -> None:
                 age_s = time.time() - os.fstat(fd).st_mtime
                 locked = _lock(fd) if ours or age_s > FOREIGN_AGE_S else False
                 if locked and ours and age_s < KEEP_S and (final := _final_of(path)):
-                    _kept[final] = path
+                    kept.append((final, path))
                 elif locked or (locked is None and age_s > FOREIGN_AGE_S):
                     os.unlink(path)
                     _remove(record_name(path))
             finally:
                 os.close(fd)
+    for final, path in kept:
+        _keep(final, path)
+
+
+def _keep(final: str, path: str) -> None:
+    """Have the next `resume` of a file go on with a part, or with one that has more of it."""
+    other = _kept.get(final, path)
+    if _told_bytes(other) > _told_bytes(path):
+        path, other = other, path
+    _kept[final] = path
+    if other != path:  # two downloads of the file were broken off
+        _remove_free(other)
+
+
+def _told_bytes(path: str) -> int:
+    """Return the size of a part's record, which grows with what has arrived."""
+    try:
+        return os.stat(record_name(path)).st_size
+    except OSError:
+        return -1
 
 
 def may_go_on(directory: str, *, for_s: float = 0.0) -> bool:
@@ -375,6 +394,14 @@ def _take(path: str) -> int | None:
         return fd
     os.close(fd)
     return None
+
+
+def _remove_free(path: str) -> None:
+    """Remove a part that nobody writes, with its record."""
+    if (fd := _take(path)) is not None:
+        _remove(path)
+        _remove(record_name(path))
+        os.close(fd)
 
 
 def _closes(fd: int) -> bool:

@@ -53,6 +53,24 @@ def test_what_a_full_disk_has_kept_of_a_line_makes_no_segment(tmp_path):
     assert Part(final).resume("sftp://archive/large", stat, SEGMENT) == {2, 4}
 
 
+def test_of_two_parts_of_one_file_the_one_that_has_more_is_continued(tmp_path):
+    def begin(*there: int) -> Part:
+        part = Part(str(tmp_path / "large"))
+        assert part.resume("sftp://archive/large", STAT, SEGMENT) == set()
+        for segment in there:
+            part.note(segment)
+        return part
+
+    parts = [begin(1), begin(0, 2), begin(2)]
+    for part in parts:
+        part.keep()
+    assert len(list(tmp_path.iterdir())) == 2, "it and its record"
+    part = Part(str(tmp_path / "large"))
+    assert part.resume("sftp://archive/large", STAT, SEGMENT) == {0, 2}
+    part.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_part_whose_last_bytes_found_no_room_is_not_continued(tmp_path, monkeypatch):
     """Some file systems say so when a file is closed."""
     part = Part(str(tmp_path / "large"))

@@ -190,6 +190,26 @@ def test_a_connection_that_comes_back_too_late_loses_nothing(line):
     assert line.moved() - before < SIZE * 0.8
 
 
+@downwards
+def test_of_two_downloads_that_were_broken_off_one_is_continued_and_the_other_goes(line):
+    settings = line.server.settings(timeout_s=2.0)
+    with TransferEngine(settings) as one, TransferEngine(settings) as two:
+        line.relay.set(rate=60e6)
+        futures = [line.run(one), line.run(two)]
+        line.wait_for(1.4)  # of both together
+        line.relay.refuse()
+        line.relay.reset()
+        for future in futures:
+            assert isinstance(future.exception(60), ConnectionLost)
+    line.relay.accept()
+    line.relay.set(rate=0)
+    before = line.moved()
+    with TransferEngine(settings) as engine:
+        line.run(engine).result(60)
+    line.finished()
+    assert line.moved() - before < SIZE * 0.8
+
+
 @upwards
 def test_a_part_that_has_gone_from_the_server_is_made_anew(line):
     line.break_off("everything")
