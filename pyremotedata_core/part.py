@@ -15,6 +15,7 @@ import os
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, BinaryIO
 
@@ -285,21 +286,31 @@ def may_go_on(directory: str, *, for_s: float = 0.0) -> bool:
 
     While its writer dies, waits ``for_s`` seconds for that; then it is one nevertheless.
     """
+    for path, _ in _left(directory):
+        if for_s:
+            _wait_until_free(path, for_s)
+        return True
+    return False
+
+
+def files_to_go_on(directory: str) -> set[str]:
+    """Return the final paths in a directory of which it holds such a part."""
+    return {final for _, final in _left(directory)}
+
+
+def _left(directory: str) -> Iterator[tuple[str, str]]:
+    """Yield the parts that a later `resume` may go on with, each with its final path."""
     try:
         names = os.listdir(directory)
     except OSError:
-        return False
+        return
     for name in names:
         path = os.path.join(directory, name)
-        if not is_temporary(name) or not name.endswith(".part") or not _final_of(path):
+        if not is_temporary(name) or not name.endswith(".part") or not (final := _final_of(path)):
             continue
         with contextlib.suppress(OSError):
-            if time.time() - os.stat(path).st_mtime > KEEP_S:
-                continue
-            if for_s:
-                _wait_until_free(path, for_s)
-            return True
-    return False
+            if time.time() - os.stat(path).st_mtime <= KEEP_S:
+                yield path, final
 
 
 def _wait_until_free(path: str, for_s: float) -> None:

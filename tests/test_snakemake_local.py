@@ -21,6 +21,7 @@ from snakemake_storage_plugin_pyremotedata.waiting import blocking, run_now
 from snakemake_storage_plugin_pyremotedata.workspace import Workspace, sweep
 
 from pyremotedata_core import RemoteURL, Stat, part
+from pyremotedata_core.jobs import SEGMENT_BYTES
 
 from .snakemake_workflow import temporaries
 
@@ -62,6 +63,23 @@ def test_nothing_is_fetched_ahead_before_something_is_retrieved(counting):
     counting.make("a", b"x")
     asyncio.run(counting.object("a").managed_size())
     assert not counting.provider.prefetch.holds(counting.object("a").url)
+
+
+def test_what_an_earlier_run_has_begun_is_continued_and_not_fetched_ahead(bench):
+    data = os.urandom(3 * SEGMENT_BYTES)
+    bench.make("a", data, mtime=1_700_000_000)
+    file = bench.object("a")
+    file.local_path().parent.mkdir(parents=True)
+    begun = part.Part(str(file.local_path()))
+    begun.resume(str(file.url), Stat("file", len(data), 1_700_000_000), SEGMENT_BYTES)
+    begun.write(memoryview(data), 0)
+    begun.note(0)
+    begun.keep()
+    prefetch = ahead_of(bench, "a")
+    assert not prefetch.holds(file.url)
+    asyncio.run(file.managed_retrieve())
+    assert file.local_path().read_bytes() == data
+    assert temporaries(file.local_path().parent) == []
 
 
 def test_a_file_that_changed_after_it_was_fetched_ahead_is_fetched_again(bench):

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyremotedata_core.errors import TransferError
 from pyremotedata_core.model import Stat
+from pyremotedata_core.part import files_to_go_on
 from pyremotedata_core.url import RemoteURL
 
 from .trees import CANCEL_TIMEOUT_S
@@ -83,6 +84,7 @@ class Prefetch:
         self._begun = False
         self._wanted: dict[RemoteURL, Stat] = {}
         self._ahead: dict[RemoteURL, _Ahead] = {}
+        self._begun_before: dict[Path, set[str]] = {}  # by directory, what another run began
         self._held = 0
         self._count = 0
         self._workspace: Workspace | None = None
@@ -95,6 +97,8 @@ class Prefetch:
         with self._lock:
             if url in self._wanted or url in self._ahead or len(self._wanted) >= MAX_FILES:
                 return
+            if self._was_begun(path):
+                return  # the job's own fetch goes on with it
             self._wanted[url] = stat
             self._fetch_more()
 
@@ -156,6 +160,12 @@ class Prefetch:
             if dropped:
                 self._engine().wait_cancelled(CANCEL_TIMEOUT_S)  # it may still make files there
             self._workspace.close()
+
+    def _was_begun(self, path: Path) -> bool:
+        begun = self._begun_before.get(path.parent)
+        if begun is None:
+            begun = self._begun_before[path.parent] = files_to_go_on(str(path.parent))
+        return str(path) in begun
 
     def _fetch_more(self) -> None:
         if not (self._begun and self._wanted):
