@@ -7,11 +7,13 @@ from collections.abc import Callable
 
 from .transports.base import Operation, PoolSession
 
+SMALL_AHEAD = 64  # small transfers that go before one of the others
+
 
 class Queues:
     """Questions, before small transfers, before others, before what may come later.
 
-    Each in its order.
+    Each in its order, but one of the others has its turn after `SMALL_AHEAD` small ones.
 
     Attributes
     ----------
@@ -26,6 +28,7 @@ class Queues:
     def __init__(self) -> None:
         self.load_bytes = 0
         self._queues: tuple[deque[Operation], ...] = tuple(deque() for _ in range(4))
+        self._ahead = 0  # small ones since the last turn of another
 
     def __len__(self) -> int:
         return sum(len(queue) for queue in self._queues)
@@ -57,11 +60,21 @@ class Queues:
 
     def hand_out(self, choose: Callable[[Operation], PoolSession | None]) -> None:
         """Give operations to the sessions that are chosen for them, as long as there are any."""
-        for queue in self._queues:
-            while queue and (session := choose(queue[0])) is not None:
-                operation = queue.popleft()
-                self.load_bytes -= operation.load_bytes
-                session.submit(operation)
+        questions, small, others, later = self._queues
+        while True:
+            in_turn = (small, others) if self._ahead < SMALL_AHEAD else (others, small)
+            for queue in (questions, *in_turn, later):
+                if queue and (session := choose(queue[0])) is not None:
+                    break
+            else:
+                return
+            if queue is small:
+                self._ahead += 1
+            elif queue is others:
+                self._ahead = 0
+            operation = queue.popleft()
+            self.load_bytes -= operation.load_bytes
+            session.submit(operation)
 
     def clear(self) -> list[Operation]:
         """Empty the queues; return what was in them."""

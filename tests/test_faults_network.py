@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -344,6 +345,35 @@ def test_small_things_do_not_wait_for_a_large_file_on_a_slow_line(
         assert engine.wait_cancelled(WAIT_S)
     assert (tmp_path / "small").read_bytes() == small
     assert passed < 32 << 20
+
+
+@pytest.mark.parametrize(
+    ("transport", "small_bytes", "at_once"), [("sftp", 250_000, 250), ("lftp", 1000, 4)]
+)
+def test_a_large_file_comes_beside_more_small_ones_than_sessions_take_at_once(
+    sshd_factory, relay_factory, tmp_path, transport, small_bytes, at_once
+):
+    server = sshd_factory()
+    server.make("small", bytes(small_bytes))
+    server.make("large", data := os.urandom(1 << 20))
+    relay = relay_factory(server.port, one_way_ms=5, rate=10e6)
+    numbers = itertools.count()
+    enough = threading.Event()
+    with TransferEngine(server.settings(connections=1, transport=transport)) as engine:
+
+        def begin(_: object = None) -> None:
+            """Fetch one after the other, as if there were no end of them."""
+            if not enough.is_set():
+                path = tmp_path / str(next(numbers))
+                engine.fetch(relay.url(server.url("small")), path).add_done_callback(begin)
+
+        for _ in range(at_once):
+            begin()
+        try:
+            engine.fetch(relay.url(server.url("large")), tmp_path / "large").result(WAIT_S)
+        finally:
+            enough.set()
+    assert (tmp_path / "large").read_bytes() == data
 
 
 def test_small_files_on_a_slow_line_come_in_the_order_in_which_they_were_asked_for(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyremotedata_core.queues import Queues
+from pyremotedata_core.queues import SMALL_AHEAD, Queues
 from pyremotedata_core.transports.base import SMALL_BYTES, Operation
 
 
@@ -36,6 +36,18 @@ def test_questions_go_before_small_files_before_large_ones_before_what_may_come_
     queues.promote(soon)
     queues.hand_out(taker.choose)
     assert taker.taken == ["question", "file again", "file", "soon", "large file", "later"]
+
+
+def test_large_transfers_have_their_turns_beside_small_ones_without_end():
+    queues, taker = Queues(), Taker(0)
+    queues.append(make("large", SMALL_BYTES + 1))
+    queues.append(make("large", SMALL_BYTES + 1))
+    for _ in range(4 * SMALL_AHEAD):  # each takes the place of one that has ended
+        queues.append(make("small", SMALL_BYTES))
+        taker.room += 1
+        queues.hand_out(taker.choose)
+    assert taker.taken.index("large") == SMALL_AHEAD
+    assert taker.taken.count("large") == 2
 
 
 def test_the_bytes_that_wait_are_those_of_the_operations_that_wait():

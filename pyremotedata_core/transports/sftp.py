@@ -31,8 +31,8 @@ CHUNK_BYTES = 255 * 1024  # OpenSSH drops the connection at a packet of 256 KiB
 SAFE_CHUNK_BYTES = 32 * 1024  # what every server must take
 WINDOW_REQUESTS = 256
 OUT_BYTES = 2 << 20  # waiting to be written to the carrier
-ASSIGN_BYTES = 24 << 20  # file bytes of unfinished operations; more stay in the pool's queue
-ASSIGN_SMALL_BYTES = 32 << 20  # ... small ones until then: they are done before the others
+# File bytes of unfinished operations, of small ones and of others; more stay in the pool's queue.
+ASSIGN_BYTES = 24 << 20
 MAX_OPERATIONS = 192
 
 Reply = Callable[[int, memoryview, Any], None]
@@ -105,7 +105,7 @@ class SftpSession:
         self.alive = True
         self.last_heard = time.monotonic()
         self.load = 0
-        self.load_bytes = 0
+        self._loads = {True: 0, False: 0}  # bytes of small operations, and of others
         self.max_operations = 64
         self.carrier = carrier
         self._on_open = on_open
@@ -134,6 +134,11 @@ class SftpSession:
         self._send(struct.pack(">IBI", 5, wire.INIT, 3))
 
     @property
+    def load_bytes(self) -> int:
+        """File bytes of unfinished operations."""
+        return sum(self._loads.values())
+
+    @property
     def can_share(self) -> bool:
         """Whether further sessions may use this one's connection.
 
@@ -153,15 +158,14 @@ class SftpSession:
         """Whether it would serve an operation now rather than only queue it."""
         if not self.opened or not self.alive or self.load >= self.max_operations:
             return False
-        most = ASSIGN_SMALL_BYTES if operation.is_small else ASSIGN_BYTES
-        return not operation.load_bytes or self.load_bytes < most
+        return not operation.load_bytes or self._loads[operation.is_small] < ASSIGN_BYTES
 
     def submit(self, operation: Operation) -> None:
         """Begin an operation; its ``done`` is called exactly once, never from within this call."""
         from .sftp_operations import begin
 
         self.load += operation.weight
-        self.load_bytes += operation.load_bytes
+        self._loads[operation.is_small] += operation.load_bytes
         self._operations.add(operation)
         begin(self, operation)
 
@@ -249,7 +253,7 @@ class SftpSession:
             return
         self._operations.discard(operation)
         self.load -= operation.weight
-        self.load_bytes -= operation.load_bytes
+        self._loads[operation.is_small] -= operation.load_bytes
         operation.done(result, error)
 
     # --- input ----------------------------------------------------------------------------
