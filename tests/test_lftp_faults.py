@@ -84,6 +84,27 @@ def test_an_upload_whose_connection_broke_is_not_published(sshd, relay_factory, 
     assert not session.alive or os.listdir(there) == []
 
 
+def test_a_file_keeps_its_bytes_when_the_connection_breaks_as_its_time_is_set(
+    sshd, relay_factory, there
+):
+    (there / "f").write_bytes(data := os.urandom(1 << 20))
+    relay = relay_factory(sshd.port)
+    session = relayed(sshd, relay)
+    run = session._site.run
+
+    def broken(command: str, *paths: str, **more):
+        if "put -c" in command:
+            relay.refuse()
+            relay.reset()
+            threading.Timer(0.5, relay.accept).start()
+        return run(command, *paths, **more)
+
+    session._site.run = broken
+    with pytest.raises(ConnectionLost):
+        session.touch(f"{there}/f", 1000)
+    assert (there / "f").read_bytes() == data
+
+
 # --- servers that lie ---------------------------------------------------------------------------
 
 

@@ -51,6 +51,7 @@ READ_BYTES = 128 << 10
 READ_WINDOW_BYTES = 3 << 20
 REQUESTS_AHEAD = 64
 _AHEAD = "sftp:max-packets-in-flight"
+_CONNECT = "sftp:connect-program/server"  # before the one for any server
 OnBytes = Callable[[int], None]
 
 
@@ -244,7 +245,9 @@ class LftpSession:
         that mtime, all of it a hole, is "continued" to the remote one, of which nothing is then
         left to send. Nothing but the time changes, unless somebody else cuts the file short in
         the two round trips between the look at its size and the end: then zeros are sent in place
-        of what was cut off. That is noticed, and reported as `RemoteChanged`.
+        of what was cut off. That is noticed, and reported as `RemoteChanged`. lftp would send
+        zeros for the whole file, too, if its connection broke and the next one were refused, as it
+        then knows of no size. So it gets no other connection.
         """
         site, path = self._site, self._site.path(path)
         url = site.url(path)
@@ -259,7 +262,10 @@ class LftpSession:
                 raise from_oserror(error, hole.name) from None
             except OverflowError:
                 raise ServerRefused(f"a file cannot have {stat.size} bytes", url) from None
-            reply = site.run("put -c {} -o {}", hole.name, path)
+            try:
+                reply = site.run(f"set {_CONNECT} false && put -c {{}} -o {{}}", hole.name, path)
+            finally:
+                site.tidy(f"set {_CONNECT}")
         if reply.log.sent:
             raise RemoteChanged(
                 "was cut short by somebody else while its time was set; zeros may now stand in"
