@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -82,6 +83,30 @@ def test_an_upload_whose_connection_broke_is_not_published(sshd, relay_factory, 
     assert sum(moved) < 24 << 20  # the rest is not sent in vain
     assert not (there / "f").exists()
     assert not session.alive or os.listdir(there) == []
+
+
+def test_an_upload_that_is_given_up_as_its_connection_breaks_ends_its_lftp(
+    sshd, relay_factory, there, tmp_path
+):
+    (tmp_path / "out").write_bytes(os.urandom(24 << 20))
+    relay = relay_factory(sshd.port, rate=12 << 20)
+    session = relayed(sshd, relay)
+    moved: list[int] = []
+    struck: list[bool] = []
+
+    def given_up() -> bool:
+        if moved and not struck:
+            relay.reset()
+            time.sleep(0.2)  # for lftp to notice
+            struck.append(True)
+            return False
+        return bool(struck)
+
+    session.stop_when(given_up)
+    with pytest.raises(ConnectionLost, match="cancelled"):
+        store(session, tmp_path / "out", there / "f", on_bytes=moved.append)
+    assert not session.alive
+    wait_until(lambda: children() == [])
 
 
 def test_a_file_keeps_its_bytes_when_the_connection_breaks_as_its_time_is_set(

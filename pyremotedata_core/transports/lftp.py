@@ -193,8 +193,7 @@ class LftpSession:
                 raise TransferError(f"{source.path}: changed while it was uploaded", retryable=True)
             if log.breaks:
                 # lftp goes on where the server's file ends. Whether the bytes that had arrived
-                # end there too is not for us to guess, nor what lftp keeps of it for the next.
-                self.kill()
+                # end there too is not for us to guess.
                 raise site.broken(url)
             progress.at(log.sent)
 

@@ -219,6 +219,10 @@ class LftpProcess:
                 raise
             except BaseException:
                 self._interrupt()
+                if log.breaks:
+                    # What lftp keeps of a transfer that it was about to go on with is not known.
+                    # Killed before, it may leave a child that it has stopped until it runs ssh.
+                    self.kill()
                 raise
             return Reply(verdict == b"ok", output, log, paths)
         finally:
