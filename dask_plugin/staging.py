@@ -283,31 +283,37 @@ class WorkerStaging:
     # --- on the thread that fetches ahead ---------------------------------------------------
 
     def _fetch_ahead(self) -> None:
-        while True:
+        while self._fetch_next():
+            pass
+
+    def _fetch_next(self) -> bool:
+        """Take the next wish when the bounds allow; return whether others may follow."""
+        # A call for each: no wish is kept while it waits, and with the handle what that has open.
+        with self._changed:
+            while not self._closed and not self._may_go_on():
+                self._changed.wait()
+            if self._closed:
+                return False
+            priority, number, wish = heapq.heappop(self._queue)
+            if wish.over or wish.demand is not None or wish.lease is not None:
+                return True
+            stat = wish.stat
+            if stat is None:
+                self._asking += 1
+            else:
+                self._held[wish] = stat.size
+        try:
+            if stat is None:
+                self._ask(priority, number, wish)
+            else:
+                self._fetch(wish, stat)
+        except Exception as error:  # wrong settings, a closed engine: the task will say it
+            _log.debug("not fetched ahead: %s: %s", wish.handle, error)
             with self._changed:
-                while not self._closed and not self._may_go_on():
-                    self._changed.wait()
-                if self._closed:
-                    return
-                priority, number, wish = heapq.heappop(self._queue)
-                if wish.over or wish.demand is not None or wish.lease is not None:
-                    continue
-                stat = wish.stat
                 if stat is None:
-                    self._asking += 1
-                else:
-                    self._held[wish] = stat.size
-            try:
-                if stat is None:
-                    self._ask(priority, number, wish)
-                else:
-                    self._fetch(wish, stat)
-            except Exception as error:  # wrong settings, a closed engine: the task will say it
-                _log.debug("not fetched ahead: %s: %s", wish.handle, error)
-                with self._changed:
-                    if stat is None:
-                        self._asking -= 1
-                    self._held.pop(wish, None)
+                    self._asking -= 1
+                self._held.pop(wish, None)
+        return True
 
     def _may_go_on(self) -> bool:
         """Whether the bounds allow what is next in the queue."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import pickle
@@ -26,9 +27,9 @@ from pyremotedata_core import (
     TransferEngine,
 )
 
-from .dask_cluster import files_in, len_of, read
+from .dask_cluster import files_in, in_use, len_of, read
 from .logins import changed
-from .waiting import PATIENCE_S, wait_until
+from .waiting import PATIENCE_S, soon, wait_until
 
 distributed = pytest.importorskip("distributed")
 psutil = pytest.importorskip("psutil")  # comes with distributed
@@ -66,6 +67,24 @@ def test_an_actor_keeps_no_files_of_its_calls(served, remote_file):
     reader = client.submit(Reader, actor=True).result()
     for n in range(6):
         assert reader.length(remote_file(f"{n}", bytes(10_000))).result(PATIENCE_S) == 10_000
+
+
+def test_an_actor_that_is_gone_keeps_no_file(served, remote_file, cache_dir):
+    client = served()
+
+    class Reader:
+        def __init__(self, file):
+            self.file = file
+
+        def length(self):
+            return len_of(self.file)
+
+    reader = client.submit(Reader, remote_file("kept", bytes(10)), actor=True).result()
+    assert reader.length().result(PATIENCE_S) == 10
+    assert in_use(cache_dir)
+    del reader
+    gc.collect()  # dask's proxy is part of a circle
+    soon(lambda: not in_use(cache_dir), "the file went back")
 
 
 def test_a_task_may_open_one_of_more_files_than_the_cache_holds(served, remote_file):
