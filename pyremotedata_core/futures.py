@@ -24,6 +24,17 @@ def error_of(future: Future[Any]) -> BaseException | None:
     return CancelledError() if future.cancelled() else future.exception()
 
 
+def pass_on(done: Future[T], to: Future[T]) -> None:
+    """End a future as another one has ended, unless it was cancelled."""
+    if not to.set_running_or_notify_cancel():
+        return
+    error = error_of(done)
+    if error is not None:
+        to.set_exception(error)
+    else:
+        to.set_result(done.result())
+
+
 def unless_forked(call: Callable[[Future[T]], object]) -> Callable[[Future[T]], None]:
     """Return a callback that is not called in a forked child, where an engine ends its futures."""
     owner = os.getpid()

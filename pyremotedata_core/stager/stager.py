@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..config import SECRETS, ConnectionSettings
 from ..errors import ConnectionLost, RemoteChanged, TransferError, from_oserror
-from ..futures import error_of, unless_forked, wait_for
+from ..futures import error_of, pass_on, unless_forked, wait_for
 from ..model import Stat
 from ..url import RemoteURL
 from .bringing import Bringing
@@ -176,7 +176,7 @@ class Stager:
             future.set_result(stat)
         else:
             self._awaited.add(future)
-            self._ask(url, anew=anew).add_done_callback(lambda answer: _pass_on(answer, future))
+            self._ask(url, anew=anew).add_done_callback(lambda answer: pass_on(answer, future))
         return future
 
     def draft(self, url: str | RemoteURL) -> Draft:
@@ -271,7 +271,7 @@ class Stager:
                 del self._asked[url]
                 if error_of(told) is None:
                     self._remember(url, told.result())
-        _pass_on(told, answer)
+        pass_on(told, answer)
 
     # --- a request is served, or joins those who wait ---------------------------------------
 
@@ -416,16 +416,6 @@ def shared_stager(settings: ConnectionSettings | None = None, *, share: bool = F
         if stager is None:
             stager = _shared[key] = Stager(settings, share=share)
         return stager
-
-
-def _pass_on(done: Future[Any], to: Future[Any]) -> None:
-    if not to.set_running_or_notify_cancel():
-        return
-    error = error_of(done)
-    if error is not None:
-        to.set_exception(error)
-    else:
-        to.set_result(done.result())
 
 
 _sharing = threading.Lock()

@@ -14,6 +14,7 @@ from pyremotedata_core.errors import (
     ServerRefused,
     TransferError,
 )
+from pyremotedata_core.futures import pass_on
 from pyremotedata_core.model import Entry, Stat
 from pyremotedata_core.url import RemoteURL
 
@@ -182,14 +183,5 @@ class Lookup:
 def _follow(shared: Future[bool]) -> Future[bool]:
     """Return a future that ends as another one does, and whose cancelling leaves that alone."""
     own: Future[bool] = Future()
-
-    def copy(done: Future[bool]) -> None:
-        if not own.set_running_or_notify_cancel():
-            return
-        if (error := done.exception()) is not None:
-            own.set_exception(error)
-        else:
-            own.set_result(done.result())
-
-    shared.add_done_callback(copy)
+    shared.add_done_callback(lambda done: pass_on(done, own))
     return own

@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from pyremotedata_core.futures import wait_for
+
 T = TypeVar("T")
 Wait = Callable[[Future[Any]], Awaitable[Any]]
 
@@ -24,11 +26,7 @@ async def on_loop(future: Future[T]) -> T:
 
 async def blocking(future: Future[T]) -> T:
     """Wait in the calling thread; an interrupt cancels the future."""
-    try:
-        return future.result()
-    except BaseException:
-        future.cancel()
-        raise
+    return wait_for(future)
 
 
 def run_now(procedure: Coroutine[Any, Any, T]) -> T:
