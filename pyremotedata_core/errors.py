@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from .model import one_line
+from .model import TreeResult, one_line
 
 
 class TransferError(Exception):
@@ -139,6 +139,17 @@ def from_plain(plain: dict[str, Any]) -> TransferError:
     """Rebuild an error from `TransferError.to_plain`."""
     cls = _TREE.get(plain["class"], TransferError)
     return cls(plain["message"], plain["url"], plain["retryable"])
+
+
+def raise_failures(result: TreeResult) -> None:
+    """Raise the first failure of many files, and say how many there are."""
+    if not result.failed:
+        return
+    error = from_plain(result.failed[0])
+    others = len(result.failed) - 1
+    if others:
+        error = type(error)(f"{error.message} (and {others} more)", error.url, error.retryable)
+    raise error
 
 
 def cancelled() -> ConnectionLost:

@@ -24,12 +24,13 @@ from .errors import (
     RemotePermissionDenied,
     ServerRefused,
     TransferError,
+    raise_failures,
 )
 from .futures import wait_for
 from .local import remove_local
 from .model import Stat, TreeResult
 from .names import absolute
-from .placing import raise_failures, wait_for_stores
+from .placing import wait_for_stores
 from .remote import Remote, check_removal
 from .url import RemoteURL, normalise
 

@@ -23,7 +23,6 @@ from .errors import (
     RemoteFileNotFound,
     ServerRefused,
     TransferError,
-    from_plain,
 )
 from .filters import Filter, TreeKeywords
 from .futures import wait_for
@@ -220,17 +219,6 @@ def wait_for_stores(stores: Sequence[Future[Stat]], tell: Progress | None = None
         for store in stores:
             store.cancel()
     return outcome.result()
-
-
-def raise_failures(result: TreeResult) -> None:
-    """Raise the first failure of many files, and say how many there are."""
-    if not result.failed:
-        return
-    error = from_plain(result.failed[0])
-    others = len(result.failed) - 1
-    if others:
-        error = type(error)(f"{error.message} (and {others} more)", error.url, error.retryable)
-    raise error
 
 
 class _Outcome:

@@ -18,11 +18,12 @@ from .errors import (
     NoRemoteConfigured,
     RemoteFileNotFound,
     ServerRefused,
+    raise_failures,
 )
 from .finding import find, locate_pattern
 from .futures import wait_for
 from .model import Entry, Stat, TreeResult
-from .placing import get_all, own_name, put_all, raise_failures, sync_trees
+from .placing import get_all, own_name, put_all, sync_trees
 from .progress import Progress, shown
 from .spool import LISTINGS_AT_ONCE, Spool
 from .stream import BLOCK_BYTES, RemoteReader, Streamed, stream_files

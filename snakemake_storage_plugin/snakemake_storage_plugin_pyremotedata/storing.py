@@ -10,14 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyremotedata_core.errors import TransferError
+from pyremotedata_core.errors import TransferError, raise_failures
 from pyremotedata_core.model import Stat
 from pyremotedata_core.url import RemoteURL
 
 from .host import Host
 from .lookup import Lookup
 from .notes import Notes, digest
-from .trees import TIMESTAMP, raise_failure
+from .trees import TIMESTAMP
 from .waiting import Wait, in_thread
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class Storing:
             self._lookup.memory.forget(url)
         # It is there, and so are the directories above it.
         self._lookup.memory.remember(url.join(TIMESTAMP), stamp, time.monotonic())
-        raise_failure(result)
+        raise_failures(result)
         if result.skipped:
             # The local copy may be removed after this, so nothing of it may be left behind.
             name, reason = result.skipped[0]

@@ -15,7 +15,7 @@ from pyremotedata_core.errors import (
     RemotePermissionDenied,
     TransferError,
     from_oserror,
-    from_plain,
+    raise_failures,
 )
 from pyremotedata_core.model import Stat, TreeResult
 from pyremotedata_core.spool import LISTINGS_AT_ONCE
@@ -102,7 +102,7 @@ async def fetch_directory(
         try:
             part = workspace.path / "tree"
             result = await wait(engine.fetch_tree(url, part))
-            raise_failure(result)
+            raise_failures(result)
             _replace(part, path)
         except (asyncio.CancelledError, KeyboardInterrupt):
             engine.wait_cancelled(CANCEL_TIMEOUT_S)  # until then it may still make files here
@@ -114,16 +114,6 @@ async def fetch_directory(
             raise
         raise from_oserror(error, path) from None
     return result
-
-
-def raise_failure(result: TreeResult) -> None:
-    """Raise the first error of a tree, if there was one."""
-    if result.failed:
-        error = from_plain(result.failed[0])
-        more = len(result.failed) - 1
-        if more:
-            error = type(error)(f"{error.message} (and {more} more files)", error.url)
-        raise error
 
 
 def _replace(part: Path, final: Path) -> None:
