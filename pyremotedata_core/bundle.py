@@ -11,6 +11,7 @@ from .journal import Orphan
 from .local import SmallFileSource
 from .model import Stat
 from .part import Part
+from .transports.base import Done
 from .transports.sftp_bundle import SmallFile, SmallUpload
 from .url import RemoteURL
 
@@ -21,7 +22,6 @@ BUNDLE_FILES = 16
 BUNDLE_BYTES = 1 << 20
 SMALL_BYTES = 255 * 1024  # one read of most servers
 Moved = Callable[[str, int], None]
-Ended = Callable[[TransferError | None], None]
 
 
 class FetchBundle(Job):
@@ -40,7 +40,7 @@ class FetchBundle(Job):
         Called with name and bytes of each file that has its name.
     odd : callable
         Called with name and stat of each that has failed.
-    ended : callable
+    done : callable
         Called in the end, with the error of files of which neither was told.
     modes : bool
     """
@@ -52,11 +52,11 @@ class FetchBundle(Job):
         files: list[tuple[str, str, str, Stat]],
         fetched: Moved,
         odd: Callable[[str, Stat], None],
-        ended: Ended,
+        done: Done,
         modes: bool,
     ) -> None:
-        super().__init__(mover, url, self._forget)
-        self._fetched, self._odd, self._ended = fetched, odd, ended
+        super().__init__(mover, url, done)
+        self._fetched, self._odd = fetched, odd
         self._modes = modes
         self._names: dict[SmallFile, str] = {}
         self._parts: dict[SmallFile, Part] = {}
@@ -93,9 +93,6 @@ class FetchBundle(Job):
             part.discard()
         self._end(result, error)
 
-    def _forget(self, _: Any, error: TransferError | None) -> None:
-        self._ended(error)
-
 
 class StoreBundle(Job):
     """Uploads small files whose remote directories are there.
@@ -113,7 +110,7 @@ class StoreBundle(Job):
         Called with name and bytes of each file that has its name.
     odd : callable
         Called with the name of each that has failed.
-    ended : callable
+    done : callable
         Called in the end, with the error of files of which neither was told.
     modes : bool
     """
@@ -125,11 +122,11 @@ class StoreBundle(Job):
         files: list[tuple[str, str, str, int]],
         stored: Moved,
         odd: Callable[[str], None],
-        ended: Ended,
+        done: Done,
         modes: bool,
     ) -> None:
-        super().__init__(mover, url, self._forget)
-        self._stored, self._odd, self._ended = stored, odd, ended
+        super().__init__(mover, url, done)
+        self._stored, self._odd = stored, odd
         self._journal = mover.journal(url)
         self._names: dict[SmallUpload, str] = {}
         for name, local, remote, _ in files:
@@ -169,6 +166,3 @@ class StoreBundle(Job):
         self._gone += [file.temporary for file in self._left if not file.begun]
         self._journal.end(*self._gone)
         self._end(result, error)
-
-    def _forget(self, _: Any, error: TransferError | None) -> None:
-        self._ended(error)

@@ -10,17 +10,14 @@ from typing import Any
 from ..bundle import SMALL_BYTES, FetchBundle
 from ..errors import RemoteChanged, TransferError, UnsafeName, from_oserror
 from ..fetch import Fetch
-from ..filters import TreeOptions
 from ..jobs import Job
 from ..listing import ListDirectory
 from ..local import in_place_of_directory, make_directory, remove_local, tells_case_apart
 from ..model import Entry, Stat
-from ..mover import Mover
 from ..names import check_local, folded, is_temporary
 from ..spool import NameSet, Spool
-from ..transports.base import Done
-from ..url import RemoteURL, child_path
-from .many import DIRECTORY_IN_THE_WAY, SPECIAL_IN_THE_WAY, Count, Tree
+from ..url import child_path
+from .many import DIRECTORY_IN_THE_WAY, SPECIAL_IN_THE_WAY, Tree
 
 LINKS_UNDER_WAY = 64
 
@@ -28,16 +25,8 @@ LINKS_UNDER_WAY = 64
 class FetchTree(Tree):
     """Downloads what a directory holds. See `TransferEngine.fetch_tree`."""
 
-    def __init__(
-        self,
-        mover: Mover,
-        url: RemoteURL,
-        directory: str,
-        done: Done,
-        count: Count,
-        options: TreeOptions,
-    ) -> None:
-        super().__init__(mover, url, directory, done, count, options)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self._real_root: str | None = None
         self._waiting_links = Spool()
         self._links = 0
@@ -215,7 +204,7 @@ class FetchTree(Tree):
             if not self.cancelled:
                 self._children.add(self._fetch(path, stat))
 
-        def ended(error: TransferError | None) -> None:
+        def done(_: Any, error: TransferError | None) -> None:
             self._bundle_ended(job, error)
 
         files = [
@@ -223,7 +212,7 @@ class FetchTree(Tree):
             for path, stat in items
         ]
         fetched = self._small_done
-        job = FetchBundle(self._mover, self._url, files, fetched, odd, ended, self._modes)
+        job = FetchBundle(self._mover, self._url, files, fetched, odd, done, self._modes)
         return job
 
     def _begin_file(self, item: tuple[str, tuple[Any, ...]]) -> Job:

@@ -278,7 +278,7 @@ class StoreTree(Tree):
             if not self.cancelled:
                 self._children.add(self._store(path))
 
-        def ended(error: TransferError | None) -> None:
+        def done(_: Any, error: TransferError | None) -> None:
             self._bundle_ended(job, error)
 
         files = [
@@ -286,7 +286,7 @@ class StoreTree(Tree):
             for path, _, size in items
         ]
         stored = self._small_done
-        job = StoreBundle(self._mover, self._url, files, stored, odd, ended, self._modes)
+        job = StoreBundle(self._mover, self._url, files, stored, odd, done, self._modes)
         return job
 
     def _begin_file(self, item: tuple[str, tuple[Any, ...] | None, int]) -> Job:
