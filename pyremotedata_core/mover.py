@@ -60,11 +60,11 @@ class Mover:
 
     def stat(self, url: RemoteURL, done: Done, *, follow: bool = True) -> Job:
         """Ask for a `Stat`."""
-        return self._ask(url, "stat", (url.path, follow), done)
+        return Question(self, url, "stat", (url.path, follow), done)
 
     def realpath(self, url: RemoteURL, done: Done) -> Job:
         """Ask for the server's canonical form of a path."""
-        return self._ask(url, "realpath", (url.path,), done)
+        return Question(self, url, "realpath", (url.path,), done)
 
     def mkdir(self, url: RemoteURL, done: Done, *, parents: bool, exist_ok: bool) -> Job:
         """Make a directory, and with ``parents`` those above it."""
@@ -91,9 +91,9 @@ class Mover:
             if error is not None:
                 done(None, error)
             else:
-                self._ask(url, "mkdir", (url.path,), done)
+                Question(self, url, "mkdir", (url.path,), done)
 
-        return self._ask(url, "mkdir", (url.path,), made)
+        return Question(self, url, "mkdir", (url.path,), made)
 
     def remove(self, url: RemoteURL, done: Done, *, recursive: bool, missing_ok: bool) -> Job:
         """Remove a file or link, and with ``recursive`` a directory and what is in it."""
@@ -104,7 +104,7 @@ class Mover:
             done(None, error)
 
         if not recursive:
-            return self._ask(url, "remove", (url.path,), removed)
+            return Question(self, url, "remove", (url.path,), removed)
         from .trees import RemoveTree
 
         return RemoveTree(self, url, removed)
@@ -238,6 +238,3 @@ class Mover:
             )
 
         return sftp
-
-    def _ask(self, url: RemoteURL, name: str, args: tuple[Any, ...], done: Done) -> Job:
-        return Question(self, url, name, args, done)

@@ -12,7 +12,7 @@ from collections import OrderedDict, deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .engine import TransferEngine
 from .errors import ConnectionLost, ServerRefused
@@ -120,13 +120,6 @@ class RemoteReader(io.BufferedIOBase):
         self._at += len(piece)
         self._expected = self._at
         return piece
-
-    def readinto(self, buffer: Any) -> int:
-        """Read into a buffer; return the number of bytes."""
-        view = memoryview(buffer).cast("B")
-        data = self.read(len(view))
-        view[: len(data)] = data
-        return len(data)
 
     def close(self) -> None:
         """Give up what is on its way."""
