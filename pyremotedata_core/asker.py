@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from .askpass import kind_of
-from .config import ENV, Secret
+from .config import ENV, FLAGS, Secret
 
 ASK_S = 120.0  # sshd's own patience with a login
 _MOST_BYTES = 4096
@@ -28,7 +28,7 @@ _MOST_BYTES = 4096
 
 def may_ask() -> bool:
     """Whether there is a person to ask: a terminal, and ``PYREMOTEDATA_AUTO`` is not yes."""
-    if os.environ.get(ENV + "AUTO", "").lower() in ("yes", "true", "1", "on"):
+    if FLAGS.get(os.environ.get(ENV + "AUTO", "").lower()):
         return False
     if sys.stdin is None or not sys.stdin.isatty() or not sys.stderr.isatty():
         return False

@@ -31,7 +31,7 @@ CARRIERS = ("auto", "openssh", "paramiko")
 PUBLISHING = ("rename", "direct")
 SECRETS = ("password", "key_passphrase", "one_time_code")
 SHOWN_CHARACTERS = 200  # of a value that is not valid
-_FLAGS = {
+FLAGS = {
     **dict.fromkeys(("yes", "true", "1", "on"), True),
     **dict.fromkeys(("no", "false", "0", "off"), False),
 }
@@ -371,7 +371,7 @@ def _secret(value: Any) -> Secret:
 
 
 def _flag(value: Any) -> bool:
-    return _FLAGS[str(value).lower()]
+    return FLAGS[str(value).lower()]
 
 
 def _positive(value: Any) -> int:

@@ -12,7 +12,7 @@ from typing import Any, Optional
 
 from snakemake_interface_storage_plugins.settings import StorageProviderSettingsBase
 
-from pyremotedata_core.config import ConnectionSettings, parse_bytes
+from pyremotedata_core.config import FLAGS, ConnectionSettings, parse_bytes
 from pyremotedata_core.errors import ConfigurationError
 
 # What `storage: provider="pyremotedata", ...` takes for Snakemake itself.
@@ -185,12 +185,10 @@ def is_yes(settings: Any, name: str, default: bool = False) -> bool:
     """
     value = getattr(settings, name, None)
     text = "auto" if value is None else str(value).strip().lower()
-    if text in ("yes", "true", "1", "on"):
-        return True
-    if text in ("no", "false", "0", "off"):
-        return False
     if text in ("auto", ""):
         return default
+    if text in FLAGS:
+        return FLAGS[text]
     raise ConfigurationError(
         f"pyremotedata settings: {name} is not valid: {value!r}; it is yes, no or auto"
     )
