@@ -148,11 +148,21 @@ class LftpSession:
         url = site.url(path)
         if expect.kind != "file":
             raise ServerRefused("lftp reads regular files only", url)
+        progress = Progress(length, on_bytes)
         if sink.is_file:
-            self._read_whole(path, sink, expect, Progress(expect.size, on_bytes))
-            return
-        data = self._read_part(path, offset, length, expect, Progress(length, on_bytes))
-        sink.write(memoryview(data), offset)
+            try:
+                fd = sink.fd
+            except OSError as error:
+                raise from_oserror(error, sink.final) from None
+            self._read_whole(path, os.path.abspath(sink.path), expect, progress)
+            came = os.fstat(fd).st_size
+        else:
+            data = self._read_part(path, offset, length, expect, progress)
+            sink.write(memoryview(data), offset)
+            came = len(data)
+        if came != length:
+            raise RemoteChanged("the file changed while it was read", url)
+        progress.at(length)
 
     def write(
         self,
@@ -291,15 +301,10 @@ class LftpSession:
 
     # --- inside ------------------------------------------------------------------------------
 
-    def _read_whole(self, path: str, sink: Sink, expect: Stat, progress: Progress) -> None:
+    def _read_whole(self, path: str, local: str, expect: Stat, progress: Progress) -> None:
         site, url = self._site, self._site.url(path)
-        try:
-            fd = sink.fd
-        except OSError as error:
-            raise from_oserror(error, sink.final) from None
         if expect.size >= READ_BYTES and not self._read_bytes:
             self._learn_read_bytes(path)
-        local = os.path.abspath(sink.path)
         with self._segments(expect.size, local) as segments:
             get = _read_in(self._read_bytes or SAFE_READ_BYTES) + "&& "
             get += f"pget -n {segments}" if segments > 1 else "get"
@@ -310,9 +315,8 @@ class LftpSession:
             reply = site.run(command, path, local, path, watch=watch)
         if not reply.ok:
             raise site.error(reply, path)
-        if len(reply.log.infos) < 2 or os.fstat(fd).st_size != expect.size:
+        if len(reply.log.infos) < 2:
             raise RemoteChanged("the file changed while it was read", url)
-        progress.at(expect.size)
 
     def _read_part(
         self, path: str, offset: int, length: int, expect: Stat, progress: Progress
@@ -326,9 +330,8 @@ class LftpSession:
         if not reply.ok:
             raise site.error(reply, path)
         data = site.scratch(length) if length else b""
-        if len(reply.log.infos) < len(paths) or len(data) != length:
+        if len(reply.log.infos) < len(paths):
             raise RemoteChanged("the file changed while it was read", url)
-        progress.at(length)
         return data
 
     @contextlib.contextmanager

@@ -15,10 +15,8 @@ from ..errors import (
     RemoteChanged,
     RemoteFileNotFound,
     ServerRefused,
-    from_oserror,
 )
 from ..model import Stat
-from .base import Sink
 from .lftp import MAX_BREAKS, LftpSession, Progress
 from .lftp_ftp_site import FtpSite
 from .lftp_text import Log
@@ -40,14 +38,9 @@ class FtpSession(LftpSession):
 
     # --- inside ------------------------------------------------------------------------------
 
-    def _read_whole(self, path: str, sink: Sink, expect: Stat, progress: Progress) -> None:
+    def _read_whole(self, path: str, local: str, expect: Stat, progress: Progress) -> None:
         site, url = self._site, self._site.url(path)
-        try:
-            fd = sink.fd
-        except OSError as error:
-            raise from_oserror(error, sink.final) from None
         self._compare(path, expect)
-        local = os.path.abspath(sink.path)
         with self._segments(expect.size if site.has_rest else 0, local) as segments:
             get = f"pget -n {segments}" if segments > 1 else "get"
             watch = _guard(url, MAX_BREAKS if site.has_rest else 0, progress)
@@ -55,12 +48,9 @@ class FtpSession(LftpSession):
         if not reply.ok:
             raise site.error(reply, path)
         self._compare(path, expect)
-        if os.fstat(fd).st_size != expect.size:
-            raise RemoteChanged("the file changed while it was read", url)
-        progress.at(expect.size)
 
     def _read_part(
-        self, path: str, offset: int, length: int, expect: Stat, progress: Progress
+        self, path: str, offset: int, length: int, expect: Stat, _progress: Progress
     ) -> bytes:
         site, url = self._site, self._site.url(path)
         self._compare(path, expect)
@@ -80,9 +70,6 @@ class FtpSession(LftpSession):
             site.settle()
         data = site.scratch(length)
         self._compare(path, expect)
-        if len(data) != length:
-            raise RemoteChanged("the file changed while it was read", url)
-        progress.at(length)
         return data
 
     def _compare(self, path: str, expect: Stat) -> None:
