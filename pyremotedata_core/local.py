@@ -20,7 +20,7 @@ from .errors import (
     from_oserror,
 )
 from .model import Stat, sftp_time
-from .names import TemporaryNames, check_local, local_parent
+from .names import check_local, local_parent, temporary_name
 
 CHECK_SPACE_BYTES = 1 << 20
 # A file from further in the future than this tells of a wrong clock.
@@ -86,7 +86,7 @@ def tells_case_apart(directory: str, *, look_only: bool) -> bool:
         return (
             twin == directory or not os.path.exists(twin) or not os.path.samefile(twin, directory)
         )
-    name = TemporaryNames().next()
+    name = temporary_name()
     path = os.path.join(directory, name)
     with contextlib.suppress(OSError):
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))

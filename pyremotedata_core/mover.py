@@ -24,7 +24,7 @@ from .jobs import Job, Question
 from .journal import Journal, Orphan
 from .loop import Loop
 from .model import Stat
-from .names import TemporaryNames
+from .names import temporary_name
 from .pool import Pool
 from .throttle import Throttle
 from .transports.base import Done, MakeSession, Operation, PoolSession
@@ -41,7 +41,6 @@ class Mover:
         self.loop = loop
         self.settings = settings
         self._pools: dict[tuple[Any, ...], Pool] = {}
-        self._names = TemporaryNames()
         self._jobs: set[Job] = set()
         self._journals: dict[str, Journal] = {}
         self._making: dict[RemoteURL, list[Done]] = {}  # directories, and who waits for each
@@ -141,7 +140,7 @@ class Mover:
         """
         if self.settings.publish == "direct":
             return path
-        return posixpath.join(posixpath.dirname(path), self._names.next())
+        return posixpath.join(posixpath.dirname(path), temporary_name())
 
     def other_temporary(self, url: RemoteURL, temporary: str) -> str:
         """Return another temporary path for an upload whose connection was lost.

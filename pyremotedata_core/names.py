@@ -13,6 +13,7 @@ import os
 import re
 import unicodedata
 import zlib
+from itertools import count
 from urllib.parse import quote
 
 from .errors import UnsafeName
@@ -22,6 +23,8 @@ PGET_STATUS = ".lftp-pget-status"  # at the end of the name of lftp's list
 _TEMPORARY = re.compile(
     rf"\.pyremotedata-([0-9a-f]{{8}})-([0-9a-f]+)\.(part({re.escape(PGET_STATUS)})?|old|done)"
 )
+_stem = ""  # of the temporary names of this process
+_numbers = count(1)
 
 
 def host_tag() -> str:
@@ -29,17 +32,9 @@ def host_tag() -> str:
     return f"{zlib.crc32(os.uname().nodename.encode()):08x}"
 
 
-class TemporaryNames:
-    """Unique temporary names for one process; cheap enough for one per small file."""
-
-    def __init__(self) -> None:
-        self._prefix = f".pyremotedata-{host_tag()}-{os.urandom(8).hex()}"
-        self._count = 0
-
-    def next(self) -> str:
-        """Return a name never returned before, by any process."""
-        self._count += 1
-        return f"{self._prefix}{self._count:06x}.part"
+def temporary_name() -> str:
+    """Return a name never returned before, by any process; cheap enough for each small file."""
+    return f"{_stem}{next(_numbers):06x}.part"
 
 
 def is_temporary(name: str) -> bool:
@@ -119,3 +114,12 @@ def absolute(path: str) -> str:
 def local_parent(path: str) -> str:
     """Return the directory that holds a local path."""
     return os.path.dirname(path) or "."
+
+
+def _begin() -> None:
+    global _stem
+    _stem = f".pyremotedata-{host_tag()}-{os.urandom(8).hex()}"
+
+
+_begin()
+os.register_at_fork(after_in_child=_begin)

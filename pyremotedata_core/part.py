@@ -23,18 +23,17 @@ from .errors import from_oserror
 from .model import Stat
 from .names import (
     PGET_STATUS,
-    TemporaryNames,
     host_tag,
     is_temporary,
     local_parent,
     record_name,
     temporary_host,
+    temporary_name,
 )
 
 FOREIGN_AGE_S = 24 * 3600.0  # a temporary file of another node is removed at this age
 KEEP_S = 24 * 3600.0  # what may be continued is kept for so long
 
-_names = TemporaryNames()
 _swept: set[str] = set()
 _kept: dict[str, str] = {}  # final name to the part that may be continued
 
@@ -193,7 +192,7 @@ class Part:
         if kept:  # of a source that is no longer the same
             _remove_free(kept)
         for _ in range(100):
-            path = f"{directory}/{_names.next()}"
+            path = f"{directory}/{temporary_name()}"
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             if _lock(fd) is not False and os.fstat(fd).st_nlink:
                 self.path, self._fd = path, fd

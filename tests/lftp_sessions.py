@@ -11,14 +11,13 @@ import pytest
 
 from pyremotedata_core import RemoteURL, Stat, TransferError
 from pyremotedata_core.local import LocalSource
-from pyremotedata_core.names import TemporaryNames
+from pyremotedata_core.names import temporary_name
 from pyremotedata_core.part import Part
 from pyremotedata_core.transports.lftp import LftpSession
 from workflows.embedded_sshd import descendants
 
 from .processes import command_of
 
-_names = TemporaryNames()
 _sessions: list[LftpSession] = []
 
 
@@ -76,7 +75,7 @@ def fetch(session: LftpSession, remote, local, expect: Stat | None = None, on_by
 
 def store(session: LftpSession, local, remote, overwrite=True, on_bytes=None) -> Stat:
     source = LocalSource(str(local))
-    temporary = os.path.join(os.path.dirname(remote), _names.next())
+    temporary = os.path.join(os.path.dirname(remote), temporary_name())
     try:
         return session.write(
             str(remote), source, overwrite, temporary, on_bytes or (lambda _: None)

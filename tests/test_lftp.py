@@ -17,7 +17,7 @@ from pyremotedata_core import (
     Stat,
     TransferError,
 )
-from pyremotedata_core.names import PGET_STATUS, TemporaryNames, is_temporary
+from pyremotedata_core.names import PGET_STATUS, is_temporary, temporary_name
 from pyremotedata_core.nodestate import SessionSlots
 from pyremotedata_core.part import sweep
 from pyremotedata_core.transports import lftp
@@ -118,7 +118,7 @@ def test_nothing_remains_of_a_large_download_that_is_given_up(
 
 
 def test_what_lftp_left_beside_a_part_is_no_file_of_the_users_and_is_swept(tmp_path):
-    left = tmp_path / f"{TemporaryNames().next()}{PGET_STATUS}"
+    left = tmp_path / f"{temporary_name()}{PGET_STATUS}"
     left.write_bytes(b"size=9\n")
     assert is_temporary(left.name)
     sweep(str(tmp_path))

@@ -8,6 +8,8 @@ import os
 from pyremotedata_core import Stat
 from pyremotedata_core.part import Part, open_arrived
 
+from .forks import in_a_fork
+
 SEGMENT = 10
 STAT = Stat("file", 25, 1_600_000_000)
 
@@ -34,6 +36,20 @@ def test_whole_segments_of_a_part_can_be_read_until_it_is_published(tmp_path):
     assert read_arrived(str(tmp_path / "other"), STAT, 15, 10) is None
     part.publish(STAT, fsync=False)
     assert read_arrived(final, STAT, 15, 10) is None
+
+
+def test_a_forked_child_makes_temporary_files_of_its_own(tmp_path):
+    def begin(name):
+        part = Part(str(tmp_path / name))
+        part.write(memoryview(b"a"), 0)
+        return part
+
+    parts = [begin("before")]
+    assert in_a_fork(lambda: begin("in the child")) == ""
+    parts.append(begin("after"))
+    assert len(os.listdir(tmp_path)) == 3
+    for part in parts:
+        part.discard()
 
 
 def test_what_a_full_disk_has_kept_of_a_line_makes_no_segment(tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pyremotedata_core import RemoteURL, TransferError
 from pyremotedata_core.filters import Filter
 from pyremotedata_core.helper import pack, unpack
-from pyremotedata_core.names import TemporaryNames, aside_name, is_temporary
+from pyremotedata_core.names import aside_name, is_temporary, temporary_name
 from pyremotedata_core.transports.lftp_text import Log, parse_listing, parse_one
 
 settings.register_profile("suite", max_examples=150, derandomize=True, deadline=None)
@@ -56,7 +56,7 @@ def test_frames_come_out_as_they_went_in_however_they_are_cut(messages, size):
 
 @given(NAMES)
 def test_only_our_own_names_are_taken_for_temporary(name):
-    ours = TemporaryNames().next()
+    ours = temporary_name()
     assert is_temporary(ours)
     assert is_temporary(aside_name(ours))
     assert not is_temporary(name)

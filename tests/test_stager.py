@@ -24,7 +24,7 @@ from pyremotedata_core import (
     Stat,
     TransferError,
 )
-from pyremotedata_core.names import TemporaryNames
+from pyremotedata_core.names import temporary_name
 from pyremotedata_core.nodestate import user_number
 from pyremotedata_core.stager import Stager, copying, locks, nodecache, shared_stager
 from pyremotedata_core.stager.lease import Pins
@@ -188,7 +188,7 @@ def test_a_cached_file_that_somebody_has_written_to_is_fetched_anew(
 def test_a_file_that_is_called_like_one_of_our_temporary_files_is_staged(
     stager, sshd, remote_directory
 ):
-    name = f"{remote_directory}/{TemporaryNames().next()}"
+    name = f"{remote_directory}/{temporary_name()}"
     sshd.make(name, b"left by an upload")
     assert stager.lease(sshd.url(name)).path.read_bytes() == b"left by an upload"
 

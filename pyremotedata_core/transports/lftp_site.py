@@ -24,7 +24,7 @@ from ..errors import (
     ended_at_once,
 )
 from ..model import Entry, Stat
-from ..names import TemporaryNames, aside_name, is_temporary
+from ..names import aside_name, is_temporary, temporary_name
 from ..url import encode_path
 from .base import check_listing
 from .lftp_process import LftpProcess, Reply
@@ -33,8 +33,6 @@ from .lftp_text import LIST, Log, escape_glob, from_failure, from_lost, parse_li
 _FAR = 1 << 43  # an offset that few files reach and every file system can seek to
 LFTP_ENTRIES = 1_000_000  # of one directory: lftp holds them all in its memory
 _SPECIAL = 4  # a file type of SFTP: neither file nor directory nor link
-
-_temporary_names = TemporaryNames()
 
 
 class LftpSite:
@@ -316,7 +314,7 @@ class LftpSite:
             raise ServerRefused("is a file; a directory was meant", self.url(path))
         part = temporary
         if not is_temporary(posixpath.basename(part)):
-            part = posixpath.join(posixpath.dirname(path), _temporary_names.next())
+            part = posixpath.join(posixpath.dirname(path), temporary_name())
         aside = aside_name(part)
         stepped = self._move(path, aside)
         if not stepped.ok:

@@ -17,7 +17,7 @@ from ..errors import (
     from_status,
 )
 from ..model import Stat
-from ..names import TemporaryNames, aside_name
+from ..names import aside_name, temporary_name
 from ..url import encode_path, wire_path
 from . import wire
 from .sftp import SftpSession
@@ -28,7 +28,6 @@ Sequence = Generator[Request | list[Request], Any, Any]
 
 POSIX_RENAME = "posix-rename@openssh.com"
 STATVFS = "statvfs@openssh.com"
-_temporary_names = TemporaryNames()
 
 
 class Run:
@@ -226,8 +225,7 @@ def rename(
         raise error_of(session, new, answer)
     _refuse_file(session, new, there, source)
     if not aside:
-        name = aside_name(_temporary_names.next())
-        aside = posixpath.join(posixpath.dirname(new), name)
+        aside = posixpath.join(posixpath.dirname(new), aside_name(temporary_name()))
     moved = yield wire.RENAME, path_of(new) + path_of(aside)
     expect_ok(session, new, moved)
     answer = yield wire.RENAME, path_of(old) + path_of(new)

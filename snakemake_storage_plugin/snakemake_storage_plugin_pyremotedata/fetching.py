@@ -17,12 +17,12 @@ from pyremotedata_core.errors import (
     TransferError,
 )
 from pyremotedata_core.model import Stat
+from pyremotedata_core.names import temporary_name
 from pyremotedata_core.part import Part
 from pyremotedata_core.url import RemoteURL
 
 from .lookup import Lookup
 from .waiting import Wait, in_thread
-from .workspace import temporary_path
 
 if TYPE_CHECKING:
     from pyremotedata_core.engine import TransferEngine
@@ -150,7 +150,7 @@ class Fetching:
 
     def _link(self, lease: Lease, path: Path) -> None:
         """Make the local copy a link into the cache, where the file stays as long as the link."""
-        part = temporary_path(path.parent)
+        part = path.parent / temporary_name()
         part.symlink_to(lease.path)
         os.replace(part, path)
         self._hold(lease, path)

@@ -18,11 +18,12 @@ from pyremotedata_core.errors import (
     raise_failures,
 )
 from pyremotedata_core.model import Stat, TreeResult
+from pyremotedata_core.names import temporary_name
 from pyremotedata_core.spool import LISTINGS_AT_ONCE
 from pyremotedata_core.url import RemoteURL
 
 from .waiting import Wait
-from .workspace import Workspace, temporary_path
+from .workspace import Workspace
 
 if TYPE_CHECKING:
     from pyremotedata_core.engine import TransferEngine
@@ -118,7 +119,7 @@ async def fetch_directory(
 
 def _replace(part: Path, final: Path) -> None:
     if final.is_dir() and not final.is_symlink():
-        old = temporary_path(final.parent)
+        old = final.parent / temporary_name()
         final.rename(old)
         part.rename(final)
         shutil.rmtree(old)

@@ -8,9 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
-from pyremotedata_core.names import TemporaryNames, host_tag, is_temporary, temporary_host
-
-_names = TemporaryNames()
+from pyremotedata_core.names import host_tag, is_temporary, temporary_host, temporary_name
 
 
 class Workspace:
@@ -32,7 +30,7 @@ class Workspace:
     def __init__(self, parent: Path) -> None:
         parent.mkdir(parents=True, exist_ok=True)
         sweep(parent)
-        self.path = temporary_path(parent)
+        self.path = parent / temporary_name()
         unlocked = self.path.with_suffix(".new")  # a name that no other process sweeps
         unlocked.mkdir()
         self._owner = os.getpid()
@@ -47,11 +45,6 @@ class Workspace:
             shutil.rmtree(self.path, ignore_errors=True)
             os.close(self._lock)
             self._lock = -1
-
-
-def temporary_path(parent: Path) -> Path:
-    """Return a path that no process has used."""
-    return parent / _names.next()
 
 
 def sweep(parent: Path) -> None:
