@@ -113,7 +113,7 @@ def put_all(
     if kind == "other":  # a rename would replace it
         raise ServerRefused("is a device or pipe; name a file to make or replace", str(destination))
     if dry_run:
-        _check_way(engine, destination if destination.trailing_slash else destination.parent)
+        check_way(engine, destination if destination.trailing_slash else destination.parent)
     into = kind == "directory"
     _check_places(names, str(destination), into)
     targets = [destination.join(name) if into and name else destination for name in names]
@@ -126,7 +126,7 @@ def put_all(
                 if os.path.isdir(source):
                     # Otherwise making the directory would say so.
                     if dry_run and _kind(engine, target) not in ("directory", None):
-                        raise TransferError(
+                        raise ServerRefused(
                             "cannot make a directory: a file of that name exists", str(target)
                         )
                     tree = engine.store_tree(source, target, dry_run=dry_run, **how)
@@ -173,7 +173,7 @@ def sync_trees(
         raise TransferError(f"{os.fspath(local)} is a file; a directory was meant")
     if options.get("dry_run"):
         if up:
-            _check_way(engine, RemoteURL.parse(remote))
+            check_way(engine, RemoteURL.parse(remote))
         elif error := in_place_of_directory(absolute(os.fspath(local))):
             raise error
     if up:
@@ -258,6 +258,15 @@ class _Outcome:
         )
 
 
+def check_way(engine: TransferEngine, url: RemoteURL) -> RemoteURL:
+    """Refuse a directory that could not be made, as making it would; return what there is of it."""
+    while (kind := _kind(engine, url)) is None and url.parent != url:
+        url = url.parent
+    if kind not in ("directory", None):
+        raise ServerRefused("cannot make a directory: a file of that name exists", str(url))
+    return url
+
+
 def _check_places(names: Sequence[str], where: str, into: bool) -> None:
     """Refuse to place a source where another one goes, too."""
     if len(names) > 1 and not into:
@@ -291,14 +300,6 @@ def _kind(engine: TransferEngine, url: RemoteURL) -> str | None:
         return wait_for(engine.stat(url)).kind
     except RemoteFileNotFound:
         return None
-
-
-def _check_way(engine: TransferEngine, url: RemoteURL) -> None:
-    """Refuse a directory that could not be made, as making it would."""
-    while (kind := _kind(engine, url)) is None and url.parent != url:
-        url = url.parent
-    if kind not in ("directory", None):
-        raise TransferError("cannot make a directory: a file of that name exists", str(url))
 
 
 def _one_file(stat: Stat, tell: Progress | None) -> TreeResult:

@@ -9,6 +9,7 @@ from ..engine import TransferEngine
 from ..errors import RemoteFileNotFound, ServerRefused
 from ..futures import wait_for
 from ..model import Stat
+from ..placing import check_way
 from ..remote import Remote, check_removal
 from ..url import RemoteURL
 from .output import Changes
@@ -24,30 +25,13 @@ def mkdir(engine: TransferEngine, options: argparse.Namespace) -> int:
         url = remote.locate(path)
         if not options.dry_run:
             remote.mkdir(url)
-        else:
-            there, kind = _nearest(remote, url)
-            if kind != "directory":
-                raise ServerRefused(
-                    "cannot make a directory: a file of that name exists", str(there)
-                )
-            if there == url:
-                return
+        elif check_way(engine, url) == url:
+            return
         changes.say("mkdir", str(url))
 
     for path in options.paths:
         changes.attempt(make, path)
     return changes.end()
-
-
-def _nearest(remote: Remote, url: RemoteURL) -> tuple[RemoteURL, str]:
-    """Return what is there of a path: itself, or the nearest one above it, with its kind."""
-    while True:
-        try:
-            return url, remote.stat(url).kind
-        except RemoteFileNotFound:
-            if url.parent == url:
-                raise
-            url = url.parent
 
 
 def rm(engine: TransferEngine, options: argparse.Namespace) -> int:
