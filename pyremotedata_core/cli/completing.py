@@ -10,7 +10,7 @@ import argparse
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,34 +38,27 @@ def shell_code(shell: str) -> str:
     return argcomplete.shellcode(["pyremotedata"], shell=shell)
 
 
-def complete_remote(action: argparse.Action) -> None:
-    """Complete URLs, and paths below the configured remote."""
-    action.completer = _remote_names  # type: ignore[attr-defined]
+def complete(action: argparse.Action, names: Callable[..., Iterable[str]]) -> None:
+    """Complete an argument by `local_names`, `remote_names` or `any_names`."""
+    action.completer = names  # type: ignore[attr-defined]
 
 
-def complete_local(action: argparse.Action) -> None:
-    """Complete local paths."""
-    action.completer = _local_names  # type: ignore[attr-defined]
-
-
-def complete_any(action: argparse.Action) -> None:
-    """Complete both."""
-    action.completer = _any_names  # type: ignore[attr-defined]
-
-
-def _local_names(prefix: str, **_: Any) -> Iterable[str]:
+def local_names(prefix: str, **_: Any) -> Iterable[str]:
+    """Return the local paths that begin so."""
     from argcomplete.completers import FilesCompleter
 
     return FilesCompleter()(prefix)
 
 
-def _any_names(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> Iterable[str]:
+def any_names(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> Iterable[str]:
+    """Return the URLs, or the local paths, that begin so."""
     if "://" in prefix:
-        return _remote_names(prefix, parsed_args)
-    return [*_local_names(prefix), *_scheme(prefix)]
+        return remote_names(prefix, parsed_args)
+    return [*local_names(prefix), *_scheme(prefix)]
 
 
-def _remote_names(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
+def remote_names(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
+    """Return the URLs, or paths below the configured remote, that begin so."""
     from concurrent.futures import CancelledError
 
     from ..errors import NoRemoteConfigured, TransferError

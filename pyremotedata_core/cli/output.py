@@ -27,18 +27,22 @@ def tell(text: str) -> None:
         print(f"pyremotedata: {text}", file=sys.stderr)
 
 
+def attempt(act: Callable[..., None], *args: Any) -> TransferError | None:
+    """Do something; a failure is printed and returned, and does not stop what comes after."""
+    try:
+        act(*args)
+    except ConfigurationError:
+        raise
+    except TransferError as error:
+        complain(error)
+        return error
+    return None
+
+
 def each(things: Iterable[T], act: Callable[[T], None]) -> int:
-    """Do something for each; a failure does not stop the others. Return the exit status."""
-    failed = False
-    for thing in things:
-        try:
-            act(thing)
-        except ConfigurationError:
-            raise
-        except TransferError as error:
-            complain(error)
-            failed = True
-    return int(failed)
+    """Attempt something for each; return the exit status."""
+    failures = [attempt(act, thing) for thing in things]
+    return int(any(failures))
 
 
 def print_json(value: Any) -> None:
@@ -131,12 +135,7 @@ class Changes:
 
     def attempt(self, change: Callable[..., None], *args: Any) -> None:
         """Do something; a failure does not stop the others."""
-        try:
-            change(*args)
-        except ConfigurationError:
-            raise
-        except TransferError as error:
-            complain(error)
+        if error := attempt(change, *args):
             self._failed.append(error)
 
     def end(self) -> int:

@@ -90,7 +90,7 @@ def make_parser() -> argparse.ArgumentParser:
         ("destination", "B", "a local directory or a URL"),
     ):
         either = sync.add_argument(name, metavar=metavar, help=text)
-        completing.complete_any(either)
+        completing.complete(either, completing.any_names)
 
     cat = verb("cat", "looking.cat", "Write files to standard output." + _PATTERN, json=False)
     _remote_paths(cat, "paths", "+")
@@ -174,7 +174,7 @@ def _connecting() -> _Parser:
         parser.add_argument("--ssh-key", metavar="FILE", help="the private key to use"),
     )
     for one in ssh_files:
-        completing.complete_local(one)
+        completing.complete(one, completing.local_names)
     parser.add_argument(
         "--accept-new", action="store_true", help="accept the host key of a server never seen"
     )
@@ -185,12 +185,12 @@ def _remote_paths(
     parser: argparse.ArgumentParser, name: str, count: str | None, text: str | None = None
 ) -> None:
     default = {"*": [""], "?": ""}.get(count or "")
-    completing.complete_remote(
-        parser.add_argument(name, nargs=count, default=default, metavar="URL", help=text)
-    )
+    paths = parser.add_argument(name, nargs=count, default=default, metavar="URL", help=text)
+    completing.complete(paths, completing.remote_names)
 
 
 def _local_paths(
     parser: argparse.ArgumentParser, name: str, count: str | None, text: str | None = None
 ) -> None:
-    completing.complete_local(parser.add_argument(name, nargs=count, metavar="PATH", help=text))
+    paths = parser.add_argument(name, nargs=count, metavar="PATH", help=text)
+    completing.complete(paths, completing.local_names)
