@@ -14,7 +14,6 @@ held to, from the floor and from a transfer of the same files without Dask. ``al
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import logging
 import os
@@ -174,31 +173,13 @@ def watched(dask_worker: Any) -> tuple[int, list[float]]:
 
 def main() -> None:
     """Run the chosen cases and print a table for each."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "cases", nargs="*", default=DEFAULT_CASES, metavar="CASE", help=", ".join([*CASES, "all"])
-    )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--round-trip-ms", type=float, nargs="+", default=[0.0, 20.0])
+    parser = outcome.parser(__doc__, list(CASES), DEFAULT_CASES, [0.0, 20.0])
     parser.add_argument("--compute", nargs="+", choices=COMPUTES, default=list(COMPUTES))
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
-    parser.add_argument("--out", type=Path, metavar="NAME", help="writes NAME.md, .json and .svg")
-    options = parser.parse_args()
-    if options.cases == ["all"]:
-        options.cases = list(CASES)
-    unknown = set(options.cases) - set(CASES)
-    if unknown:
-        parser.error(f"unknown case: {', '.join(sorted(unknown))}")
+    options = outcome.parsed(parser, list(CASES))
     ways = [way for way in options.ways if way != "sshfs" or shutil.which("sshfs")]
-    results: list[dict[str, Any]] = []
-    tables: list[str] = []
-
-    def write() -> None:
-        if options.out:
-            about = f"{outcome.machine()}, Dask {dask.__version__}"
-            about += f", {options.rounds} alternating rounds"
-            outcome.write(options.out, "Dask tasks with remote inputs", about, tables, results)
-
+    about = f"{outcome.machine()}, Dask {dask.__version__}, {options.rounds} alternating rounds"
+    measured = outcome.Outcome(options.out, "Dask tasks with remote inputs", about)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
         folder = Path(name)
         log = folder / "sftp.log"
@@ -211,20 +192,14 @@ def main() -> None:
                     for case in options.cases:
                         for compute in options.compute:
                             cells, limits = measure(case, compute, place, log, ways, options.rounds)
-                            tables.append(tell(case, compute, round_trip_ms, cells, limits))
-                            print(f"\n{tables[-1]}", flush=True)
-                            results.append(
-                                {
-                                    "case": f"{case}, {compute}",
-                                    "round_trip_ms": round_trip_ms,
-                                    "cells": [asdict(cell) for cell in cells],
-                                    "limits": limits._asdict(),
-                                }
+                            measured.add(
+                                tell(case, compute, round_trip_ms, cells, limits),
+                                case=f"{case}, {compute}",
+                                round_trip_ms=round_trip_ms,
+                                cells=[asdict(cell) for cell in cells],
+                                limits=limits._asdict(),
                             )
-                            write()  # each time: the run may be cut off
-        tables.append(tell_handle_costs(folder, options.rounds))
-        print(f"\n{tables[-1]}")
-    write()
+        measured.add(tell_handle_costs(folder, options.rounds))
 
 
 def tell_handle_costs(folder: Path, rounds: int) -> str:

@@ -5,6 +5,7 @@ A command is made from a place, a name below the server's root, and a directory 
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -124,20 +125,23 @@ def python_peer(library: str, verb: str) -> Command:
     """A library of Python, driven as its documentation has it; see ``python_peers.py``."""
 
     def command(place: Place, name: str, into: Path) -> list[str]:
+        python = peer_python("transfer", *PEER_PACKAGES)
         arguments = [library, verb, str(place.config), place.host, str(place.root / name)]
-        return [str(peer_python()), str(_PYTHON_PEERS), *arguments, str(into)]
+        return [str(python), str(_PYTHON_PEERS), *arguments, str(into)]
 
     return command
 
 
-def peer_python() -> Path:
-    """Return the interpreter of the peers' own virtual environment, made on first use."""
-    home = Path(__file__).resolve().parents[1] / ".venv-peers"
-    python = home / "bin" / "python"
-    if not python.exists():
-        venv.create(home, with_pip=True)
-        command = [str(python), "-m", "pip", "install", "--quiet", *PEER_PACKAGES]
-        subprocess.run(command, check=True)
+def peer_python(name: str, *packages: str) -> Path:
+    """Return the interpreter of a venv that has some packages, made below the user's cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    home = cache / "pyremotedata-benchmarks" / name
+    python, installed = home / "bin" / "python", home / "installed"
+    if not installed.exists() or installed.read_text() != str(packages):
+        print(f"installing {' '.join(packages)} in {home}", file=sys.stderr)
+        venv.create(home, with_pip=True, clear=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+        installed.write_text(str(packages))
     return python
 
 

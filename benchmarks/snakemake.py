@@ -10,7 +10,6 @@ spread, and, from one more run of each, the requests and logins that the server 
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import os
 import shlex
@@ -19,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -30,6 +28,7 @@ from tests.servers import Sshd
 
 from . import outcome, transfer
 from .outcome import Cell
+from .peers import peer_python
 
 OURS, PEER, FLOOR = "pyremotedata", "sftp plugin", "local files"
 PEER_PACKAGES = ("snakemake-storage-plugin-sftp==0.1.3", "paramiko<4")
@@ -125,8 +124,6 @@ CASES = {
         " cmp $IN/0/0 $n/$k || exit 1; done; done",
     ),
 }
-DEFAULT_ROUND_TRIPS_MS = [0.0, 20.0]
-
 HEADERS = {
     OURS: """
         storage:
@@ -154,32 +151,22 @@ class Place:
 
 def main() -> None:
     """Run the chosen cases and print a table for each."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "cases", nargs="*", default=list(CASES), metavar="CASE", help=", ".join(CASES)
-    )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--round-trip-ms", type=float, nargs="+", default=DEFAULT_ROUND_TRIPS_MS, metavar="MS"
-    )
+    parser = outcome.parser(__doc__, list(CASES), list(CASES), [0.0, 20.0])
     parser.add_argument("--cores", type=int, default=4)
     parser.add_argument("--without", nargs="*", default=[], metavar="TOOL", help="leave out")
     parser.add_argument(
         "--peer-python", type=Path, help="interpreter of a venv that has the peer already"
     )
-    parser.add_argument("--out", type=Path, metavar="NAME", help="writes NAME.md, .json and .svg")
-    options = parser.parse_args()
-    unknown = set(options.cases) - set(CASES)
-    if unknown:
-        parser.error(f"unknown case: {', '.join(sorted(unknown))}")
+    options = outcome.parsed(parser, list(CASES))
+    snakemake = importlib.metadata.version("snakemake")
     tools = [tool for tool in HEADERS if tool not in options.without]
     pythons = dict.fromkeys(tools, Path(sys.executable))
     if PEER in tools:
-        pythons[PEER] = options.peer_python or peer_python()
-    about = f"{outcome.machine()}, Snakemake {importlib.metadata.version('snakemake')}"
+        packages = (f"snakemake=={snakemake}", *PEER_PACKAGES)
+        pythons[PEER] = options.peer_python or peer_python("snakemake", *packages)
+    about = f"{outcome.machine()}, Snakemake {snakemake}"
     about += f", {options.rounds} alternating rounds after a warm-up"
-    results: list[dict[str, Any]] = []
-    tables: list[str] = []
+    measured = outcome.Outcome(options.out, "Snakemake runs", about)
     with (
         tempfile.TemporaryDirectory(prefix="benchmark-") as folder,
         Sshd() as server,
@@ -195,19 +182,13 @@ def main() -> None:
                 with place_at(counting, round_trip_ms, Path(folder)) as place:
                     bench = Bench(name, place, Path(folder) / "work", pythons, options.cores)
                     seen = [bench.count(tool) for tool in tools if tool != FLOOR]
-                table = tell(name, round_trip_ms, cells, seen)
-                print(f"\n{table}", flush=True)
-                tables.append(table)
-                results.append(
-                    {
-                        "case": name,
-                        "round_trip_ms": round_trip_ms,
-                        "cells": [asdict(cell) for cell in cells],
-                        "seen": seen,
-                    }
+                measured.add(
+                    tell(name, round_trip_ms, cells, seen),
+                    case=name,
+                    round_trip_ms=round_trip_ms,
+                    cells=[asdict(cell) for cell in cells],
+                    seen=seen,
                 )
-            if options.out:  # each time: the run may be cut off
-                outcome.write(options.out, "Snakemake runs", about, tables, results)
             shutil.rmtree(server.root / name)
             shutil.rmtree(counting.root / name)
 
@@ -381,28 +362,6 @@ def make_home(home: Path, server: Sshd, known_hosts: Path) -> Path:
             authorized.write(key.with_suffix(".pub").read_text())
     shutil.copy(known_hosts, ssh / "known_hosts")
     return home
-
-
-def peer_python() -> Path:
-    """Return the interpreter of a venv that has the peer, made below the user's cache directory."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    place = cache / "pyremotedata-benchmarks" / "snakemake-sftp"
-    python = place / "bin" / "python"
-    try:
-        subprocess.run(
-            [python, "-c", "import snakemake, snakemake_storage_plugin_sftp"],
-            check=True,
-            capture_output=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        print(f"installing {' '.join(PEER_PACKAGES)} in {place}", file=sys.stderr)
-        venv.create(place, with_pip=True, clear=True)
-        version = importlib.metadata.version("snakemake")
-        subprocess.run(
-            [python, "-m", "pip", "install", "-q", f"snakemake=={version}", *PEER_PACKAGES],
-            check=True,
-        )
-    return python
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ the largest memory of the process and its children together (the server's are no
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import shlex
@@ -23,7 +22,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from benchmarks import outcome
 from benchmarks.peers import (
@@ -97,30 +95,21 @@ class Cell(outcome.Cell):
 
 def main() -> None:
     """Run the chosen cases and print a table for each."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "cases", nargs="*", default=USUAL, metavar="CASE", help=f"all, {', '.join(CASES)}"
-    )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--round-trip-ms", type=float, nargs="+", default=[0.0])
+    parser = outcome.parser(__doc__, list(CASES), USUAL, [0.0])
     parser.add_argument("--large-mib", type=int, default=1024)
     parser.add_argument("--tools", nargs="+", metavar="TOOL", help="only these, and our own")
-    parser.add_argument("--out", type=Path, metavar="NAME", help="writes NAME.md, .json and .svg")
-    options = parser.parse_args()
-    chosen = list(CASES) if options.cases == ["all"] else options.cases
-    if unknown := set(chosen) - set(CASES):
-        parser.error(f"unknown case: {', '.join(sorted(unknown))}")
-    measured = Outcome(options.rounds)
+    options = outcome.parsed(parser, list(CASES))
+    over = ", ".join(f"{trip:g} ms" for trip in sorted(set(options.round_trip_ms)))
+    about = f"{outcome.machine()}, {options.rounds} alternating rounds after a warm-up"
+    measured = outcome.Outcome(options.out, f"Transfers, round trip {over}", about)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder, EmbeddedSshd() as server:
-        make_data(server.root, {CASES[case][0] for case in chosen}, options.large_mib)
+        make_data(server.root, {CASES[case][0] for case in options.cases}, options.large_mib)
         for round_trip_ms in options.round_trip_ms:
             with place_at(server, round_trip_ms, Path(folder)) as place:
-                for case in chosen:
+                for case in options.cases:
                     tools = tools_for(case, place, round_trip_ms, options.tools)
                     cells = measure(case, tools, place, Path(folder), options.rounds)
-                    measured.add(case, round_trip_ms, place.root / CASES[case][0], cells)
-                    if options.out:
-                        measured.write(options.out)
+                    tell(measured, case, round_trip_ms, place.root / CASES[case][0], cells)
 
 
 def tools_for(
@@ -211,44 +200,35 @@ def memory_of(pids: list[int]) -> int:
     return total
 
 
-class Outcome:
-    """All that was measured: printed as it comes, and written."""
-
-    def __init__(self, rounds: int) -> None:
-        self.about = f"{outcome.machine()}, {rounds} alternating rounds after a warm-up"
-        self.tables: list[str] = []
-        self.results: list[dict[str, Any]] = []
-
-    def add(self, case: str, round_trip_ms: float, data: Path, cells: list[Cell]) -> None:
-        """Print a table: median, spread, rate, memory, and how the first tool compares."""
-        files = [path for path in data.rglob("*") if path.is_file()] if data.is_dir() else [data]
-        size = sum(path.stat().st_size for path in files)
-        title = f"{case}, round trip {round_trip_ms:g} ms"
-        lines = [
-            f"## {title}",
-            "",
-            f"{len(files)} files, {size / MIB:.0f} MiB",
-            "",
-            "| tool | median s | spread s | MiB/s | files/s | memory MiB | first is faster by |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        for cell in cells:
-            lines.append(
-                f"| {cell.tool} | {cell.median:.2f}"
-                f" | {cell.spread}"
-                f" | {size / MIB / cell.median:.0f} | {len(files) / cell.median:.0f}"
-                f" | {cell.memory_bytes / MIB:.0f} | {cell.median / cells[0].median:.2f}x |"
-            )
-        self.tables.append("\n".join(lines))
-        print(f"\n{self.tables[-1]}", flush=True)
-        figures = {"case": case, "round_trip_ms": round_trip_ms, "files": len(files), "bytes": size}
-        self.results.append({**figures, "cells": [asdict(cell) for cell in cells]})
-
-    def write(self, name: Path) -> None:
-        """Write the tables, the raw figures, and a picture."""
-        trips = {result["round_trip_ms"] for result in self.results}
-        over = ", ".join(f"{trip:g} ms" for trip in sorted(trips))
-        outcome.write(name, f"Transfers, round trip {over}", self.about, self.tables, self.results)
+def tell(
+    measured: outcome.Outcome, case: str, round_trip_ms: float, data: Path, cells: list[Cell]
+) -> None:
+    """Tell in a table: median, spread, rate, memory, and how the first tool compares."""
+    files = [path for path in data.rglob("*") if path.is_file()] if data.is_dir() else [data]
+    size = sum(path.stat().st_size for path in files)
+    lines = [
+        f"## {case}, round trip {round_trip_ms:g} ms",
+        "",
+        f"{len(files)} files, {size / MIB:.0f} MiB",
+        "",
+        "| tool | median s | spread s | MiB/s | files/s | memory MiB | first is faster by |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for cell in cells:
+        lines.append(
+            f"| {cell.tool} | {cell.median:.2f}"
+            f" | {cell.spread}"
+            f" | {size / MIB / cell.median:.0f} | {len(files) / cell.median:.0f}"
+            f" | {cell.memory_bytes / MIB:.0f} | {cell.median / cells[0].median:.2f}x |"
+        )
+    measured.add(
+        "\n".join(lines),
+        case=case,
+        round_trip_ms=round_trip_ms,
+        files=len(files),
+        bytes=size,
+        cells=[asdict(cell) for cell in cells],
+    )
 
 
 def make_data(root: Path, names: set[str], large_mib: int) -> None:
