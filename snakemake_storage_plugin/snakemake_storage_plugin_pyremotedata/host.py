@@ -9,13 +9,33 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import wraps
 from itertools import chain
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _CALLERS_AT_MOST = 30
 # What Snakemake gets through the local file system only, or not at all.
 _NOT_STORED = ("pipe", "service", "nodelocal")
+
+
+def _or(plain: Callable[[], Any]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Give the plain answer where the workflow is not as a question expects it."""
+
+    def decorate(question: Callable[P, T]) -> Callable[P, T]:
+        @wraps(question)
+        def ask(*args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                return question(*args, **kwargs)
+            except Exception:
+                return plain()
+
+        return ask
+
+    return decorate
 
 
 class Host:
@@ -105,96 +125,81 @@ class Host:
         """Whether this process runs, and stores the outputs of, all jobs that it schedules."""
         return self.is_main_process and bool(getattr(self._workflow, "local_exec", False))
 
+    @_or(list)
     def siblings(self, storage_object: Any) -> list[Any]:
         """Return the other objects that Snakemake is about to store with an output of a job.
 
         In the main process it stores the outputs of a finished job one after another, and at the
         first one all are finished. None for logs, which are stored for failed jobs, too.
         """
-        try:
-            if not self.is_main_process:
-                return []
-            job = self._job(storage_object)
-            return [
-                other
-                for other in _stored_of(job)
-                if other is not storage_object and type(other) is type(storage_object)
-            ]
-        except Exception:
+        if not self.is_main_process:
             return []
+        return [
+            other
+            for other in _stored_of(self._job(storage_object))
+            if other is not storage_object and type(other) is type(storage_object)
+        ]
 
+    @_or(list)
     def files_of(self, provider: Any) -> list[Any]:
         """Return the objects of a provider that jobs read or make."""
-        try:
-            jobs = self._workflow.dag.jobs
-            files = (f for job in jobs for f in chain(job.input, _made_by(job)) if f.is_storage)
-            return [f.storage_object for f in files if f.storage_object.provider is provider]
-        except Exception:
-            return []
+        jobs = self._workflow.dag.jobs
+        files = (f for job in jobs for f in chain(job.input, _made_by(job)) if f.is_storage)
+        return [f.storage_object for f in files if f.storage_object.provider is provider]
 
+    @_or(bool)
     def is_output(self, storage_object: Any) -> bool:
         """Return whether an object is an output of a job."""
-        try:
-            return self._job(storage_object) is not None
-        except Exception:
-            return False
+        return self._job(storage_object) is not None
 
+    @_or(bool)
     def makes(self, storage_object: Any) -> bool:
         """Return whether an object is an output of a job that this process has yet to run."""
-        try:
-            if not self._runs_jobs or self._workflow.iocache.active:  # the DAG is being built
-                return False
-            return not self._workflow.dag.finished(self._job(storage_object))
-        except Exception:
+        if not self._runs_jobs or self._workflow.iocache.active:  # the DAG is being built
             return False
+        return not self._workflow.dag.finished(self._job(storage_object))
 
+    @_or(bool)
     def is_mere_target(self, storage_object: Any) -> bool:
         """Return whether an object is the input of a ready job that runs nothing, as `rule all`."""
-        try:
-            dag = self._workflow.dag
-            of = (len(dag.ready_jobs), len(dag._finished))
-            if of != self._targets_of:
-                self._targets_of = of
-                targets = (job for job in dag.ready_jobs if not job.is_group() and job.is_norun)
-                objects = [f.storage_object for job in targets for f in job.input if f.is_storage]
-                self._targets = {id(each): each for each in objects}
-            return id(storage_object) in self._targets
-        except Exception:
-            return False
+        dag = self._workflow.dag
+        of = (len(dag.ready_jobs), len(dag._finished))
+        if of != self._targets_of:
+            self._targets_of = of
+            targets = (job for job in dag.ready_jobs if not job.is_group() and job.is_norun)
+            objects = [f.storage_object for job in targets for f in job.input if f.is_storage]
+            self._targets = {id(each): each for each in objects}
+        return id(storage_object) in self._targets
 
+    @_or(list)
     def stored_elsewhere(self) -> list[Any]:
         """Return the outputs of jobs that are done since this was last asked.
 
         Nothing where the main process stores what its cluster jobs have made: it knows it then.
         """
-        try:
-            if not self.is_main_process or self._shares("INPUT_OUTPUT"):
-                return []
-            finished = self._workflow.dag._finished
-            if len(finished) == len(self._finished):
-                return []
-            new = finished - self._finished
-            self._finished |= new
-            return [f.storage_object for job in new for f in job.output if f.is_storage]
-        except Exception:
+        if not self.is_main_process or self._shares("INPUT_OUTPUT"):
             return []
+        finished = self._workflow.dag._finished
+        if len(finished) == len(self._finished):
+            return []
+        new = finished - self._finished
+        self._finished |= new
+        return [f.storage_object for job in new for f in job.output if f.is_storage]
 
+    @_or(lambda: None)
     def unwritable(self, provider: Any) -> tuple[str, str] | None:
         """Return rule and query of an output of a job to come that a provider would store."""
-        try:
-            if self._workflow.dryrun or self._workflow.iocache.active:
-                return None  # the DAG is being built, or is only shown
-            dag = self._workflow.dag
-            looked_at = (id(provider), id(dag), len(dag.jobs))
-            if looked_at == self._looked_at:
-                return None
-            for job in dag.needrun_jobs():
-                for found in _stored_of(job):
-                    if found.provider is provider:
-                        return job.rule.name, found.print_query
-            self._looked_at = looked_at
-        except Exception:
+        if self._workflow.dryrun or self._workflow.iocache.active:
+            return None  # the DAG is being built, or is only shown
+        dag = self._workflow.dag
+        looked_at = (id(provider), id(dag), len(dag.jobs))
+        if looked_at == self._looked_at:
             return None
+        for job in dag.needrun_jobs():
+            for found in _stored_of(job):
+                if found.provider is provider:
+                    return job.rule.name, found.print_query
+        self._looked_at = looked_at
         return None
 
     def _shares(self, what: str) -> bool:

@@ -17,14 +17,6 @@ from pyremotedata_core.errors import ConfigurationError
 
 # What `storage: provider="pyremotedata", ...` takes for Snakemake itself.
 _SNAKEMAKES_OWN = {"keep_local", "retrieve"}
-_NOT_THE_CORES = {
-    "max_requests_per_second",
-    "prefetch",
-    "read_only",
-    "node_cache",
-    "checksums",
-    "report",
-}
 PREFETCH_BYTES = 2 * 2**30
 _CORE_NAMES = {"timeout": "timeout_s"}
 
@@ -202,11 +194,12 @@ def connection_settings(settings: Any) -> ConnectionSettings:
     ConfigurationError
         Naming the setting that is wrong.
     """
+    cores = {one.name for one in fields(ConnectionSettings)}
     given = {}
     for own in fields(StorageProviderSettings):
-        value = getattr(settings, own.name, None)
-        if own.name not in _NOT_THE_CORES and value is not None:
-            given[_CORE_NAMES.get(own.name, own.name)] = value
+        name = _CORE_NAMES.get(own.name, own.name)
+        if name in cores:
+            given[name] = getattr(settings, own.name, None)
     try:
         return ConnectionSettings.load(**given)
     except ConfigurationError as error:
