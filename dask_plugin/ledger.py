@@ -9,7 +9,6 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
 
 Worker = str
 Node = str
@@ -156,10 +155,6 @@ class Ledger:
                 held[node] += size
         most = max(held.values(), default=0)
         return {worker for worker, node in self._nodes.items() if held.get(node) == most}
-
-    def report(self) -> dict[str, Any]:
-        """Return numbers for a look from outside."""
-        return {"files": len(self._files), "nodes": self.nodes, "reading": self._reading}
 
     # --- decisions --------------------------------------------------------------------------
 

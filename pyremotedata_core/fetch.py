@@ -178,9 +178,6 @@ class Check(FileJob):
         args = (self._url.path, self._compared, offset, length, self._expect_stat)
         self._submit("read", args, then, load_bytes=length)
 
-    def _note(self, number: int) -> None:
-        """Nothing is kept."""
-
     def _all_moved(self) -> None:
         os.close(self._fd)
         error = self._error or (cancelled() if self.cancelled else None)

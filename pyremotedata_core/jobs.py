@@ -134,9 +134,8 @@ class FileJob(Job):
     def _segment(self, offset: int, length: int, then: Done) -> None:
         """Submit the operation that moves this part."""
 
-    @abstractmethod
     def _note(self, number: int) -> None:
-        """Record that a segment has moved."""
+        """Record that a segment has moved, where that is kept."""
 
     @abstractmethod
     def _all_moved(self) -> None:

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 from .errors import from_oserror
 from .names import file_name_for
 from .nodestate import private_directory, state_directory
+from .part import KEEP_S
 
 COMPACT_LINES = 4096
-KEEP_S = 24 * 3600.0  # what may be continued is kept for so long
 
 
 class Orphan(NamedTuple):

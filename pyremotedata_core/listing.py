@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from .entries import Row
 from .errors import RemoteFileNotFound, ServerRefused, TransferError, cancelled
 from .jobs import Job
 from .model import Entry, Stat
@@ -19,7 +20,6 @@ WINDOW_ENTRIES = 2048  # on their way to a reader in another process
 BATCH_ENTRIES = 1024
 
 Take = Callable[[list[Entry]], None]
-Row = tuple[Any, ...]
 
 
 class ListDirectory(Job):

@@ -212,11 +212,7 @@ class Mover:
                 on_lost: Callable[[TransferError], None],
                 _leader: PoolSession | None,
             ) -> Any:
-                session = (
-                    LftpSession(url, settings)
-                    if url.scheme == "sftp"
-                    else FtpSession(url, settings)
-                )
+                session = (LftpSession if url.scheme == "sftp" else FtpSession)(url, settings)
                 return ThreadedSession(session, self.loop.call_soon_threadsafe, on_open, on_lost)
 
             return lftp

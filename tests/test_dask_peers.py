@@ -260,10 +260,12 @@ def test_a_missing_file_is_an_error_on_every_node(archive, start_nodes):
     for task in on_each(client, content, file):
         with pytest.raises(FileNotFoundError):
             task.result()
-    report = client.run_on_scheduler(
-        lambda dask_scheduler: dask_scheduler.plugins["pyremotedata-broker"].ledger.report()
-    )
-    assert (report["nodes"], report["reading"]) == (3, 0)
+
+    def nodes_and_reading(dask_scheduler):
+        ledger = dask_scheduler.plugins["pyremotedata-broker"].ledger
+        return ledger.nodes, ledger._reading
+
+    assert client.run_on_scheduler(nodes_and_reading) == (3, 0)
 
 
 def test_without_a_broker_each_node_reads_from_the_archive(archive, start_nodes):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from .nodecache import NodeCache
@@ -38,22 +39,23 @@ class CacheEntry(NamedTuple):
 
 def list_entries(cache: NodeCache) -> list[CacheEntry]:
     """Return what is in the cache, the least recently used first."""
-    found = []
-    for last_use_ns, key in cache.keys_by_use():
-        entry = _entry(cache, key, last_use_ns / 1e9)
-        if entry is not None:
-            found.append(entry)
-    return found
+    return [entry for _, entry in _entries(cache)]
 
 
 def remove_unsound(cache: NodeCache) -> list[CacheEntry]:
     """Remove files that are not what they should be and that nobody uses; return them."""
-    gone = []
+    return [
+        entry
+        for key, entry in _entries(cache)
+        if not entry.sound and not entry.in_use and cache.discard(key)
+    ]
+
+
+def _entries(cache: NodeCache) -> Iterator[tuple[str, CacheEntry]]:
     for last_use_ns, key in cache.keys_by_use():
         entry = _entry(cache, key, last_use_ns / 1e9)
-        if entry is not None and not entry.sound and not entry.in_use and cache.discard(key):
-            gone.append(entry)
-    return gone
+        if entry is not None:
+            yield key, entry
 
 
 def _entry(cache: NodeCache, key: str, last_use: float) -> CacheEntry | None:

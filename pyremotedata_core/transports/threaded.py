@@ -125,11 +125,8 @@ class ThreadedSession:
         blocking = self._blocking
         try:
             blocking.connect()
-        except TransferError as error:
-            self._loop_call(partial(self._lost, error))
-            return
         except Exception as error:
-            self._loop_call(partial(self._lost, _unexpected(error)))
+            self._loop_call(partial(self._lost, _as_ours(error)))
             return
         self._loop_call(self._connected)
         while (operation := self._work.get()) is not None:
@@ -151,10 +148,8 @@ class ThreadedSession:
                 result = method(*operation.args, on_bytes=progress.add)
             else:
                 result = method(*operation.args)
-        except TransferError as error:
-            result, failure = None, error
         except Exception as error:
-            result, failure = None, _unexpected(error)
+            failure = _as_ours(error)
         progress.flush()
         self._loop_call(partial(self._ended, operation, result, failure))
         return failure
@@ -228,5 +223,7 @@ class _Progress:
         self._told = time.monotonic()
 
 
-def _unexpected(error: Exception) -> TransferError:
+def _as_ours(error: Exception) -> TransferError:
+    if isinstance(error, TransferError):
+        return error
     return TransferError(f"unexpected failure: {error!r}")
