@@ -22,7 +22,7 @@ from time import monotonic
 from typing import Any, BinaryIO, NamedTuple
 
 from pyremotedata_core import Stat, TransferError
-from pyremotedata_core.errors import from_oserror
+from pyremotedata_core.errors import naming
 from pyremotedata_core.part import boot, open_arrived
 from pyremotedata_core.stager import Stager
 from pyremotedata_core.stager.copying import copy_range
@@ -304,22 +304,17 @@ class Sink:
         with self._lock:
             if self._is_closed:
                 return
-            try:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            with naming(self._path):
                 self._fd = os.open(self._path, flags, 0o600)
-            except OSError as error:
-                raise from_oserror(error, self._path) from None
 
     def write(self, data: bytes, start: int) -> None:
         """Write a chunk."""
         view = memoryview(data)
-        with self._lock:
-            try:
-                while view and not self._is_closed:
-                    written = os.pwrite(self._fd, view, start)
-                    view, start = view[written:], start + written
-            except OSError as error:
-                raise from_oserror(error, self._path) from None
+        with self._lock, naming(self._path):
+            while view and not self._is_closed:
+                written = os.pwrite(self._fd, view, start)
+                view, start = view[written:], start + written
 
     def copy(self, place: Place, start: int, length: int) -> bool:
         """Copy a chunk from another file of this host; False if that cannot be done."""

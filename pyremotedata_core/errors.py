@@ -7,6 +7,7 @@ travel as plain dictionaries.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -213,6 +214,15 @@ def from_oserror(error: OSError, path: str | os.PathLike[str] = "") -> TransferE
     if error.errno in _FULL:
         return not_written(where, why, too_large=error.errno == errno.EFBIG)
     return TransferError(f"{where}: {why}")
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str] = "") -> Iterator[None]:
+    """Have an error of the local file operations within name the local path."""
+    try:
+        yield
+    except OSError as error:
+        raise from_oserror(error, path) from None
 
 
 def not_written(

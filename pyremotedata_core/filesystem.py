@@ -28,7 +28,7 @@ from .errors import (
     RemoteChanged,
     RemoteFileNotFound,
     ServerRefused,
-    from_oserror,
+    naming,
 )
 from .filesystem_files import WRITING, PartsFile, ReadFile, WriteFile, WriteText
 from .filesystem_looking import FILES_AT_ONCE, LISTINGS_AT_ONCE, LookingFileSystem, each, mirror
@@ -375,17 +375,11 @@ def _local_place() -> Iterator[str]:
 
 
 def _read(lease: Lease, first: int, stop: int) -> bytes:
-    try:
-        with lease, open(lease.path, "rb") as file:
-            file.seek(first)
-            return file.read(max(0, stop - first))
-    except OSError as error:
-        raise from_oserror(error, lease.path) from None
+    with naming(lease.path), lease, open(lease.path, "rb") as file:
+        file.seek(first)
+        return file.read(max(0, stop - first))
 
 
 def _write(path: str, value: Any) -> None:
-    try:
-        with open(path, "wb") as file:
-            file.write(value)
-    except OSError as error:
-        raise from_oserror(error, path) from None
+    with naming(path), open(path, "wb") as file:
+        file.write(value)

@@ -16,7 +16,7 @@ from fsspec.compression import compr
 from fsspec.core import OpenFile
 from fsspec.spec import AbstractBufferedFile
 
-from .errors import RemoteChanged, RemoteFileNotFound, TransferError, from_oserror
+from .errors import RemoteChanged, RemoteFileNotFound, TransferError, naming
 from .futures import wait_for
 from .local import NOTHING_TOLD, OwnDirectory, date_after
 from .model import Stat
@@ -119,10 +119,8 @@ class _Leased(io.FileIO):
     def __init__(self, lease: Lease) -> None:
         self._lease = lease
         self._at = 0
-        try:
+        with naming(lease.path):
             super().__init__(lease.path)
-        except OSError as error:
-            raise from_oserror(error, lease.path) from None
 
     def tell(self) -> int:
         return self._at
@@ -212,7 +210,9 @@ class WriteFile(io.BufferedRandom):
             if mode[0] in "ar":
                 self._before = _fetch(fs, path, mode, self._local, compression)
             how = mode[0].replace("x", "w") + "+"
-            super().__init__(_locally(self._local, io.FileIO, self._local, how))
+            with naming(self._local):
+                file = io.FileIO(self._local, how)
+            super().__init__(file)
         except BaseException:
             self._place.close()
             raise
@@ -248,7 +248,8 @@ class WriteFile(io.BufferedRandom):
 
     def write(self, data: Any) -> int:
         """Write to the temporary file."""
-        return _locally(self._local, super().write, data)
+        with naming(self._local):
+            return super().write(data)
 
     def close(self) -> None:
         """Store the file; in a transaction, leave that to its end."""
@@ -271,7 +272,7 @@ class WriteFile(io.BufferedRandom):
             if self.wanted:
                 local = self._local
                 if self._compression:
-                    local = _locally(local, _compress, local, self._compression)
+                    local = _compress(local, self._compression)
                 engine, url = self.fs.engine, self.fs.url(self.path)
                 now = None
                 with contextlib.suppress(*NOTHING_TOLD):
@@ -294,7 +295,8 @@ class WriteFile(io.BufferedRandom):
 
     def _close_local(self) -> None:
         try:
-            _locally(self._local, super().close)
+            with naming(self._local):
+                super().close()
         except TransferError:
             self.wanted = False
             self._place.close()
@@ -334,13 +336,6 @@ def _reopen(fs: RemoteFileSystem, path: str, stat: tuple[Any, ...], at: int) -> 
     return file
 
 
-def _locally(path: str, work: Callable[..., Any], *args: Any) -> Any:
-    try:
-        return work(*args)
-    except OSError as error:
-        raise from_oserror(error, path) from None
-
-
 def _fetch(
     fs: RemoteFileSystem, path: str, mode: str, local: str, compression: str | None
 ) -> Stat | None:
@@ -353,12 +348,13 @@ def _fetch(
             raise
         return None
     if compression:
-        _locally(local, _decompress, fetched, local, compression)
+        _decompress(fetched, local, compression)
     return stat
 
 
 def _decompress(packed: str, path: str, compression: str) -> None:
     with (
+        naming(path),
         open(packed, "rb") as source,
         compr[compression](source, mode="rb") as file,
         open(path, "wb") as target,
@@ -369,6 +365,7 @@ def _decompress(packed: str, path: str, compression: str) -> None:
 def _compress(path: str, compression: str) -> str:
     packed = f"{path}.packed"
     with (
+        naming(path),
         open(path, "rb") as source,
         open(packed, "wb") as target,
         compr[compression](target, mode="wb") as file,

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import from_oserror
+from .errors import naming
 from .names import file_name_for
 from .nodestate import private_directory, state_directory
 from .part import KEEP_S
@@ -211,10 +211,8 @@ class Journal:
                     os.close(fd)
 
     def _begin(self, uploads: dict[str, _Upload]) -> None:
-        try:
+        with naming("the journal of uploads"):
             self._add(uploads)
-        except OSError as error:
-            raise from_oserror(error, "the journal of uploads") from None
 
     def _compact(self) -> None:
         """Write what still holds into a new file, and remove the old one: no kill loses any."""

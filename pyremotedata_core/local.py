@@ -18,6 +18,7 @@ from .errors import (
     ServerRefused,
     TransferError,
     from_oserror,
+    naming,
 )
 from .model import Stat, sftp_time
 from .names import check_local, local_parent, temporary_name
@@ -65,14 +66,12 @@ def remove_local(path: str | os.PathLike[str]) -> None:
     ------
     TransferError
     """
-    try:
+    with naming(path):
         if os.path.isdir(path) and not os.path.islink(path):
             shutil.rmtree(path)
         else:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
-    except OSError as error:
-        raise from_oserror(error, path) from None
 
 
 def tells_case_apart(directory: str, *, look_only: bool) -> bool:
@@ -117,10 +116,8 @@ def check_target(final: str, size: int) -> None:
         raise TransferError(f"{final}: is a device or pipe; name a file to make or replace")
     if size < CHECK_SPACE_BYTES:
         return
-    try:
+    with naming(local_parent(final)):
         free = os.statvfs(local_parent(final))
-    except OSError as error:
-        raise from_oserror(error, local_parent(final)) from None
     free_bytes = free.f_bavail * free.f_frsize
     if size > free_bytes:
         raise LocalStorageFull(
@@ -139,12 +136,10 @@ def date_after(path: str | os.PathLike[str], replaced: Stat) -> None:
     ------
     TransferError
     """
-    try:
+    with naming(path):
         info = os.stat(path)
         if int(info.st_mtime) <= replaced.mtime < info.st_mtime + _AHEAD_S:
             os.utime(path, (info.st_atime, replaced.mtime + 1))
-    except OSError as error:
-        raise from_oserror(error, path) from None
 
 
 class OwnDirectory:
@@ -159,10 +154,8 @@ class OwnDirectory:
     """
 
     def __init__(self) -> None:
-        try:
+        with naming(tempfile.gettempdir()):
             self.path = tempfile.mkdtemp(prefix="pyremotedata-")
-        except OSError as error:
-            raise from_oserror(error, tempfile.gettempdir()) from None
         self.owner = os.getpid()
         self.close = weakref.finalize(self, _remove_own, self.path, self.owner)
 

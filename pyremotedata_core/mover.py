@@ -18,7 +18,7 @@ from .errors import (
     RemotePermissionDenied,
     ServerRefused,
     TransferError,
-    from_oserror,
+    naming,
 )
 from .jobs import Job, Question
 from .journal import Journal, Orphan
@@ -126,11 +126,8 @@ class Mover:
             settings = self.settings.for_url(url)
             make = self._session_maker(url, settings)
             on_open = partial(self.clear_orphans, url)
-            try:
-                pool = Pool(self.loop, url.server, settings, make, on_open)
-            except OSError as error:
-                raise from_oserror(error, "the session slots of this node") from None
-            self._pools[key] = pool
+            with naming("the session slots of this node"):
+                pool = self._pools[key] = Pool(self.loop, url.server, settings, make, on_open)
         return pool
 
     def temporary_beside(self, path: str) -> str:

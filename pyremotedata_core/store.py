@@ -15,6 +15,7 @@ from .errors import (
     TransferTimeout,
     cancelled,
     from_oserror,
+    naming,
 )
 from .fetch import Check
 from .jobs import SEGMENT_BYTES, FileJob, OnBytes
@@ -145,10 +146,8 @@ class Store(FileJob):
         return None
 
     def _origin(self) -> Origin:
-        try:
+        with naming(self._path):
             info = os.fstat(self._source.fd)
-        except OSError as error:
-            raise from_oserror(error, self._path) from None
         return Origin(self._path, info.st_size, info.st_mtime_ns, info.st_ino, SEGMENT_BYTES)
 
     def _created(self, _: Any, error: TransferError | None) -> None:

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from ..errors import TransferError, from_oserror
+from ..errors import TransferError, naming
 from ..model import Stat
 from ..part import Part
 
@@ -43,15 +43,10 @@ def fill(part: Part, source: Path) -> None:
     TransferError
         `LocalStorageFull` or another local failure, naming the final name of the part.
     """
-    try:
-        with open(source, "rb") as data:
-            size = os.fstat(data.fileno()).st_size
-            if not (
-                _reflink(data.fileno(), part.fd) or copy_range(data.fileno(), part.fd, 0, size)
-            ):
-                raise TransferError(f"{source} was cut short while it was copied")
-    except OSError as error:
-        raise from_oserror(error, part.final) from None
+    with naming(part.final), open(source, "rb") as data:
+        size, fd = os.fstat(data.fileno()).st_size, data.fileno()
+        if not (_reflink(fd, part.fd) or copy_range(fd, part.fd, 0, size)):
+            raise TransferError(f"{source} was cut short while it was copied")
 
 
 def copy_range(source: int, target: int, start: int, length: int) -> bool:

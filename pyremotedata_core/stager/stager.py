@@ -15,7 +15,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..config import SECRETS, ConnectionSettings
-from ..errors import ConnectionLost, RemoteChanged, TransferError, from_oserror
+from ..errors import ConnectionLost, RemoteChanged, TransferError, from_oserror, naming
 from ..futures import error_of, pass_on, unless_forked, wait_for
 from ..model import Stat
 from ..url import RemoteURL
@@ -158,10 +158,8 @@ class Stager:
         """
         url = RemoteURL.parse(url)
         key = self.key(url, stat)
-        try:
+        with naming():
             pin = self._pin(key, url.name, stat)
-        except OSError as error:
-            raise from_oserror(error) from None
         return self._lease(key, stat, pin, url, from_cache=True) if pin is not None else None
 
     def stat(self, url: str | RemoteURL, *, anew: bool = False) -> Future[Stat]:

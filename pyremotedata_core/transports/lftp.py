@@ -27,7 +27,7 @@ from ..errors import (
     RemotePermissionDenied,
     ServerRefused,
     TransferError,
-    from_oserror,
+    naming,
 )
 from ..model import Entry, Stat
 from ..names import PGET_STATUS
@@ -150,10 +150,8 @@ class LftpSession:
             raise ServerRefused("lftp reads regular files only", url)
         progress = Progress(length, on_bytes)
         if sink.is_file:
-            try:
+            with naming(sink.final):
                 fd = sink.fd
-            except OSError as error:
-                raise from_oserror(error, sink.final) from None
             self._read_whole(path, os.path.abspath(sink.path), expect, progress)
             came = os.fstat(fd).st_size
         else:
@@ -191,10 +189,8 @@ class LftpSession:
         temporary = site.path(temporary)
         site.check_target(path, overwrite)
         local = os.path.abspath(source.path)
-        try:
+        with naming(source.path):
             before = os.fstat(source.fd)
-        except OSError as error:
-            raise from_oserror(error, source.path) from None
         progress = Progress(source.size, on_bytes)
 
         def watch(log: Log) -> None:
@@ -265,10 +261,9 @@ class LftpSession:
             raise ServerRefused("lftp sets the times of regular files only", url)
         with tempfile.NamedTemporaryFile(prefix="pyremotedata-touch-") as hole:
             try:
-                hole.truncate(stat.size)
-                os.utime(hole.name, (mtime, mtime))
-            except OSError as error:
-                raise from_oserror(error, hole.name) from None
+                with naming(hole.name):
+                    hole.truncate(stat.size)
+                    os.utime(hole.name, (mtime, mtime))
             except OverflowError:
                 raise ServerRefused(f"a file cannot have {stat.size} bytes", url) from None
             try:

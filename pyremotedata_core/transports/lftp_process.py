@@ -38,6 +38,7 @@ from ..errors import (
     TransferTimeout,
     from_oserror,
     from_ssh_stderr,
+    naming,
 )
 from ..ssh import ssh_environment
 from .lftp_login import ftp_login, sftp_login
@@ -233,14 +234,12 @@ class LftpProcess:
         with self._lock:
             if self._killed:
                 raise ConnectionLost("the connection was closed", self._url)
-            try:
+            with naming("a temporary file"):
                 pieces, at = [], 0
                 while at < most and (piece := os.pread(self._scratch_fd, most - at, at)):
                     pieces.append(piece)
                     at += len(piece)
                 os.ftruncate(self._scratch_fd, 0)
-            except OSError as error:
-                raise from_oserror(error, "a temporary file") from None
             return b"".join(pieces)
 
     def ssh_error(self, *, in_login: bool = False) -> TransferError | None:

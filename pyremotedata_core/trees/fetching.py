@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from ..bundle import SMALL_BYTES, FetchBundle
-from ..errors import RemoteChanged, TransferError, UnsafeName, from_oserror
+from ..errors import RemoteChanged, TransferError, UnsafeName, naming
 from ..fetch import Fetch
 from ..jobs import Job
 from ..listing import ListDirectory
@@ -148,15 +148,12 @@ class FetchTree(Tree):
         local = self._local(directory.path)
         if not os.path.isdir(local) or self._would_be_new(directory.path):
             return
-        try:
-            with os.scandir(local) as here:
-                others = [
-                    (found.name, found.is_dir(follow_symlinks=False))
-                    for found in here
-                    if found.name not in directory.job.seen and not is_temporary(found.name)
-                ]
-        except OSError as error:
-            raise from_oserror(error, local) from None
+        with naming(local), os.scandir(local) as here:
+            others = [
+                (found.name, found.is_dir(follow_symlinks=False))
+                for found in here
+                if found.name not in directory.job.seen and not is_temporary(found.name)
+            ]
         for name, is_directory in others:
             path = directory.below(name)
             if self._filter.is_meant(path, is_directory):

@@ -14,7 +14,7 @@ from pyremotedata_core.errors import (
     RemoteFileNotFound,
     RemotePermissionDenied,
     TransferError,
-    from_oserror,
+    naming,
     raise_failures,
 )
 from pyremotedata_core.model import Stat, TreeResult
@@ -98,7 +98,7 @@ async def fetch_directory(
     TransferError
         After which nothing new stands under the final name.
     """
-    try:
+    with naming(path):
         workspace = Workspace(path.parent)
         try:
             part = workspace.path / "tree"
@@ -110,10 +110,6 @@ async def fetch_directory(
             raise
         finally:
             workspace.close()
-    except OSError as error:
-        if isinstance(error, TransferError):
-            raise
-        raise from_oserror(error, path) from None
     return result
 
 
