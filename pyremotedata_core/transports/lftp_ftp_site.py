@@ -80,31 +80,6 @@ class FtpSite(LftpSite):
         self.has_rest = True
         self._settles: bool | None = None  # None until it is known
 
-    def connect(self) -> None:
-        """Start lftp and log in, once; see `LftpSite.connect`."""
-        try:
-            self._process.start()
-            self._home = self.run("cd .").log.home
-            offered = {line.split()[0].upper() for line in self.ask("FEAT").lines if line.strip()}
-            self._has_mlst = "MLST" in offered
-            self._has_mdtm = "MDTM" in offered
-            self.has_rest = "REST" in offered or self.ask("REST 0").code == 350
-            started = time.monotonic()
-            self.ask("NOOP")
-            self.rtt_s = time.monotonic() - started
-        except TransferTimeout as error:
-            self.kill()
-            if self._home is not None or is_implicit(self._settings):
-                raise
-            raise TransferTimeout(
-                f"{error.message}, and whether the server begins with TLS: ftps:// with"
-                " PYREMOTEDATA_FTPS_MODE=implicit",
-                error.url,
-            ) from None
-        except BaseException:
-            self.kill()
-            raise
-
     def path(self, path: str) -> str:
         """Return a path as the server knows it, the login directory resolved."""
         if "\r" in path or "\udcff" in path:  # the byte 255 begins a command of Telnet
@@ -249,6 +224,24 @@ class FtpSite(LftpSite):
         return error
 
     # --- inside ------------------------------------------------------------------------------
+
+    def _log_in(self) -> None:
+        self._home = self.run("cd .").log.home
+        offered = {line.split()[0].upper() for line in self.ask("FEAT").lines if line.strip()}
+        self._has_mlst = "MLST" in offered
+        self._has_mdtm = "MDTM" in offered
+        self.has_rest = "REST" in offered or self.ask("REST 0").code == 350
+        started = time.monotonic()
+        self.ask("NOOP")
+        self.rtt_s = time.monotonic() - started
+
+    def _of_silence(self, error: TransferTimeout) -> str:
+        if is_implicit(self._settings):
+            return error.message
+        return (
+            f"{error.message}, and whether the server begins with TLS: ftps:// with"
+            " PYREMOTEDATA_FTPS_MODE=implicit"
+        )
 
     def _lost(self, reply: Reply) -> TransferError | None:
         failure = reply.log.failure

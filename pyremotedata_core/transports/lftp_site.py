@@ -89,21 +89,12 @@ class LftpSite:
         """
         try:
             self._process.start()
-            self._home = self.run("cd /").log.home
-            started = time.monotonic()
-            self.run("cd /")
-            self.rtt_s = time.monotonic() - started
+            self._log_in()
         except TransferTimeout as error:
             self.kill()
             if self._home is not None:
                 raise
-            # lftp waits in silence for the end of a packet that such a text begins.
-            raise TransferTimeout(
-                f"no SFTP session began within {self._settings.timeout_s:g} s: check the network,"
-                " and whether a login script on the server prints something, which"
-                " PYREMOTEDATA_TRANSPORT=sftp would show",
-                error.url,
-            ) from None
+            raise TransferTimeout(self._of_silence(error), error.url) from None
         except BaseException:
             self.kill()
             raise
@@ -347,6 +338,21 @@ class LftpSite:
         return self._process.ssh_error() or broke
 
     # --- inside ------------------------------------------------------------------------------
+
+    def _log_in(self) -> None:
+        self._home = self.run("cd /").log.home
+        started = time.monotonic()
+        self.run("cd /")
+        self.rtt_s = time.monotonic() - started
+
+    def _of_silence(self, _error: TransferTimeout) -> str:
+        """Return what to say when no login has come about in time."""
+        # lftp waits in silence for the end of a packet that such a text begins.
+        return (
+            f"no SFTP session began within {self._settings.timeout_s:g} s: check the network,"
+            " and whether a login script on the server prints something, which"
+            " PYREMOTEDATA_TRANSPORT=sftp would show"
+        )
 
     def _lost(self, reply: Reply) -> TransferError | None:
         """Return the error of a failed command if the login is gone, else None."""
