@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -21,25 +22,22 @@ if TYPE_CHECKING:
 BUNDLE_FILES = 16
 BUNDLE_BYTES = 1 << 20
 SMALL_BYTES = 255 * 1024  # one read of most servers
-Moved = Callable[[str, int], None]
 
 
-class FetchBundle(Job):
-    """Downloads small files whose local directories are there.
+class _Bundle(Job):
+    """Moves small files of a tree where their directories are there.
 
-    What does not go smoothly is handed to ``odd``, to be fetched alone: an error is told there.
+    What does not go smoothly is handed to ``odd``, to be moved alone: an error is told there.
 
     Parameters
     ----------
     mover : Mover
     url : RemoteURL
         The top of the tree.
-    files : list of (str, str, str, Stat)
-        Name for the callbacks, remote path, local path, and what the file is known to be.
-    fetched : callable
+    moved : callable
         Called with name and bytes of each file that has its name.
     odd : callable
-        Called with name and stat of each that has failed.
+        Called with the name of each that has failed; of a download with its stat, too.
     done : callable
         Called in the end, with the error of files of which neither was told.
     modes : bool
@@ -49,33 +47,48 @@ class FetchBundle(Job):
         self,
         mover: Mover,
         url: RemoteURL,
-        files: list[tuple[str, str, str, Stat]],
-        fetched: Moved,
-        odd: Callable[[str, Stat], None],
+        moved: Callable[[str, int], None],
+        odd: Callable[..., None],
         done: Done,
         modes: bool,
     ) -> None:
         super().__init__(mover, url, done)
-        self._fetched, self._odd = fetched, odd
-        self._modes = modes
-        self._names: dict[SmallFile, str] = {}
+        self._moved, self._odd, self._modes = moved, odd, modes
+        self._names: dict[Any, str] = {}
+        self._left: list[Any] = []
+
+    def _begin(self, name: str, load_bytes: int) -> None:
+        args = (self._left, self._one_ended)
+        self._submit(
+            name, args, self._all_ended, load_bytes=load_bytes or 1, weight=len(self._left)
+        )
+
+    @abstractmethod
+    def _one_ended(self, file: Any, error: TransferError | None) -> None:
+        """Take a file off those that are left, as an attempt after this one leaves it alone."""
+
+    @abstractmethod
+    def _all_ended(self, result: Any, error: TransferError | None) -> None:
+        """Clear away, and end."""
+
+
+class FetchBundle(_Bundle):
+    """Downloads: of each file name, remote path, local path, and what it is known to be."""
+
+    def __init__(
+        self, mover: Mover, url: RemoteURL, files: list[tuple[str, str, str, Stat]], *how: Any
+    ) -> None:
+        super().__init__(mover, url, *how)
         self._parts: dict[SmallFile, Part] = {}
-        self._left: list[SmallFile] = []
         for name, remote, local, stat in files:
             part = Part(local)
             file = SmallFile(remote, stat, part)
             self._names[file], self._parts[file] = name, part
             self._left.append(file)
-        self._submit(
-            "read_bundle",
-            (self._left, self._one_ended),
-            self._all_ended,
-            load_bytes=sum(file[3].size for file in files) or 1,
-            weight=len(files),
-        )
+        self._begin("read_bundle", sum(file[3].size for file in files))
 
     def _one_ended(self, file: SmallFile, error: TransferError | None) -> None:
-        self._left.remove(file)  # an attempt after this one leaves it alone
+        self._left.remove(file)
         part, name = self._parts.pop(file), self._names.pop(file)
         if error is None:
             try:
@@ -83,7 +96,7 @@ class FetchBundle(Job):
             except TransferError as local_error:
                 error = local_error
         if error is None:
-            self._fetched(name, file.stat.size)
+            self._moved(name, file.stat.size)
         else:
             part.discard()
             self._odd(name, file.stat)
@@ -94,58 +107,25 @@ class FetchBundle(Job):
         self._end(result, error)
 
 
-class StoreBundle(Job):
-    """Uploads small files whose remote directories are there.
-
-    What does not go smoothly is handed to ``odd``, to be stored alone: an error is told there.
-
-    Parameters
-    ----------
-    mover : Mover
-    url : RemoteURL
-        The top of the tree.
-    files : list of (str, str, str, int)
-        Name for the callbacks, local path, remote path, and bytes.
-    stored : callable
-        Called with name and bytes of each file that has its name.
-    odd : callable
-        Called with the name of each that has failed.
-    done : callable
-        Called in the end, with the error of files of which neither was told.
-    modes : bool
-    """
+class StoreBundle(_Bundle):
+    """Uploads: of each file name, local path, remote path, and bytes."""
 
     def __init__(
-        self,
-        mover: Mover,
-        url: RemoteURL,
-        files: list[tuple[str, str, str, int]],
-        stored: Moved,
-        odd: Callable[[str], None],
-        done: Done,
-        modes: bool,
+        self, mover: Mover, url: RemoteURL, files: list[tuple[str, str, str, int]], *how: Any
     ) -> None:
-        super().__init__(mover, url, done)
-        self._stored, self._odd = stored, odd
+        super().__init__(mover, url, *how)
         self._journal = mover.journal(url)
-        self._names: dict[SmallUpload, str] = {}
         for name, local, remote, _ in files:
-            source = SmallFileSource(local, SMALL_BYTES, modes)
+            source = SmallFileSource(local, SMALL_BYTES, self._modes)
             self._names[SmallUpload(source, remote, mover.temporary_beside(remote))] = name
-        self._left = list(self._names)
+        self._left += self._names
         self._gone: list[str] = []  # of the journal
         try:
             self._journal.begin_all([Orphan(file.temporary, file.path) for file in self._left])
         except TransferError:
             mover.loop.call_soon(self._give_back)
             return
-        self._submit(
-            "write_bundle",
-            (self._left, self._one_ended),
-            self._all_ended,
-            load_bytes=sum(file[3] for file in files) or 1,
-            weight=len(self._left),
-        )
+        self._begin("write_bundle", sum(file[3] for file in files))
 
     def _give_back(self) -> None:
         for name in self._names.values():
@@ -153,12 +133,12 @@ class StoreBundle(Job):
         self._end(None, None)
 
     def _one_ended(self, file: SmallUpload, error: TransferError | None) -> None:
-        self._left.remove(file)  # an attempt after this one leaves it alone
+        self._left.remove(file)
         name = self._names.pop(file)
         if not file.left:
             self._gone.append(file.temporary)
         if error is None:
-            self._stored(name, file.source.size)
+            self._moved(name, file.source.size)
         else:
             self._odd(name)
 
