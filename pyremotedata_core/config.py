@@ -25,10 +25,12 @@ _NAMES = {
     "directory": "REMOTE_DIRECTORY",
     "timeout_s": "TIMEOUT",
 }
-TRANSPORTS = ("auto", "sftp", "lftp")
-FTPS_MODES = ("auto", "explicit", "implicit")
-CARRIERS = ("auto", "openssh", "paramiko")
-PUBLISHING = ("rename", "direct")
+_CHOICES = {
+    "ftps_mode": ("auto", "explicit", "implicit"),
+    "transport": ("auto", "sftp", "lftp"),
+    "carrier": ("auto", "openssh", "paramiko"),
+    "publish": ("rename", "direct"),
+}
 SECRETS = ("password", "key_passphrase", "one_time_code")
 SHOWN_CHARACTERS = 200  # of a value that is not valid
 FLAGS = {
@@ -422,42 +424,25 @@ def _directory(value: Any) -> str:
     return normalise(text if text.startswith("/") else "/~/" + text.removeprefix("~/"))
 
 
-_FLAG, _BYTES = "yes or no", "a number of bytes, as 10M"
 _WANTED = {  # for people
     "host": "a name or address alone, as io.erda.au.dk; user, port and directory are set elsewhere",
     "port": "a number from 1 to 65535",
-    "accept_new": _FLAG,
-    "ftps_mode": " or ".join(FTPS_MODES),
-    "transport": " or ".join(TRANSPORTS),
-    "carrier": " or ".join(CARRIERS),
     "connections": "a whole number, at least 1",
     "timeout_s": "a number of seconds, more than 0",
-    "bandwidth": _BYTES,
-    "fsync": _FLAG,
-    "publish": " or ".join(PUBLISHING),
-    "cache_bytes": _BYTES,
+    **dict.fromkeys(("accept_new", "fsync"), "yes or no"),
+    **dict.fromkeys(("bandwidth", "cache_bytes"), "a number of bytes, as 10M"),
+    **{key: " or ".join(choices) for key, choices in _CHOICES.items()},
 }
 
 _CONVERTERS = {
     "host": _host,
     "port": _port,
     "directory": _directory,
-    "local_directory": _path,
-    "password": _secret,
-    "key_passphrase": _secret,
-    "one_time_code": _secret,
-    "ssh_config": _path,
-    "ssh_key": _path,
-    "accept_new": _flag,
-    "ftps_mode": _one_of(FTPS_MODES),
-    "ca_file": _path,
-    "transport": _one_of(TRANSPORTS),
-    "carrier": _one_of(CARRIERS),
     "connections": _positive,
     "timeout_s": _seconds,
-    "bandwidth": _bytes,
-    "fsync": _flag,
-    "publish": _one_of(PUBLISHING),
-    "cache_dir": _path,
-    "cache_bytes": _bytes,
+    **dict.fromkeys(("local_directory", "ssh_config", "ssh_key", "ca_file", "cache_dir"), _path),
+    **dict.fromkeys(SECRETS, _secret),
+    **dict.fromkeys(("accept_new", "fsync"), _flag),
+    **dict.fromkeys(("bandwidth", "cache_bytes"), _bytes),
+    **{key: _one_of(choices) for key, choices in _CHOICES.items()},
 }
