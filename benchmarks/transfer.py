@@ -52,28 +52,19 @@ SAMPLE_S = 0.1
 ONE_BY_ONE = ("sftp", "paramiko")
 
 DATA = ("large", "thousand", "many", "mixed", "folders")
-DOWN: dict[str, Command] = {
-    OURS: ours_get,
-    "rsync": rsync_get,
-    "sftp": sftp_get,
-    "lftp -P8": lftp_get(8),
-    "lftp -P16": lftp_get(16),
-    "rclone": rclone_get,
-    "asyncssh": python_peer("asyncssh", "get"),
-    "paramiko": python_peer("paramiko", "get"),
-    "pyremotedata 0.1.13": python_peer("0.1.13", "get"),
+TOOLS: dict[str, tuple[Command, Command]] = {
+    OURS: (ours_get, ours_put),
+    "rsync": (rsync_get, rsync_put),
+    "sftp": (sftp_get, sftp_put),
+    "lftp -P8": (lftp_get(8), lftp_put(8)),
+    "lftp -P16": (lftp_get(16), lftp_put(16)),
+    "rclone": (rclone_get, rclone_put),
+    "asyncssh": (python_peer("asyncssh", "get"), python_peer("asyncssh", "put")),
+    "paramiko": (python_peer("paramiko", "get"), python_peer("paramiko", "put")),
+    "pyremotedata 0.1.13": (python_peer("0.1.13", "get"), python_peer("0.1.13", "put")),
 }
-UP: dict[str, Command] = {
-    OURS: ours_put,
-    "rsync": rsync_put,
-    "sftp": sftp_put,
-    "lftp -P8": lftp_put(8),
-    "lftp -P16": lftp_put(16),
-    "rclone": rclone_put,
-    "asyncssh": python_peer("asyncssh", "put"),
-    "paramiko": python_peer("paramiko", "put"),
-    "pyremotedata 0.1.13": python_peer("0.1.13", "put"),
-}
+DOWN = {tool: get for tool, (get, _) in TOOLS.items()}
+UP = {tool: put for tool, (_, put) in TOOLS.items()}
 # Case: the data and the tools.
 CASES: dict[str, tuple[str, dict[str, Command]]] = {
     **{f"get-{name}": (name, DOWN) for name in DATA},
