@@ -16,7 +16,7 @@ import pytest
 from pyremotedata_core.nodestate import user_number
 from pyremotedata_core.stager import Stager
 
-from .waiting import PATIENCE_S, wait_until
+from .waiting import PATIENCE_S
 
 # A process of its own that obeys lines: "stage URL" leases a file and answers with one line of
 # JSON, "release" gives it back, "begin URL" only begins, "draft URL" begins to write one, "fork"
@@ -137,10 +137,6 @@ def left_over(cache_dir: Path) -> list[Path]:
         for name in ("incoming", "trash", "locks")
         for path in (root_of(cache_dir) / name).iterdir()
     ]
-
-
-def wait_until_stalled(relay) -> None:
-    wait_until(lambda: relay.status()["faults"], "the transfer has got as far as the stall")
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from pyremotedata_core import (
 
 from .dask_cluster import files_in, in_use, len_of, read
 from .logins import changed
-from .waiting import PATIENCE_S, soon, wait_until
+from .waiting import PATIENCE_S, soon, wait_until, wait_until_stalled
 
 distributed = pytest.importorskip("distributed")
 psutil = pytest.importorskip("psutil")  # comes with distributed
@@ -281,21 +281,6 @@ def test_a_task_may_try_again_itself(client, late):
     assert client.submit(use, file).result() == "late"
 
 
-def test_a_worker_killed_while_it_fetches_is_replaced(far, served, cache_dir):
-    server, relay = far
-    data = os.urandom(3_000_000)
-    server.make("a", data)
-    client = served(server)
-    relay.stall(after_bytes=500_000)
-    task = client.submit(lambda file: Path(file).read_bytes(), RemoteFile(far.url("a")))
-    wait_until(lambda: relay.status()["faults"], "the transfer has got as far as the stall")
-    (pid,) = client.run(os.getpid).values()
-    os.kill(pid, signal.SIGKILL)
-    relay.resume()
-    assert task.result() == data
-    wait_until(lambda: not any(cache_dir.glob("*/incoming/*")), "nothing is left")
-
-
 def test_a_task_that_waits_does_not_keep_its_worker_from_closing(far, served, tmp_path):
     server, relay = far
     server.make("a", os.urandom(2_000_000))
@@ -310,7 +295,7 @@ def test_a_task_that_waits_does_not_keep_its_worker_from_closing(far, served, tm
 
     relay.stall(after_bytes=500_000)
     task = client.submit(use, RemoteFile(far.url("a")), tmp_path / "note")
-    wait_until(lambda: relay.status()["faults"], "the transfer has got as far as the stall")
+    wait_until_stalled(relay)
     client.cluster.close()
     assert (tmp_path / "note").read_text() == "CancelledError"
     del task

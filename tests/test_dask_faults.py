@@ -11,27 +11,14 @@ import time
 
 import pytest
 
-from dask_plugin import RemoteFile, glob, stats
-from pyremotedata_core import ConnectionLost, RemoteChanged
+from dask_plugin import RemoteFile, glob
+from pyremotedata_core import ConnectionLost, LocalStorageFull, RemoteChanged
 
 from .dask_nodes import content
 from .miglike import MigLike
 from .waiting import PATIENCE_S, wait_until
 
 distributed = pytest.importorskip("distributed")
-
-
-def test_eight_processes_fetch_one_file_once(sshd_factory, served):
-    server = sshd_factory(log_requests=True)
-    data = os.urandom(3_000_000)
-    server.make("a", data)
-    client = served(server, workers=8)
-    file = RemoteFile(server.url("a"))
-    workers = list(client.nthreads())
-    tasks = [client.submit(content, file, workers=[one], pure=False) for one in workers]
-    assert client.gather(tasks) == [data] * 8
-    assert server.requests("open") == 1
-    assert stats(client).total["files"] == 1
 
 
 @pytest.mark.full
@@ -53,23 +40,6 @@ def test_jobs_of_a_node_share_what_a_server_takes(start_cluster, register):
 def content_later(file):
     time.sleep(0.1)
     return content(file)
-
-
-def test_an_archive_that_is_down_for_a_while_delays_the_task(far, served):
-    server, relay = far
-    data = os.urandom(2_000_000)
-    server.make("a", data)
-    client = served(server)
-    relay.stall(after_bytes=500_000)
-    task = client.submit(content, RemoteFile(far.url("a")))
-    wait_until(lambda: relay.status()["faults"], "the transfer has got as far as the stall")
-    relay.refuse()
-    relay.reset()
-    time.sleep(3)  # attempts fail meanwhile
-    assert not task.done()
-    relay.accept()
-    relay.resume()
-    assert task.result(timeout=PATIENCE_S) == data
 
 
 def test_an_archive_that_is_gone_is_the_tasks_error_and_other_tasks_go_on(far, served):
@@ -98,6 +68,23 @@ def test_a_file_that_has_changed_since_it_was_listed_is_the_tasks_error(sshd, se
         capture_output=True,
     )
     assert done.stdout.decode().strip() == "RemoteChanged", done.stderr
+
+
+def test_a_full_disk_is_the_tasks_error_and_the_next_task_goes_on(archive, start_nodes, small_disk):
+    client = start_nodes(1, cache_dir=str(small_disk), timeout_s=3)
+    other = small_disk / "of somebody else"
+    other.write_bytes(bytes(6_000_000))
+    half, data = archive.make("half", 5_000_000)
+    error = client.submit(content, half).exception()
+    assert isinstance(error, LocalStorageFull)
+    assert "\n" not in str(error)
+    for part in (half.url, str(small_disk), "bytes free", "free some space"):
+        assert part in str(error)
+    wait_until(
+        lambda: not any(small_disk.glob("*/incoming/*")), "nothing is left of what did not fit"
+    )
+    other.unlink()
+    assert client.submit(content, half, pure=False).result() == data
 
 
 @pytest.mark.full

@@ -6,41 +6,16 @@ import dask
 import fsspec
 import pytest
 
-from dask_plugin import StagingPlugin, stats
+from dask_plugin import stats
 from dask_plugin.walk import handles_in
 
-from .waiting import PATIENCE_S, wait_until
+from .dask_cluster import files_in
+from .waiting import PATIENCE_S
 
 distributed = pytest.importorskip("distributed")
 pandas = pytest.importorskip("pandas")
 
 ROWS = 3000
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """A worker process with one thread."""
-    with (
-        distributed.LocalCluster(
-            n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None
-        ) as cluster,
-        distributed.Client(cluster) as client,
-    ):
-        yield client
-
-
-@pytest.fixture
-def client(cluster, sshd, cache_dir):
-    cluster.register_plugin(
-        StagingPlugin(ssh_config=str(sshd.ssh_config), cache_dir=str(cache_dir))
-    )
-    yield cluster
-    cluster.unregister_worker_plugin(StagingPlugin.name)
-
-
-@pytest.fixture
-def options(sshd) -> dict[str, str]:
-    return {"ssh_config": str(sshd.ssh_config)}
 
 
 @pytest.fixture
@@ -59,56 +34,59 @@ def names_in(collection) -> set[str]:
     return {file.name for task in graph.values() for file in handles_in(task)}
 
 
-def test_read_csv_goes_through_the_cache_and_its_graph_shows_the_files(
-    client, folder, options, cache_dir
-):
+def read_csv(files, options):
     dataframe = pytest.importorskip("dask.dataframe")
-    table = dataframe.read_csv(f"{folder}/*.csv", blocksize=10_000, storage_options=options)
+    table = dataframe.read_csv(files, blocksize=10_000, storage_options=options)
     assert table.npartitions > 6
-    assert names_in(table.optimize()) == {"t0.csv", "t1.csv", "t2.csv"}
-    assert table.n.sum().compute() == sum(range(3 * ROWS))
-    total = stats(client).total
-    assert total["files"] == 3
-    assert total["files"] + total["cache_files"] >= table.npartitions / 2
-    assert {path.name for path in cache_dir.glob("*/files/*/*")} == {"t0.csv", "t1.csv", "t2.csv"}
+    return table.optimize(), table.n.sum()
 
 
-def test_read_parquet_goes_through_the_cache_and_its_graph_shows_the_files(
-    client, folder, options, cache_dir
-):
+def read_parquet(files, options):
     dataframe = pytest.importorskip("dask.dataframe")
-    table = dataframe.read_parquet(f"{folder}/*.parquet", storage_options=options)
-    assert names_in(table.optimize(fuse=False)) == {"t0.parquet", "t1.parquet", "t2.parquet"}
-    assert table.n.sum().compute() == sum(range(3 * ROWS))
-    assert len(list(cache_dir.glob("*/files/*/*.parquet"))) == 3
+    table = dataframe.read_parquet(files, storage_options=options)
+    return table.optimize(fuse=False), table.n.sum()
 
 
-def test_read_text_goes_through_the_cache_and_its_graph_shows_the_files(
-    client, folder, options, cache_dir
-):
+def read_text(files, options):
     bag = pytest.importorskip("dask.bag")
-    lines = bag.read_text(f"{folder}/*.csv", storage_options=options)
-    assert names_in(lines) == {"t0.csv", "t1.csv", "t2.csv"}
-    assert lines.count().compute() == 3 * (ROWS + 1)
-    assert len(list(cache_dir.glob("*/files/*/*.csv"))) == 3
+    lines = bag.read_text(files, storage_options=options)
+    return lines, lines.count()
 
 
-def opened(client, name):
-    events = [event for _, event in client.get_events("pyremotedata")]
-    return sum(one["action"] == "opened" and one["url"].endswith(name) for one in events)
+@pytest.mark.parametrize(
+    ("read", "suffix", "result"),
+    [
+        (read_csv, "csv", sum(range(3 * ROWS))),
+        (read_parquet, "parquet", sum(range(3 * ROWS))),
+        (read_text, "csv", 3 * (ROWS + 1)),
+    ],
+)
+def test_what_dask_reads_goes_through_the_cache_and_its_graph_shows_the_files(
+    client, folder, options, cache_dir, read, suffix, result
+):
+    names = {f"t{number}.{suffix}" for number in range(3)}
+    graph, computed = read(f"{folder}/*.{suffix}", options)
+    assert names_in(graph) == names
+    assert computed.compute() == result
+    assert stats(client).total["files"] == 3
+    assert files_in(cache_dir) == names
 
 
 def test_an_open_file_that_goes_to_a_worker_is_a_file_of_its_cache(
     client, folder, options, cache_dir
 ):
-    before = opened(client, "t1.csv")
+    def opened() -> int:
+        events = [event for _, event in client.get_events("pyremotedata")]
+        return sum(one["action"] == "opened" and one["url"].endswith("t1.csv") for one in events)
+
+    before = opened()
     with fsspec.open(f"{folder}/t1.csv", "rb", **options) as file:
         assert [handle.name for handle in handles_in([file])] == ["t1.csv"]
         head = file.read(10)
         tail = client.submit(lambda file: file.read(), file).result()
     assert (head + tail).startswith(b"n,text\n3000,some\n")
-    assert len(list(cache_dir.glob("*/files/*/t1.csv"))) == 1
-    assert opened(client, "t1.csv") == before + 1
+    assert files_in(cache_dir) == {"t1.csv"}
+    assert opened() == before + 1
 
 
 class ReadOnArrival:
@@ -138,7 +116,7 @@ def test_bytes_that_are_asked_for_by_range_come_from_the_cache(client, folder, o
     fs, path = fsspec.url_to_fs(f"{folder}/t2.csv", **options)
     assert client.submit(fs.cat_file, path, 2, 6).result() == b"text"
     assert stats(client).total["files"] == 1
-    assert len(list(cache_dir.glob("*/files/*/t2.csv"))) == 1
+    assert files_in(cache_dir) == {"t2.csv"}
 
 
 def read_and_write(url, options, contents):
@@ -172,53 +150,15 @@ def test_a_task_reads_what_another_one_has_written(client, folder, options, sshd
         assert client.submit(read_by_name, pure=False).result() == content
 
 
-def test_the_next_partition_comes_while_one_is_computed(client, folder, options, cache_dir):
-    first, second = (fsspec.open(f"{folder}/t{n}.csv", **options) for n in range(2))
-
-    def compute_until_here(file, cache_dir, name):
-        with file as stream:
-            data = stream.read()
-        if name:
-            wait_until(lambda: any(cache_dir.glob(f"*/files/*/{name}")), f"{name} is fetched ahead")
-        return len(data)
-
-    tasks = [
-        client.submit(compute_until_here, first, cache_dir, "t1.csv", priority=1),
-        client.submit(compute_until_here, second, cache_dir, None),
-    ]
-    assert all(size > ROWS for size in client.gather(tasks))
-
-
-def test_a_file_that_does_not_fit_the_cache_is_read_from_the_server(
-    cluster, sshd, folder, options, cache_dir
+@pytest.mark.parametrize("why", [{"cache_bytes": 1000}, {"filesystem": False}], ids=str)
+def test_a_file_that_does_not_fit_or_is_not_to_be_staged_is_read_from_the_server(
+    two_workers, register, sshd, folder, options, cache_dir, why
 ):
-    settings = {"ssh_config": str(sshd.ssh_config), "cache_dir": str(cache_dir)}
-    cluster.register_plugin(StagingPlugin(**settings, cache_bytes=1000))
-
     def read(file):
         with file as stream:
-            return len(stream.read())
+            return stream.read()
 
-    try:
-        (file,) = fsspec.open_files(f"{folder}/t0.csv", **options)
-        assert cluster.submit(read, file).result() > ROWS
-        assert not any(cache_dir.glob("*/files/*/*"))
-    finally:
-        cluster.unregister_worker_plugin(StagingPlugin.name)
-
-
-def test_staging_of_whole_files_may_be_turned_off(cluster, sshd, folder, options, cache_dir):
-    settings = {"ssh_config": str(sshd.ssh_config), "cache_dir": str(cache_dir)}
-    cluster.register_plugin(StagingPlugin(**settings, filesystem=False))
-
-    def read(opened):
-        with opened as stream:
-            return stream.read(6)
-
-    try:
-        (file,) = fsspec.open_files(f"{folder}/t0.csv", **options)
-        task = dask.delayed(read)(file)
-        assert task.compute() == b"n,text"
-        assert not any(cache_dir.glob("*/files/*/*"))
-    finally:
-        cluster.unregister_worker_plugin(StagingPlugin.name)
+    register(two_workers, sshd, **why)
+    (file,) = fsspec.open_files(f"{folder}/t0.csv", **options)
+    assert dask.delayed(read)(file).compute().count(b"\n") == ROWS + 1
+    assert not files_in(cache_dir)

@@ -11,7 +11,7 @@ from pathlib import Path
 import dask
 import pytest
 
-from dask_plugin import RemoteFile, StagingPlugin, glob, local, stats
+from dask_plugin import RemoteFile, StagingPlugin, local, stats
 
 from .dask_cluster import files_in, in_use, len_of, read, read_after, read_all
 from .waiting import wait_until
@@ -30,14 +30,6 @@ class Sample:
 
 def read_sample(sample):
     return read(sample.file)
-
-
-def test_a_task_opens_its_argument(client, remote_file):
-    assert client.submit(read, remote_file("a")).result() == "a"
-
-
-def test_map_opens_each_argument(client, remote_file):
-    assert client.gather(client.map(read, [remote_file(name) for name in "abcde"])) == list("abcde")
 
 
 def test_delayed_opens_handles_in_containers_and_keywords(client, remote_file):
@@ -97,14 +89,6 @@ def test_a_file_that_nobody_opens_is_fetched_ahead_and_not_kept(client, remote_f
     wait_until(lambda: not in_use(cache_dir), "it is given back")
 
 
-def test_local_gives_tasks_strings(client, remote_file):
-    @local
-    def kind(path):
-        return type(path).__name__ + Path(path).read_text()
-
-    assert client.submit(kind, remote_file("a")).result() == "stra"
-
-
 def test_a_coroutine_task_gets_its_file_without_blocking_the_loop(client, remote_file):
     @local
     async def good(path):
@@ -116,14 +100,6 @@ def test_a_coroutine_task_gets_its_file_without_blocking_the_loop(client, remote
     assert client.submit(good, remote_file("a")).result() == "a"
     with pytest.raises(RuntimeError, match=r"dask_plugin\.local"):
         client.submit(bad, remote_file("b")).result()
-
-
-def test_glob_to_map_is_a_line(client, sshd, remote_directory, remote_file, monkeypatch):
-    monkeypatch.setenv("PYREMOTEDATA_SSH_CONFIG", str(sshd.ssh_config))
-    for name in ("a.txt", "b.txt", "c.csv"):
-        remote_file(name)
-    files = glob(sshd.url(remote_directory) + "/*.txt")
-    assert client.gather(client.map(read, files)) == ["a.txt", "b.txt"]
 
 
 def test_without_the_plugin_handles_work(start_cluster, sshd, remote_file, monkeypatch, cache_dir):
@@ -237,19 +213,6 @@ def test_what_is_fetched_ahead_is_bounded(start_cluster, register, sshd, remote_
     ]
     assert tasks[0].result() == ("00", 4)
     client.gather(tasks)
-
-
-def test_a_waiting_task_does_not_hold_up_its_worker(far, served):
-    server, relay = far
-    server.make("a", b"x" * 2_000_000)
-    client = served(server)
-    relay.stall(after_bytes=500_000)
-    task = client.submit(lambda file: len(Path(file).read_bytes()), RemoteFile(far.url("a")))
-    wait_until(lambda: list(client.processing().values()) != [()], "the task has begun")
-    assert list(client.run(os.getpid).values())  # answered by the worker's event loop
-    assert not task.done()
-    relay.resume()
-    assert task.result() == 2_000_000
 
 
 # --- what can be seen ---------------------------------------------------------------------------

@@ -14,8 +14,8 @@ from pyremotedata_core import ConfigurationError, Lease
 from pyremotedata_core.stager import Stager
 
 from .forks import in_a_fork
-from .stager_nodes import files_in, make_files, wait_until_stalled
-from .waiting import PATIENCE_S, wait_until
+from .stager_nodes import files_in, make_files
+from .waiting import PATIENCE_S, wait_until, wait_until_stalled
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from .page import told
 from .relay import Relay
 from .servers import ScriptedSshd, Sshd
 from .sites import SFTP_MOSTLY, TRANSPORTS, WAIT_S, temporaries, tree
-from .waiting import wait_until
+from .waiting import wait_until, wait_until_stalled
 
 LARGE = 17 * 2**20 + 12_345
 FULL = pytest.mark.full
@@ -490,7 +490,7 @@ def test_a_source_that_changes_during_a_download_is_never_spliced(link, tmp_path
     os.utime(there.server.root / "a", (1_000_000_000, 1_000_000_000))
     there.relay.stall(after_bytes=LARGE // 2)
     future = there.fetch("a")
-    wait_until(lambda: there.relay.status()["faults"])
+    wait_until_stalled(there.relay)
     new = rewrite(there.server.root / "a", how, os.urandom(LARGE))
     there.relay.resume()
     future.result(WAIT_S)
@@ -536,7 +536,7 @@ def test_a_source_that_changes_during_an_upload_is_never_spliced(link, tmp_path,
     there.server.make("a", b"old")
     there.relay.stall(after_bytes=LARGE // 2, direction="up")
     future = there.store("a")
-    wait_until(lambda: there.relay.status()["faults"])
+    wait_until_stalled(there.relay)
     new = rewrite(tmp_path / "a", how, os.urandom(LARGE))
     there.relay.resume()
     future.result(WAIT_S)
@@ -550,7 +550,7 @@ def test_a_source_that_changes_twice_within_a_second_is_never_spliced(link, tmp_
     os.utime(tmp_path / "a", ns=(10**18, 10**18))
     there.relay.stall(after_bytes=LARGE // 2, direction="up")
     future = there.store("a")
-    wait_until(lambda: there.relay.status()["faults"])
+    wait_until_stalled(there.relay)
     (tmp_path / "a").write_bytes(new := os.urandom(LARGE))
     os.utime(tmp_path / "a", ns=(10**18, 10**18 + 10**8))
     there.relay.resume()

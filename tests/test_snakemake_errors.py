@@ -14,7 +14,7 @@ from .logins import changed, new_key
 from .processes import processes_with
 from .servers import free_port
 from .snakemake_workflow import Workflow, kill_group, temporaries
-from .waiting import wait_until
+from .waiting import wait_until, wait_until_stalled
 
 COPY = """
     rule copy:
@@ -247,7 +247,7 @@ def test_a_run_killed_while_retrieving_leaves_nothing_half_done_and_can_be_repea
     data = os.urandom(4_000_000)
     relay = stalled(workflow, relay_factory, data)
     with workflow.start() as process:
-        wait_until(lambda: relay.status()["faults"])
+        wait_until_stalled(relay)
         assert processes(workflow)
         kill_group(process)
     wait_until(lambda: not processes(workflow))
@@ -268,7 +268,7 @@ def test_a_run_interrupted_while_retrieving_ends_and_leaves_nothing(workflow, re
     data = os.urandom(4_000_000)
     relay = stalled(workflow, relay_factory, data)
     with workflow.start() as process:
-        wait_until(lambda: relay.status()["faults"])
+        wait_until_stalled(relay)
         os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
         text, _ = process.communicate(timeout=60)
     assert process.returncode, text
@@ -298,7 +298,7 @@ def test_a_run_killed_while_storing_leaves_nothing_half_done_and_can_be_repeated
     )
     relay.stall(after_bytes=6_000_000, direction="up")
     with workflow.start() as process:
-        wait_until(lambda: relay.status()["faults"])
+        wait_until_stalled(relay)
         assert processes(workflow)
         kill_group(process)
     wait_until(lambda: not processes(workflow))

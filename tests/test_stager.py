@@ -33,8 +33,8 @@ from pyremotedata_core.stager.place import cache_root
 from pyremotedata_core.stager.stager import STEP_THREADS
 
 from .page import told
-from .stager_nodes import files_in, left_over, make_files, root_of, wait_until_stalled
-from .waiting import PATIENCE_S, wait_until
+from .stager_nodes import files_in, left_over, make_files, root_of
+from .waiting import PATIENCE_S, wait_until, wait_until_stalled
 
 # --- one file -----------------------------------------------------------------------------------
 
@@ -343,8 +343,9 @@ def test_the_budget_holds_over_all_processes(sshd, remote_directory, cache_dir, 
 
 def test_a_file_larger_than_the_budget_is_refused_with_the_remedy(small, sshd, remote_directory):
     (url,) = make_files(sshd, remote_directory, "a", size=30_001)
-    with pytest.raises(LocalStorageFull, match="PYREMOTEDATA_CACHE_BYTES"):
+    with pytest.raises(LocalStorageFull) as caught:
         small.lease(url)
+    told(caught.value, "PYREMOTEDATA_CACHE_BYTES")
 
 
 def test_a_full_cache_waits_for_a_lease_to_end(small, sshd, remote_directory, cache_dir):

@@ -15,8 +15,8 @@ from pyremotedata_core import (
 from pyremotedata_core.stager import Stager, daemons
 
 from .forks import in_a_fork
-from .stager_nodes import files_in, make_files, root_of, wait_until_stalled
-from .waiting import PATIENCE_S, wait_until
+from .stager_nodes import files_in, make_files, root_of
+from .waiting import PATIENCE_S, wait_until, wait_until_stalled
 
 
 def test_a_forked_child_stages_with_a_stager_of_its_own(stager, sshd, remote_directory):

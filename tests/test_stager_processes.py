@@ -28,8 +28,8 @@ from pyremotedata_core.stager.inventory import list_entries
 from pyremotedata_core.stager.nodecache import NodeCache
 
 from .page import told
-from .stager_nodes import files_in, left_over, make_files, root_of, wait_until_stalled
-from .waiting import PATIENCE_S, wait_until
+from .stager_nodes import files_in, left_over, make_files, root_of
+from .waiting import PATIENCE_S, wait_until, wait_until_stalled
 
 # --- many processes, and their deaths -----------------------------------------------------------
 

@@ -19,5 +19,10 @@ def wait_until(
         time.sleep(0.02)
 
 
+def wait_until_stalled(relay) -> None:
+    """Wait until the stall of a relay has struck."""
+    wait_until(lambda: relay.status()["faults"], "the transfer has got as far as the stall")
+
+
 # For what is promised to happen at once: generous, for a loaded machine.
 soon = partial(wait_until, within_s=5.0)
