@@ -7,9 +7,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -59,28 +56,6 @@ def test_a_checkpoint_decides_over_remote_files_and_groups_of_jobs_make_them(wor
     assert workflow.remote_path("joined").read_bytes() == b"a" * 2000 + b"b" * 2000
     assert workflow.remote_path("parts/a.part").read_bytes() == b"a" * 1000
     assert "Nothing to be done" in workflow.run().succeeded().text
-
-
-@pytest.mark.full
-def test_only_times_matter_where_the_user_says_so(workflow):
-    made = workflow.make_remote("in", b"one\n")
-    text = """
-        rule copy:
-            input: storage("@URL@/in")
-            output: storage("@URL@/out")
-            shell: "cp {input} {output}"
-    """
-    workflow.write(text)
-    workflow.run().succeeded()
-    workflow.write(text.replace("cp {input}", "tac {input} >"))
-    only_mtime = ("--rerun-triggers", "mtime")
-    assert "Nothing to be done" in workflow.run(*only_mtime).succeeded().text
-    made.write_bytes(b"two\n")
-    # Both in the past, as no output may be older than its input.
-    os.utime(workflow.remote_path("out"), (1_700_000_000, 1_700_000_000))
-    os.utime(made, (1_700_000_005, 1_700_000_005))
-    workflow.run(*only_mtime).succeeded()
-    assert workflow.remote_path("out").read_bytes() == b"two\n"
 
 
 def test_files_that_stay_and_files_that_never_come(workflow):
@@ -317,36 +292,6 @@ def test_a_checksum_is_found_however_it_was_written(text):
     assert find_checksum(text.replace("@", wanted), "x.bin", "sha256") == wanted
     assert find_checksum(text.replace("@", wanted), "x.bin", "md5") is None
     assert find_checksum(text.replace("@", "not one"), "x.bin", "sha256") is None
-
-
-def test_parsing_a_snakefile_needs_neither_lftp_nor_ssh_nor_paramiko(workflow):
-    workflow.write(
-        """
-        rule one:
-            input: storage("ftps://127.0.0.1:9/in/{s}.txt")
-            output: storage("@URL@/out/{s}.txt")
-            shell: "cp {input} {output}"
-        """
-    )
-    code = (
-        "import sys; sys.modules['paramiko'] = None\n"
-        "from snakemake.cli import main; main(['--list-rules', '--cores', '1'])"
-    )
-    tools = workflow.path("bin")
-    tools.mkdir()
-    for name in ("sh", "bash", "which"):
-        (tools / name).symlink_to(shutil.which(name))
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=workflow.directory,
-        env={**os.environ, **workflow.env, "PATH": str(tools)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "one" in done.stdout + done.stderr
 
 
 def test_the_page_for_users_of_erda_leads_from_a_share_link_to_a_run(miglike, tmp_path):

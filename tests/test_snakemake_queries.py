@@ -20,7 +20,10 @@ from snakemake_storage_plugin_pyremotedata import (
     StorageProviderSettings,
 )
 from snakemake_storage_plugin_pyremotedata import query as queries
-from snakemake_storage_plugin_pyremotedata.settings import connection_settings
+from snakemake_storage_plugin_pyremotedata.settings import (
+    connection_settings,
+    requests_per_second,
+)
 
 from pyremotedata_core import ConfigurationError
 
@@ -158,9 +161,17 @@ def test_settings_mean_what_the_cores_mean(monkeypatch):
     assert got.bandwidth == 2**20
 
 
-def test_a_wrong_setting_is_named():
-    with pytest.raises(ConfigurationError, match=r"connections is not valid: 'many'"):
-        connection_settings(StorageProviderSettings(connections="many"))
+@pytest.mark.parametrize(
+    ("read", "wrong"),
+    [
+        (connection_settings, {"connections": "many"}),
+        *((requests_per_second, {"max_requests_per_second": limit}) for limit in ("x", "0", "nan")),
+    ],
+)
+def test_a_wrong_setting_is_named(read, wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(ConfigurationError, match=f"{name} is not valid: '{value}'"):
+        read(StorageProviderSettings(**wrong))
 
 
 def test_no_setting_is_a_secret():

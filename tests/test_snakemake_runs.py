@@ -152,21 +152,6 @@ def test_files_with_directories_of_their_own_are_asked_for_once_each(counted):
     assert kinds.get("stat", 0) + kinds.get("lstat", 0) + kinds.get("opendir", 0) <= 22, kinds
 
 
-def test_outputs_in_directories_that_do_not_exist_yet_cost_few_questions(counted):
-    counted.write(
-        """
-        rule all:
-            input: storage(expand("@URL@/out/{n}/{k}", n=range(40), k=["a", "b"]))
-        rule one:
-            output: storage("@URL@/out/{n}/a"), storage("@URL@/out/{n}/b")
-            shell: "touch {output}"
-        """
-    )
-    counted.run("-n").succeeded()
-    # Some 5, and one in each second that it takes.
-    assert counted.server.requests() <= 20, counted.server.request_kinds()
-
-
 def test_questions_do_not_grow_with_the_rounds_of_scheduling(counted):
     for n in range(30):
         counted.make_remote(f"in/{n}", b"x" * n)
@@ -273,45 +258,6 @@ def test_a_registered_provider_takes_its_settings_from_the_snakefile(workflow):
     assert workflow.remote_path("out.txt").read_bytes() == b"hello\n"
 
 
-def test_settings_come_from_the_command_line(workflow):
-    workflow.make_remote("in.txt", b"hello\n")
-    workflow.env.clear()
-    workflow.write(
-        """
-        rule copy:
-            input: storage.pyremotedata("@URL@/in.txt")
-            output: storage.pyremotedata("@URL@/out.txt")
-            shell: "cp {input} {output}"
-        """
-    )
-    workflow.run("--storage-pyremotedata-ssh-config", str(workflow.server.ssh_config)).succeeded()
-    assert workflow.remote_path("out.txt").read_bytes() == b"hello\n"
-
-
-def test_a_default_storage_provider_holds_the_files_of_the_workflow(workflow):
-    workflow.make_remote("in/a.txt", b"a\n")
-    workflow.write(
-        """
-        rule all:
-            input: "out/a.2"
-        rule one:
-            input: "in/{s}.txt"
-            output: "out/{s}.1"
-            log: "logs/{s}.log"
-            shell: "cat {input} {input} > {output} 2> {log}"
-        rule two:
-            input: "out/{s}.1"
-            output: directory("out/{s}.2")
-            shell: "mkdir {output}; cp {input} {output}/x"
-        """
-    )
-    workflow.run(*workflow.default_storage()).succeeded()
-    assert workflow.remote_path("out/a.1").read_bytes() == b"a\na\n"
-    assert workflow.remote_path("out/a.2/x").read_bytes() == b"a\na\n"
-    assert workflow.remote_path("logs/a.log").exists()
-    assert "Nothing to be done" in workflow.run(*workflow.default_storage()).succeeded().text
-
-
 def test_our_own_scheme_names_the_provider(workflow):
     workflow.make_remote("in.txt", b"hello\n")
     workflow.write(
@@ -361,24 +307,6 @@ def test_touch_renews_remote_outputs(workflow):
     assert old.read_bytes() == b"kept\n"
     assert old.stat().st_mtime > 2_000_000
     assert "Nothing to be done" in workflow.run().succeeded().text
-
-
-def test_remote_outputs_are_deleted_and_remote_inputs_are_not(workflow):
-    workflow.make_remote("in.txt", b"in\n")
-    workflow.write(
-        """
-        rule copy:
-            input: storage("@URL@/in.txt")
-            output: storage("@URL@/out.txt"), storage("@URL@/out")
-            shell: "cp {input} {output[0]}; mkdir {output[1]}; cp {input} {output[1]}/x"
-        """
-    )
-    workflow.run().succeeded()
-    assert workflow.remote_path("out/x").exists()
-    workflow.run("--delete-all-output").succeeded()
-    assert not workflow.remote_path("out.txt").exists()
-    assert not workflow.remote_path("out").exists()
-    assert workflow.remote_path("in.txt").read_bytes() == b"in\n"
 
 
 def test_a_remote_directory_given_for_a_file_output_is_not_deleted(workflow):
