@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 import io
 import os
-import random
 
 import fsspec
 import pytest
@@ -15,13 +13,12 @@ from fsspec.callbacks import Callback
 from pyremotedata_core import (
     AuthenticationFailed,
     ConfigurationError,
-    RemoteChanged,
     RemoteFileNotFound,
 )
-from pyremotedata_core.stream import BLOCK_BYTES, LFTP_BLOCK_BYTES
+from pyremotedata_core.stream import BLOCK_BYTES
 
 from .filesystems import Heard, reach
-from .sites import needs_lftp, tree
+from .sites import tree
 from .waiting import wait_until
 
 MTIME = 1_234_567_890
@@ -67,19 +64,6 @@ def test_many_files_are_read_at_once(sshd, fs, place):
     assert fs.cat(list(data)) == fs.cat(place, recursive=True, on_error="omit") == data
 
 
-def test_an_open_file_reads_and_seeks_as_a_local_one(make, fs):
-    path = make("a", os.urandom(20 * BLOCK_BYTES + 3))
-    chance = random.Random(11)
-    with fs.open(str(path)) as file, path.open("rb") as local:
-        assert file.size == path.stat().st_size
-        for _ in range(40):
-            offset = chance.randrange(21 * BLOCK_BYTES)
-            size = chance.choice((0, 1, 512, 4096, 2 * BLOCK_BYTES))
-            assert file.seek(offset) == local.seek(offset)
-            assert file.read(size) == local.read(size)
-    assert file.closed
-
-
 def test_lines_and_text_are_read_as_from_a_local_file(make, fs):
     text = "".join(f"{number},ø\r\n" for number in range(200_000))
     path = make("a.csv", text.encode())
@@ -89,24 +73,6 @@ def test_lines_and_text_are_read_as_from_a_local_file(make, fs):
     assert fs.read_block(str(path), 10, 100, b"\n") in text.encode()
     assert fs.head(str(path), 7) == text.encode()[:7]
     assert fs.tail(str(path), 7) == text.encode()[-7:]
-
-
-def test_compressed_files_are_read(make, fs):
-    path = make("a.gz", gzip.compress(b"plain" * 1000))
-    with fs.open(str(path), "rt", compression="infer") as file:
-        assert file.read() == "plain" * 1000
-
-
-def test_a_file_that_changes_while_it_is_open_is_an_error(make, fs):
-    path = make("a", os.urandom(30 * BLOCK_BYTES), mtime=MTIME)
-    with fs.open(str(path)) as file:
-        assert len(file.read(10)) == 10
-        path.write_bytes(os.urandom(30 * BLOCK_BYTES))
-        file.seek(25 * BLOCK_BYTES)
-        with pytest.raises(RemoteChanged):
-            file.read(10)
-    with fs.open(str(path)) as file:
-        assert file.read() == path.read_bytes()
 
 
 def test_a_directory_is_no_file(fs, place):
@@ -187,16 +153,3 @@ def test_a_new_password_reaches_an_instance_that_fsspec_has_kept(chroot_sshd):
     with pytest.raises(AuthenticationFailed):
         log_in("wrong").ls("/")
     assert log_in(chroot_sshd.password).ls("/")
-
-
-@needs_lftp
-def test_parts_of_files_come_through_lftp_too(sshd, place):
-    data = os.urandom(3 * LFTP_BLOCK_BYTES)
-    path = f"{place}/parts.bin"
-    with open(path, "wb") as file:
-        file.write(data)
-    fs = reach(sshd, transport="lftp")
-    assert fs.cat_file(path, 10, 2 * LFTP_BLOCK_BYTES + 5) == data[10 : 2 * LFTP_BLOCK_BYTES + 5]
-    with fs.open(path) as file:
-        file.seek(-7, os.SEEK_END)
-        assert file.read() == data[-7:]

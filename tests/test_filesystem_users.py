@@ -21,10 +21,10 @@ from pyremotedata_core.stager import lending
 from pyremotedata_core.stream import BLOCK_BYTES
 
 from .forks import in_a_fork
+from .sites import WAIT_S
 from .test_readme import archive, block, run  # noqa: F401
 
 CANARY = "canary-5a1f"
-WAIT_S = 60
 
 
 @pytest.fixture
@@ -261,21 +261,8 @@ def test_the_readmes_example_moves_a_table(archive):  # noqa: F811
     assert (archive / "results/table.csv").read_bytes() == table(1000)
 
 
-@pytest.fixture(scope="module")
-def client():
-    import distributed
-
-    with (
-        distributed.LocalCluster(
-            n_workers=2, threads_per_worker=2, processes=True, dashboard_address=":0"
-        ) as cluster,
-        distributed.Client(cluster) as client,
-    ):
-        yield client
-
-
 @pytest.fixture
-def dataframe(client):
+def dataframe(two_workers):
     import dask.dataframe
 
     return dask.dataframe
@@ -311,15 +298,6 @@ def test_dask_writes_tables_that_are_seen_at_once(dataframe, options, there, url
     pandas.testing.assert_frame_equal(back, frame, check_dtype=False)
     parts.to_parquet(f"{url}/p", overwrite=True, storage_options=options)
     assert len(dataframe.read_parquet(f"{url}/p", storage_options=options)) == 10_000
-
-
-def test_an_error_in_a_worker_is_the_cores(client, options, url):
-    def read():
-        with fsspec.open(f"{url}/none", **options) as file:
-            return file.read()
-
-    with pytest.raises(RemoteFileNotFound):
-        client.submit(read, pure=False).result(WAIT_S)
 
 
 def test_the_graph_holds_no_secret(dataframe, options, there, url, monkeypatch):
