@@ -94,20 +94,6 @@ def test_where_nobody_may_rename_each_file_says_so_and_none_stays(sshd_factory, 
     assert tree(server.root / "t") == {"sub": None}
 
 
-def test_what_the_server_does_not_remove_goes_with_a_later_login(small):
-    here, _ = small
-    with ScriptedSshd("relay", {"refuse": ["rename", "remove"]}) as server:
-        with TransferEngine(server.settings()) as engine:
-            result = engine.store_tree(here, server.url("t")).result(WAIT_S)
-        assert (result.files, len(result.failed)) == (0, 60)
-        assert temporaries(server.root)
-        server.refuse()
-        with TransferEngine(server.settings()) as engine:
-            engine.stat(server.url()).result(WAIT_S)
-            wait_until(lambda: not temporaries(server.root))
-        assert tree(server.root / "t") == {"sub": None}
-
-
 def test_what_uploads_have_left_is_gone_when_another_one_has_ended(relay_factory, tmp_path):
     """Also if there was no time for all of it in the run between."""
     here = tmp_path / "t"
@@ -140,28 +126,34 @@ def test_where_a_server_is_not_as_is_usual_each_file_goes_alone(small, tmp_path,
     assert (tmp_path / "mark").exists() == ("spoil" in unusual)
 
 
-def test_an_upload_of_small_files_that_is_given_up_leaves_whole_ones(
-    sshd_factory, relay_factory, tmp_path
+@pytest.mark.parametrize("way", ["fetch", "store"])
+def test_small_files_of_a_tree_that_is_given_up_are_whole_or_absent(
+    sshd_factory, relay_factory, tmp_path, way
 ):
-    here = tmp_path / "t"
-    here.mkdir()
-    for number in range(400):
-        (here / f"{number}").write_bytes(os.urandom(20_000 + number))
-    wanted = tree(here)
     server = sshd_factory()
+    source, target = server.root / "from", tmp_path / "to"
+    if way == "store":
+        source, target = tmp_path / "from", server.root / "to"
+    for place in (source, target):
+        place.mkdir()
+    for number in range(400):
+        (source / f"{number}").write_bytes(os.urandom(20_000 + number))
+    wanted = tree(source)
     relay = relay_factory(server.port, one_way_ms=10, rate=4e6)
     with TransferEngine(server.settings()) as engine:
         for enough in (1, 60, 200):
             moved: list[int] = []
-            future = engine.store_tree(
-                here,
-                relay.url(server.url(f"{enough}")),
-                on_progress=lambda _, n, m=moved: m.append(n),
-            )
+            if way == "fetch":
+                move = engine.fetch_tree
+                ends = relay.url(server.url("from")), target / f"{enough}"
+            else:
+                move = engine.store_tree
+                ends = source, relay.url(server.url(f"to/{enough}"))
+            future = move(*ends, on_progress=lambda _, n, m=moved: m.append(n))
             wait_until(lambda moved=moved, enough=enough: sum(moved) >= enough)
             future.cancel()
             assert engine.wait_cancelled(30)
-            found = tree(server.root / f"{enough}")
+            found = tree(target / f"{enough}")
             assert found == {name: wanted[name] for name in found}
             assert 0 < len(found) < len(wanted)
 

@@ -45,14 +45,6 @@ def test_get_and_put_place_files_as_cp_does(
     assert tree(there / "up") == made
 
 
-def test_get_into_an_existing_directory_needs_no_slash(run, url, make, here):
-    make("a", b"1")
-    make("sub/b", b"2")
-    (here / "d").mkdir()
-    run("get", url("a"), url("sub"), "d")
-    assert tree(here) == {"d": None, "d/a": b"1", "d/sub": None, "d/sub/b": b"2"}
-
-
 def test_a_file_where_a_directory_is_needed_is_named(run, url, make, here):
     make("a", b"1")
     make("tree/sub/b", b"2")

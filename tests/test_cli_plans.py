@@ -182,7 +182,7 @@ def test_a_missing_file_may_be_removed_by_force(run, url, make, there):
     assert tree(there) == {}
 
 
-@pytest.mark.parametrize("path", ["", ".", "./", "a/..", "..", "a/../../"])
+@pytest.mark.parametrize("path", ["", "a/.."])
 def test_rm_of_plain_paths_does_not_take_the_configured_directory(
     run, make, there, sshd, remote_directory, path
 ):

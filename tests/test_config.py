@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,6 @@ from pyremotedata_core import (
     Secret,
     TransferEngine,
     remove_config,
-    shared_engine,
     ssh,
 )
 from pyremotedata_core.config import VARIABLES, config_path, parse_bytes
@@ -242,10 +240,6 @@ def test_relative_local_files_are_those_of_the_caller(monkeypatch, tmp_path):
     assert settings.to_plain()["ssh_config"] == str(tmp_path / "conf")
 
 
-def test_no_file_that_is_set_stays_none():
-    assert ConnectionSettings.from_plain(ConnectionSettings().to_plain()) == ConnectionSettings()
-
-
 def test_paths_may_be_objects(tmp_path, sshd):
     settings = ConnectionSettings(cache_dir=tmp_path, ssh_config=Path(sshd.ssh_config))
     with TransferEngine(settings) as engine:
@@ -285,14 +279,6 @@ def test_a_pickle_holds_no_secret():
         with pytest.raises(TypeError):
             pickle.dumps(Secret(CANARY), protocol)
     assert copy.copy(settings) == settings
-
-
-def test_another_password_is_another_shared_engine():
-    first = shared_engine(ConnectionSettings(password=Secret("one")))
-    second = shared_engine(ConnectionSettings(password=Secret("two")))
-    assert first is not second
-    assert shared_engine(ConnectionSettings(password=Secret("one"))) is first
-    assert os.environ.get("PYREMOTEDATA_PASSWORD") is None
 
 
 @pytest.mark.parametrize("secret", ["password", "one_time_code"])

@@ -28,16 +28,26 @@ from .miglike_server import WRONG_SECRETS
 from .page import told
 from .sites import WAIT_S, needs_lftp
 
+THROUGH = pytest.mark.parametrize(
+    "through",
+    [
+        {"carrier": "openssh"},
+        {"carrier": "paramiko"},
+        pytest.param({"transport": "lftp"}, marks=needs_lftp),
+    ],
+    ids=str,
+)
 LISTING = "import sys; from pyremotedata_core import Remote; print(*Remote(sys.argv[2]).ls())"
 
 # --- the wrong key, the wrong password ----------------------------------------------------------
 
 
-def test_a_wrong_key_is_tried_once(carrier, sshd_factory, tmp_path):
+@THROUGH
+def test_a_wrong_key_is_tried_once(through, sshd_factory, tmp_path):
     server = sshd_factory()
     new_key(tmp_path / "key")
     config = changed(server, tmp_path / "config", (str(server.key), str(tmp_path / "key")))
-    error = attempt(server.url(), server.settings(carrier=carrier, ssh_config=config), times=10)
+    error = attempt(server.url(), server.settings(ssh_config=config, **through), times=10)
     assert type(error) is AuthenticationFailed
     assert not error.retryable
     told(error, "check user name, key")
@@ -72,30 +82,19 @@ def test_a_wrong_password_is_tried_once(carrier, miglike):
     assert said == [f"login {miglike.user} password refused"]
 
 
-def test_a_server_that_locks_us_out_is_left_alone(carrier):
+@THROUGH
+def test_a_server_that_locks_us_out_is_left_alone(through):
     with MigLike() as server:
         for number in range(WRONG_SECRETS):
-            settings = server.password_settings(f"wrong-{number}", carrier=carrier)
+            settings = server.password_settings(f"wrong-{number}", **through)
             assert type(attempt(server.url(), settings)) is AuthenticationFailed
-        error = attempt(server.url(), server.password_settings(carrier=carrier), times=10)
-        if carrier == "openssh":
-            assert type(error) is ConnectionLost
-            told(error, "the server broke off the login")
-        else:  # which knows what was cut off
+        error = attempt(server.url(), server.password_settings(**through), times=10)
+        if through == {"carrier": "paramiko"}:  # which knows what was cut off
             assert type(error) is AuthenticationFailed
             assert "the server ended the login" in str(error)
-        assert server.log_text().count("locked") <= 6  # by two rounds
-
-
-@needs_lftp
-def test_lftp_leaves_a_server_alone_that_locks_us_out():
-    with MigLike() as server:
-        for number in range(WRONG_SECRETS):
-            settings = server.password_settings(f"wrong-{number}", transport="lftp")
-            assert type(attempt(server.url(), settings)) is AuthenticationFailed
-        error = attempt(server.url(), server.password_settings(transport="lftp"), times=10)
-        assert type(error) is ConnectionLost
-        told(error, "the server broke off the login")
+        else:
+            assert type(error) is ConnectionLost
+            told(error, "the server broke off the login")
         assert server.log_text().count("locked") <= 6  # by two rounds
 
 

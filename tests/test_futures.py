@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import os
 import threading
 
-import pytest
-
-from pyremotedata_core import RemoteFileNotFound, TransferEngine, helper, link
+from pyremotedata_core import TransferEngine, helper, link
 
 from .sites import WAIT_S, temporaries, tree
 from .waiting import wait_until
@@ -101,25 +98,6 @@ def test_a_callback_that_raises_harms_nobody(engine, sshd, remote_directory, tmp
     future.add_done_callback(fail)
     assert future.result(WAIT_S).size == 100_000
     assert engine.stat(url).result(WAIT_S).size == 100_000
-
-
-def test_twenty_threads_share_an_engine(engine, sshd, remote_directory, tmp_path):
-    wanted = {f"{n}-{m}": os.urandom(n * m * 50) for n in range(20) for m in range(5)}
-    for name, data in wanted.items():
-        sshd.make(f"{remote_directory}/{name}", data)
-
-    def work(number: int) -> None:
-        for m in range(5):
-            name = f"{number}-{m}"
-            engine.fetch(sshd.url(f"{remote_directory}/{name}"), tmp_path / name).result(WAIT_S)
-            engine.store(tmp_path / name, sshd.url(f"{remote_directory}/up/{name}")).result(WAIT_S)
-            with pytest.raises(RemoteFileNotFound):
-                engine.stat(sshd.url(f"{remote_directory}/none")).result(WAIT_S)
-
-    with concurrent.futures.ThreadPoolExecutor(20) as pool:
-        list(pool.map(work, range(20)))
-    assert tree(tmp_path) == wanted
-    assert tree(sshd.root / remote_directory / "up") == wanted
 
 
 def test_the_engine_outlives_the_thread_that_made_it(sshd):

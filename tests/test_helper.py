@@ -15,7 +15,7 @@ import time
 
 import pytest
 
-from pyremotedata_core import ConnectionLost, TransferEngine, shared_engine
+from pyremotedata_core import ConnectionLost, Secret, TransferEngine, shared_engine
 from pyremotedata_core.loop import Loop
 from workflows.embedded_sshd import descendants
 
@@ -413,6 +413,7 @@ def test_equal_settings_share_an_engine_until_it_is_closed(sshd):
     engine = shared_engine(sshd.settings())
     assert shared_engine(sshd.settings()) is engine
     assert shared_engine(sshd.settings(timeout_s=7.0)) is not engine
+    assert shared_engine(sshd.settings(password=Secret("one"))) is not engine
     engine.close()
     assert shared_engine(sshd.settings()) is not engine
 

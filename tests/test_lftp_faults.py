@@ -13,7 +13,6 @@ import time
 import pytest
 
 from pyremotedata_core import (
-    AuthenticationFailed,
     ConfigurationError,
     ConnectionLost,
     ConnectionSettings,
@@ -39,7 +38,7 @@ from .lftp_sessions import (
     store,
     through,
 )
-from .logins import changed, new_key
+from .logins import changed
 from .page import told
 from .processes import alive, commands
 from .servers import ScriptedSshd
@@ -155,16 +154,6 @@ def test_a_server_that_breaks_the_protocol_ends_the_transfer(lie, tmp_path):
 
 
 # --- logins that fail ---------------------------------------------------------------------------
-
-
-def test_a_wrong_key_is_refused_after_one_attempt(sshd_factory, tmp_path):
-    server = sshd_factory()
-    key = new_key(tmp_path / "key")
-    config = changed(server, tmp_path / "config", (str(server.key), str(key)))
-    with pytest.raises(AuthenticationFailed):
-        connected(server, ssh_config=config)
-    assert server.log_text().count("Connection from") == 1
-    assert children() == []
 
 
 def test_an_unknown_host_key_is_refused_with_its_fingerprint(sshd, tmp_path):
