@@ -34,7 +34,7 @@ from .servers import ChrootSshd, ScriptedSshd, Sshd
 from .sites import SITES, SOMETIMES, SOMETIMES_ALWAYS, Site, temporaries
 from .snakemake_bench import bench, bench_with, counting  # noqa: F401 - fixtures
 from .snakemake_workflow import TEMPLATE, chrooted, counted, workflow  # noqa: F401 - fixtures
-from .stager_nodes import cache_dir, processes, small, stager  # noqa: F401 - fixtures
+from .stager_nodes import cache_dir, offer, offer_all, processes, small, stager  # noqa: F401 - fixtures
 
 if find_spec("distributed"):
     from .dask_cluster import (  # noqa: F401 - fixtures

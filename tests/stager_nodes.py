@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -152,3 +153,20 @@ def make_files(sshd, directory: str, names: Iterable[str], size: int = 10_000) -
     for name in names:
         sshd.make(f"{directory}/{name}", os.urandom(size))
     return [sshd.url(f"{directory}/{name}") for name in names]
+
+
+@pytest.fixture
+def offer(make, url):
+    """Make a file on the server; return its URL: ``offer("a", b"content", mtime=1)``."""
+
+    def offer(name: str, data: bytes = b"", **options) -> str:
+        make(name, data, **options)
+        return url(name)
+
+    return offer
+
+
+@pytest.fixture
+def offer_all(sshd, remote_directory):
+    """Make files of some bytes on the server; return their URLs: ``offer_all("abc", size=9)``."""
+    return partial(make_files, sshd, remote_directory)

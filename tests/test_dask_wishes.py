@@ -14,7 +14,7 @@ from pyremotedata_core import ConfigurationError, Lease
 from pyremotedata_core.stager import Stager
 
 from .forks import in_a_fork
-from .stager_nodes import files_in, make_files
+from .stager_nodes import files_in
 from .waiting import PATIENCE_S, wait_until, wait_until_stalled
 
 
@@ -41,8 +41,8 @@ def known(stager: Stager, url: str) -> RemoteFile:
     return RemoteFile(url, stat.size, stat.mtime)
 
 
-def test_a_file_that_a_task_has_open_is_not_staged_again(serve, stager, sshd, remote_directory):
-    a, b = map(RemoteFile, make_files(sshd, remote_directory, "ab"))
+def test_a_file_that_a_task_has_open_is_not_staged_again(serve, stager, offer_all):
+    a, b = map(RemoteFile, offer_all("ab"))
     staging = serve(lambda: stager)
     (lease,) = staging.claim("task", [a])
     counts = stager.counts()
@@ -52,9 +52,7 @@ def test_a_file_that_a_task_has_open_is_not_staged_again(serve, stager, sshd, re
     assert stager.counts().cache_hits == counts.cache_hits
 
 
-def test_files_are_fetched_ahead_once_settings_are_right_again(
-    serve, stager, sshd, remote_directory, cache_dir
-):
+def test_files_are_fetched_ahead_once_settings_are_right_again(serve, stager, offer_all, cache_dir):
     failures = iter(range(QUESTIONS_AT_ONCE))
 
     def make_stager() -> Stager:
@@ -62,7 +60,7 @@ def test_files_are_fetched_ahead_once_settings_are_right_again(
             raise ConfigurationError("not yet")
         return stager
 
-    (url,) = make_files(sshd, remote_directory, "a")
+    (url,) = offer_all("a")
     staging = serve(make_stager)
     staging.want("failing", (0,), [RemoteFile(f"{url}{n}") for n in range(QUESTIONS_AT_ONCE)])
     staging.want("task", (1,), [RemoteFile(url)])
@@ -71,22 +69,20 @@ def test_files_are_fetched_ahead_once_settings_are_right_again(
 
 
 def test_a_file_that_changes_after_it_was_fetched_ahead_is_opened_as_it_is(
-    serve, stager, sshd, remote_directory
+    serve, stager, offer_all, make
 ):
-    (url,) = make_files(sshd, remote_directory, "a")
+    (url,) = offer_all("a")
     staging = serve(lambda: stager)
     staging.want("task", (0,), [RemoteFile(url)])
     wait_until(lambda: staging.counts().files, "the file was fetched ahead")
-    sshd.make(f"{remote_directory}/a", b"new")
+    make("a", b"new")
     stager.stat(url, anew=True).result()  # the answer to the prefetch is out of date
     (lease,) = staging.claim("task", [RemoteFile(url)])
     assert lease.path.read_bytes() == b"new"
 
 
-def test_a_task_opens_anew_what_has_changed_since_it_opened_it(
-    serve, stager, sshd, remote_directory
-):
-    (url,) = make_files(sshd, remote_directory, "a")
+def test_a_task_opens_anew_what_has_changed_since_it_opened_it(serve, stager, offer_all):
+    (url,) = offer_all("a")
     staging = serve(lambda: stager)
     staging.want("task", (0,), [RemoteFile(url)])
     wait_until(lambda: staging.counts().files, "the file was fetched ahead")
@@ -100,8 +96,8 @@ def test_a_task_opens_anew_what_has_changed_since_it_opened_it(
     assert staging.handle_on("task", url, changed).mtime == changed.mtime
 
 
-def test_nothing_is_fetched_ahead_where_no_file_may_be(stager, sshd, remote_directory):
-    (url,) = make_files(sshd, remote_directory, "a")
+def test_nothing_is_fetched_ahead_where_no_file_may_be(stager, offer_all):
+    (url,) = offer_all("a")
     for bounds in ((0, 2**30), (64, 0)):
         staging = WorkerStaging(lambda: stager, *bounds, lambda _opened: None)
         staging.want("task", (0,), [known(stager, url)])
@@ -111,9 +107,9 @@ def test_nothing_is_fetched_ahead_where_no_file_may_be(stager, sshd, remote_dire
 
 
 def test_a_task_that_ends_while_its_file_is_ordered_keeps_nothing(
-    serve, sshd, remote_directory, cache_dir
+    serve, sshd, offer_all, cache_dir
 ):
-    (url,) = make_files(sshd, remote_directory, "a")
+    (url,) = offer_all("a")
 
     class Hasty(Stager):
         def stage(self, *args, **options):

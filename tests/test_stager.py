@@ -39,10 +39,10 @@ from .waiting import PATIENCE_S, wait_until, wait_until_stalled
 # --- one file -----------------------------------------------------------------------------------
 
 
-def test_a_staged_file_is_the_remote_file_under_its_own_name(stager, sshd, remote_directory):
+def test_a_staged_file_is_the_remote_file_under_its_own_name(stager, offer):
     data = os.urandom(300_000)
-    sshd.make(f"{remote_directory}/reads é.fastq.gz", data, mtime=1_600_000_000)
-    with stager.lease(sshd.url(f"{remote_directory}/reads é.fastq.gz")) as lease:
+    url = offer("reads é.fastq.gz", data, mtime=1_600_000_000)
+    with stager.lease(url) as lease:
         assert lease.path.name == "reads é.fastq.gz"
         assert lease.path.read_bytes() == data
         assert lease.path.stat().st_mtime == 1_600_000_000
@@ -51,9 +51,8 @@ def test_a_staged_file_is_the_remote_file_under_its_own_name(stager, sshd, remot
         assert not lease.from_cache
 
 
-def test_a_file_moves_once_and_is_found_from_then_on(stager, cache_dir, sshd, remote_directory):
-    sshd.make(f"{remote_directory}/a", b"12345")
-    url = sshd.url(f"{remote_directory}/a")
+def test_a_file_moves_once_and_is_found_from_then_on(stager, cache_dir, sshd, offer):
+    url = offer("a", b"12345")
     stager.lease(url).release()
     assert stager.lease(url).from_cache
     with Stager(sshd.settings(cache_dir=str(cache_dir))) as another:
@@ -85,28 +84,26 @@ def test_many_tasks_on_one_file_cost_one_question_and_one_transfer(sshd_factory,
         assert server.requests("stat") + server.requests("lstat") == 1
 
 
-def test_a_changed_file_is_another_entry(stager, sshd, remote_directory, monkeypatch):
+def test_a_changed_file_is_another_entry(stager, offer, make, monkeypatch):
     monkeypatch.setattr("pyremotedata_core.stager.stager.STAT_LASTS_S", 0.0)
-    url = sshd.url(f"{remote_directory}/a")
-    sshd.make(f"{remote_directory}/a", b"old", mtime=1_600_000_000)
+    url = offer("a", b"old", mtime=1_600_000_000)
     old = stager.lease(url)
-    sshd.make(f"{remote_directory}/a", b"new", mtime=1_600_000_001)
+    make("a", b"new", mtime=1_600_000_001)
     assert stager.lease(url).path.read_bytes() == b"new"
     assert old.path.read_bytes() == b"old"
 
 
-def test_a_file_that_is_not_what_it_was_known_to_be_is_an_error(stager, sshd, remote_directory):
-    sshd.make(f"{remote_directory}/a", b"12345", mtime=1_600_000_000)
+def test_a_file_that_is_not_what_it_was_known_to_be_is_an_error(stager, offer):
+    url = offer("a", b"12345", mtime=1_600_000_000)
     with pytest.raises(RemoteChanged):
-        stager.lease(sshd.url(f"{remote_directory}/a"), expect=Stat("file", 5, 1_500_000_000))
+        stager.lease(url, expect=Stat("file", 5, 1_500_000_000))
     assert not files_in(Path(stager.settings.cache_dir))
 
 
-def test_a_file_that_changed_since_the_last_look_is_looked_at_anew(stager, sshd, remote_directory):
-    url = sshd.url(f"{remote_directory}/a")
-    sshd.make(f"{remote_directory}/a", b"12345", mtime=1_600_000_000)
+def test_a_file_that_changed_since_the_last_look_is_looked_at_anew(stager, offer, make):
+    url = offer("a", b"12345", mtime=1_600_000_000)
     assert stager.stat(url).result().size == 5
-    sshd.make(f"{remote_directory}/a", b"123456", mtime=1_600_000_001)
+    make("a", b"123456", mtime=1_600_000_001)
     assert stager.lease(url).path.read_bytes() == b"123456"
 
 
@@ -127,17 +124,15 @@ def test_an_answer_that_is_late_does_not_hide_what_was_stored_meanwhile(far, cac
         assert stager.lease(url).path.read_bytes() == b"newer"
 
 
-def test_a_missing_file_is_not_remembered_as_missing(stager, sshd, remote_directory):
-    url = sshd.url(f"{remote_directory}/late")
+def test_a_missing_file_is_not_remembered_as_missing(stager, url, offer):
     with pytest.raises(RemoteFileNotFound, match="late"):
-        stager.lease(url)
-    sshd.make(f"{remote_directory}/late", b"here")
-    assert stager.lease(url).path.read_bytes() == b"here"
+        stager.lease(url("late"))
+    assert stager.lease(offer("late", b"here")).path.read_bytes() == b"here"
 
 
-def test_a_directory_is_refused(stager, sshd, remote_directory):
+def test_a_directory_is_refused(stager, url):
     with pytest.raises(TransferError, match="is a directory"):
-        stager.lease(sshd.url(remote_directory))
+        stager.lease(url())
 
 
 def test_a_failed_transfer_leaves_nothing_and_is_not_remembered(far, cache_dir):
@@ -155,11 +150,8 @@ def test_a_failed_transfer_leaves_nothing_and_is_not_remembered(far, cache_dir):
 
 @pytest.mark.parametrize("leased", [False, True])
 @pytest.mark.parametrize("written", [b"cut", b"ours!!"])
-def test_a_cached_file_that_somebody_has_written_to_is_fetched_anew(
-    stager, sshd, remote_directory, written, leased
-):
-    sshd.make(f"{remote_directory}/a", b"theirs", mtime=1_600_000_000)
-    url = sshd.url(f"{remote_directory}/a")
+def test_a_cached_file_that_somebody_has_written_to_is_fetched_anew(stager, offer, written, leased):
+    url = offer("a", b"theirs", mtime=1_600_000_000)
     lease = stager.lease(url)
     if not leased:
         lease.release()
@@ -170,17 +162,13 @@ def test_a_cached_file_that_somebody_has_written_to_is_fetched_anew(
     assert again.path.read_bytes() == b"theirs"
 
 
-def test_a_file_that_is_called_like_one_of_our_temporary_files_is_staged(
-    stager, sshd, remote_directory
-):
-    name = f"{remote_directory}/{temporary_name()}"
-    sshd.make(name, b"left by an upload")
-    assert stager.lease(sshd.url(name)).path.read_bytes() == b"left by an upload"
+def test_a_file_that_is_called_like_one_of_our_temporary_files_is_staged(stager, offer):
+    url = offer(temporary_name(), b"left by an upload")
+    assert stager.lease(url).path.read_bytes() == b"left by an upload"
 
 
-def test_files_of_two_accounts_are_two_entries(sshd, remote_directory, cache_dir):
-    sshd.make(f"{remote_directory}/a", b"12345")
-    url = sshd.url(f"{remote_directory}/a").replace(f"{sshd.user}@", "")
+def test_files_of_two_accounts_are_two_entries(sshd, offer, cache_dir):
+    url = offer("a", b"12345").replace(f"{sshd.user}@", "")
     mine = sshd.settings(cache_dir=str(cache_dir), username=sshd.user)
     known = Stat("file", 5, 1)
     with Stager(mine) as stager:
@@ -192,17 +180,17 @@ def test_files_of_two_accounts_are_two_entries(sshd, remote_directory, cache_dir
 # --- leases -------------------------------------------------------------------------------------
 
 
-def test_a_lease_never_crosses_a_process_border_by_pickle(stager, sshd, remote_directory):
-    sshd.make(f"{remote_directory}/a", b"1")
+def test_a_lease_never_crosses_a_process_border_by_pickle(stager, offer):
+    url = offer("a", b"1")
     with pytest.raises(TypeError, match="belongs to its process"):
-        pickle.dumps(stager.lease(sshd.url(f"{remote_directory}/a")))
+        pickle.dumps(stager.lease(url))
 
 
-def test_copies_are_writable_and_leave_the_cache_alone(stager, sshd, remote_directory, tmp_path):
-    sshd.make(f"{remote_directory}/a", b"12345", mtime=1_600_000_000)
+def test_copies_are_writable_and_leave_the_cache_alone(stager, offer, tmp_path):
+    url = offer("a", b"12345", mtime=1_600_000_000)
     target = tmp_path / "mine"
     target.write_bytes(b"old")
-    with stager.lease(sshd.url(f"{remote_directory}/a")) as lease:
+    with stager.lease(url) as lease:
         assert stager.copy_out(lease, target) == target
         assert target.stat().st_mtime == 1_600_000_000
         with open(target, "ab") as copy:
@@ -211,27 +199,23 @@ def test_copies_are_writable_and_leave_the_cache_alone(stager, sshd, remote_dire
         assert lease.path.read_bytes() == b"12345"
 
 
-def test_a_copy_that_fails_names_its_path_and_leaves_nothing(
-    stager, sshd, remote_directory, tmp_path
-):
-    sshd.make(f"{remote_directory}/a", b"12345")
+def test_a_copy_that_fails_names_its_path_and_leaves_nothing(stager, offer, tmp_path):
+    url = offer("a", b"12345")
     with (
-        stager.lease(sshd.url(f"{remote_directory}/a")) as lease,
+        stager.lease(url) as lease,
         pytest.raises(TransferError, match="no-such-directory"),
     ):
         stager.copy_out(lease, tmp_path / "no-such-directory" / "a")
 
 
 @pytest.mark.parametrize("cut", [False, True])
-def test_a_copy_is_whole_where_the_kernel_copies_nothing(
-    stager, sshd, remote_directory, tmp_path, monkeypatch, cut
-):
+def test_a_copy_is_whole_where_the_kernel_copies_nothing(stager, offer, tmp_path, monkeypatch, cut):
     """Some network file systems do that, and call it success."""
     data = os.urandom(3_000_000)
-    sshd.make(f"{remote_directory}/a", data)
+    url = offer("a", data)
     target = tmp_path / "mine"
     target.write_bytes(b"old")
-    with stager.lease(sshd.url(f"{remote_directory}/a")) as lease:
+    with stager.lease(url) as lease:
 
         def copy_nothing(*_):
             if cut:
@@ -260,15 +244,15 @@ def test_a_process_has_one_stager_for_the_same_settings(sshd, cache_dir):
 # --- budget and eviction ------------------------------------------------------------------------
 
 
-def test_the_least_recently_used_file_makes_room(small, sshd, remote_directory, cache_dir):
-    a, b, c, d = make_files(sshd, remote_directory, "abcd")
+def test_the_least_recently_used_file_makes_room(small, offer_all, cache_dir):
+    a, b, c, d = offer_all("abcd")
     for url in (a, b, c, a, d):
         small.lease(url).release()
     assert files_in(cache_dir) == {"a", "c", "d"}
 
 
-def test_a_leased_file_is_never_evicted(small, sshd, remote_directory, cache_dir, processes):
-    a, b, c, d, e = make_files(sshd, remote_directory, "abcde")
+def test_a_leased_file_is_never_evicted(small, offer_all, cache_dir, processes):
+    a, b, c, d, e = offer_all("abcde")
     mine = small.lease(a)
     theirs = processes().ask(f"stage {b}")
     for url in (c, d, e, c, d, e):
@@ -278,8 +262,8 @@ def test_a_leased_file_is_never_evicted(small, sshd, remote_directory, cache_dir
     assert mine.path.stat().st_size == Path(theirs["path"]).stat().st_size == 10_000
 
 
-def test_a_killed_process_frees_its_files(small, sshd, remote_directory, cache_dir, processes):
-    a, b, c, d = make_files(sshd, remote_directory, "abcd")
+def test_a_killed_process_frees_its_files(small, offer_all, cache_dir, processes):
+    a, b, c, d = offer_all("abcd")
     process = processes()
     process.ask(f"stage {a}")
     process.kill()
@@ -288,8 +272,8 @@ def test_a_killed_process_frees_its_files(small, sshd, remote_directory, cache_d
     assert files_in(cache_dir) == {"b", "c", "d"}
 
 
-def test_a_lease_that_is_dropped_frees_its_file(small, sshd, remote_directory, cache_dir):
-    a, b, c, d = make_files(sshd, remote_directory, "abcd")
+def test_a_lease_that_is_dropped_frees_its_file(small, offer_all, cache_dir):
+    a, b, c, d = offer_all("abcd")
     lease = small.lease(a)
     del lease
     for url in (b, c, d):
@@ -313,8 +297,8 @@ def test_a_lease_that_is_dropped_in_the_midst_of_another_frees_its_file(tmp_path
     os.close(other)
 
 
-def test_the_budget_holds_over_all_processes(sshd, remote_directory, cache_dir, processes):
-    urls = make_files(sshd, remote_directory, "abcdefghij")
+def test_the_budget_holds_over_all_processes(offer_all, cache_dir, processes):
+    urls = offer_all("abcdefghij")
     crowd = [processes(cache_bytes=40_000) for _ in range(3)]
     for number in range(10):
         for shift, process in enumerate(crowd):
@@ -326,18 +310,18 @@ def test_the_budget_holds_over_all_processes(sshd, remote_directory, cache_dir, 
     assert int((root_of(cache_dir) / "usage").read_text()) == 10_000 * len(files_in(cache_dir))
 
 
-def test_a_file_larger_than_the_budget_is_refused_with_the_remedy(small, sshd, remote_directory):
-    (url,) = make_files(sshd, remote_directory, "a", size=30_001)
+def test_a_file_larger_than_the_budget_is_refused_with_the_remedy(small, offer_all):
+    (url,) = offer_all("a", size=30_001)
     with pytest.raises(LocalStorageFull) as caught:
         small.lease(url)
     told(caught.value, "PYREMOTEDATA_CACHE_BYTES")
 
 
-def test_a_full_cache_waits_for_a_lease_to_end(small, sshd, remote_directory, cache_dir):
-    a, b, c, d = make_files(sshd, remote_directory, "abcd")
+def test_a_full_cache_waits_for_a_lease_to_end(small, offer_all, cache_dir):
+    a, b, c, d = offer_all("abcd")
     leases = [small.lease(url) for url in (a, b, c)]
     waiting = small.stage(d)
-    (e,) = make_files(sshd, remote_directory, "e")
+    (e,) = offer_all("e")
     with pytest.raises(LocalStorageFull, match="files in use"):
         small.stage(e, background=True).result(PATIENCE_S)
     assert not waiting.done()
@@ -386,10 +370,8 @@ def _waits_for_a_lock(path: Path) -> bool:
     return any("->" in line and inode in line for line in lines)
 
 
-def test_the_budget_holds_when_somebody_has_deleted_what_counts_it(
-    small, sshd, remote_directory, cache_dir
-):
-    a, b, c, d, e = make_files(sshd, remote_directory, "abcde")
+def test_the_budget_holds_when_somebody_has_deleted_what_counts_it(small, offer_all, cache_dir):
+    a, b, c, d, e = offer_all("abcde")
     for url in (a, b, c):
         small.lease(url).release()
     (root_of(cache_dir) / "usage").unlink()
@@ -398,10 +380,8 @@ def test_the_budget_holds_when_somebody_has_deleted_what_counts_it(
     assert files_in(cache_dir) == {"c", "d", "e"}
 
 
-def test_files_go_when_somebody_has_deleted_the_place_for_what_goes(
-    small, sshd, remote_directory, cache_dir
-):
-    urls = make_files(sshd, remote_directory, "abcde")
+def test_files_go_when_somebody_has_deleted_the_place_for_what_goes(small, offer_all, cache_dir):
+    urls = offer_all("abcde")
     (small.cache.root / "trash").rmdir()
     for url in urls:
         small.lease(url).release()
@@ -411,21 +391,20 @@ def test_files_go_when_somebody_has_deleted_the_place_for_what_goes(
 
 @pytest.mark.parametrize("what", ["files", "pins", "incoming"])
 def test_a_part_of_the_cache_that_somebody_has_deleted_is_made_anew(
-    small, sshd, remote_directory, cache_dir, what
+    small, offer_all, there, cache_dir, what
 ):
-    a, b = make_files(sshd, remote_directory, "ab")
+    a, b = offer_all("ab")
     small.lease(a).release()
     shutil.rmtree(root_of(cache_dir) / what)
     for url in (a, b):
         with small.lease(url) as lease:
-            assert lease.path.read_bytes() == (sshd.root / remote_directory / url[-1]).read_bytes()
+            assert lease.path.read_bytes() == (there / url[-1]).read_bytes()
 
 
 def test_each_of_many_files_comes_when_a_part_of_the_cache_has_been_deleted(
-    stager, sshd, remote_directory
+    stager, offer_all, there
 ):
-    there = sshd.root / remote_directory
-    urls = make_files(sshd, remote_directory, [f"{n:02}" for n in range(24)], size=100)
+    urls = offer_all([f"{n:02}" for n in range(24)], size=100)
     locks = stager.cache.root / "locks"
     for _ in range(10):
         with open(stager.cache.root / "usage", "rb") as usage:
@@ -440,16 +419,16 @@ def test_each_of_many_files_comes_when_a_part_of_the_cache_has_been_deleted(
         stager.cache.trim(0)
 
 
-def test_who_can_do_without_a_file_is_asked_for_room(small, sshd, remote_directory, cache_dir):
-    a, b, c, d = make_files(sshd, remote_directory, "abcd")
+def test_who_can_do_without_a_file_is_asked_for_room(small, offer_all, cache_dir):
+    a, b, c, d = offer_all("abcd")
     leases = {url: small.lease(url) for url in (a, b, c)}
     small.when_full.add(lambda: leases.pop(b).release() if b in leases else None)
     small.lease(d)
     assert files_in(cache_dir) == {"a", "c", "d"}
 
 
-def test_a_cache_that_stays_full_is_an_error_with_the_remedy(small, sshd, remote_directory):
-    a, b, c, d = make_files(sshd, remote_directory, "abcd")
+def test_a_cache_that_stays_full_is_an_error_with_the_remedy(small, offer_all):
+    a, b, c, d = offer_all("abcd")
     leases = [small.lease(url) for url in (a, b, c)]
     with pytest.raises(LocalStorageFull, match="PYREMOTEDATA_CACHE_BYTES"):
         small.lease(d)
@@ -457,10 +436,10 @@ def test_a_cache_that_stays_full_is_an_error_with_the_remedy(small, sshd, remote
 
 
 def test_a_full_disk_is_an_error_with_the_remedy_and_old_files_make_room(
-    sshd, remote_directory, small_disk
+    sshd, offer_all, small_disk
 ):
-    a, b, c = make_files(sshd, remote_directory, "abc", size=3_000_000)
-    (large,) = make_files(sshd, remote_directory, "d", size=10_000_000)
+    a, b, c = offer_all("abc", size=3_000_000)
+    (large,) = offer_all("d", size=10_000_000)
     with Stager(sshd.settings(cache_dir=str(small_disk), timeout_s=2.0)) as stager:
         stager.lease(a).release()
         leases = [stager.lease(url) for url in (b, c)]
@@ -474,18 +453,17 @@ def test_a_full_disk_is_an_error_with_the_remedy_and_old_files_make_room(
 
 
 def test_old_files_make_room_where_the_disk_takes_no_further_file(
-    sshd, remote_directory, mount_disk, tmp_path
+    sshd, offer_all, there, mount_disk, tmp_path
 ):
-    there = sshd.root / remote_directory
     disk = mount_disk(tmp_path / "disk", "8m,nr_inodes=32")
-    urls = make_files(sshd, remote_directory, "abcdefghijklmnop", size=1000)
+    urls = offer_all("abcdefghijklmnop", size=1000)
     with Stager(sshd.settings(cache_dir=str(disk))) as stager:
         for url in urls:
             with stager.lease(url) as lease:
                 assert lease.path.read_bytes() == (there / url[-1]).read_bytes()
         assert files_in(disk) < {*"abcdefghijklmnop"}
         # One that is larger than all of them, and needs none of their bytes.
-        [large] = make_files(sshd, remote_directory, ["large"], size=1_000_000)
+        [large] = offer_all(["large"], size=1_000_000)
         while os.statvfs(disk).f_favail:
             (disk / secrets.token_hex(8)).touch()
         with stager.lease(large) as lease:
@@ -497,9 +475,9 @@ def test_old_files_make_room_where_the_disk_takes_no_further_file(
 
 
 def test_half_of_a_disk_that_is_smaller_than_the_budget_is_left_to_others(
-    sshd, remote_directory, small_disk
+    sshd, offer_all, small_disk
 ):
-    urls = make_files(sshd, remote_directory, "abcd", size=1_500_000)
+    urls = offer_all("abcd", size=1_500_000)
     with Stager(sshd.settings(cache_dir=str(small_disk))) as stager:
         for url in urls:
             stager.lease(url).release()
@@ -508,7 +486,7 @@ def test_half_of_a_disk_that_is_smaller_than_the_budget_is_left_to_others(
         assert files_in(small_disk) == {*"abcd"}, "more of it, for files that are in use"
         del leases
     with Stager(sshd.settings(cache_dir=str(small_disk), cache_bytes=6_500_000)) as stager:
-        stager.lease(*make_files(sshd, remote_directory, "e", size=500_000)).release()
+        stager.lease(*offer_all("e", size=500_000)).release()
         assert files_in(small_disk) == {*"abcde"}, "a budget that the disk has room for is kept"
 
 
@@ -524,8 +502,8 @@ def test_the_place_is_the_nodes_and_not_the_jobs(monkeypatch, tmp_path):
     assert stat.S_IMODE(root.stat().st_mode) == 0o700
 
 
-def test_the_place_is_private(stager, sshd, remote_directory, cache_dir):
-    (url,) = make_files(sshd, remote_directory, "a")
+def test_the_place_is_private(stager, offer_all, cache_dir):
+    (url,) = offer_all("a")
     lease = stager.lease(url)
     assert stat.S_IMODE(root_of(cache_dir).stat().st_mode) == 0o700
     assert root_of(cache_dir) in lease.path.parents
@@ -597,10 +575,8 @@ def test_threads_and_processes_that_all_want_many_files_move_each_once(
 
 
 @pytest.mark.parametrize("above", [False, True])
-def test_a_stager_goes_on_when_somebody_has_deleted_the_cache(
-    stager, sshd, remote_directory, cache_dir, above
-):
-    a, b = make_files(sshd, remote_directory, "ab")
+def test_a_stager_goes_on_when_somebody_has_deleted_the_cache(stager, offer_all, cache_dir, above):
+    a, b = offer_all("ab")
     lease = stager.lease(a)
     shutil.rmtree(cache_dir if above else root_of(cache_dir))
     assert stager.lease(a).path.stat().st_size == 10_000

@@ -15,12 +15,12 @@ from pyremotedata_core import (
 from pyremotedata_core.stager import Stager, daemons
 
 from .forks import in_a_fork
-from .stager_nodes import files_in, make_files, root_of
+from .stager_nodes import files_in, root_of
 from .waiting import PATIENCE_S, wait_until, wait_until_stalled
 
 
-def test_a_forked_child_stages_with_a_stager_of_its_own(stager, sshd, remote_directory):
-    a, b = make_files(sshd, remote_directory, "ab")
+def test_a_forked_child_stages_with_a_stager_of_its_own(stager, offer_all):
+    a, b = offer_all("ab")
     stager.lease(a).release()
 
     def work() -> None:
@@ -137,9 +137,9 @@ def test_a_forked_child_does_not_keep_what_was_on_its_way(far, cache_dir):
 
 
 def test_a_child_that_is_forked_while_the_cache_looks_around_blocks_nobody(
-    small, sshd, remote_directory, monkeypatch
+    small, offer_all, monkeypatch
 ):
-    (url,) = make_files(sshd, remote_directory, "a")
+    (url,) = offer_all("a")
     small.lease(url).release()
     ((_, key),) = small.cache.keys_by_use()
     children = []
@@ -162,10 +162,8 @@ def test_a_child_that_is_forked_while_the_cache_looks_around_blocks_nobody(
         os.waitpid(children[0], 0)
 
 
-def test_a_forked_child_keeps_the_files_that_its_parent_leased(
-    small, sshd, remote_directory, cache_dir
-):
-    a, b, c, d = make_files(sshd, remote_directory, "abcd")
+def test_a_forked_child_keeps_the_files_that_its_parent_leased(small, offer_all, cache_dir):
+    a, b, c, d = offer_all("abcd")
     lease = small.lease(a)
     go_on, tell = os.pipe()
     pid = os.fork()

@@ -101,9 +101,9 @@ def records(place: Path) -> list[Path]:
 
 
 def test_killed_at_any_moment_a_process_leaves_a_sound_cache(
-    sshd, remote_directory, cache_dir, processes
+    sshd, offer_all, there, cache_dir, processes
 ):
-    urls = make_files(sshd, remote_directory, "abcdefghijklmnopqrstuvwxyz")
+    urls = offer_all("abcdefghijklmnopqrstuvwxyz")
     sizes = {}
     for number in range(12):
         process = processes(cache_bytes=100_000)
@@ -117,7 +117,7 @@ def test_killed_at_any_moment_a_process_leaves_a_sound_cache(
         for url in urls:
             with stager.lease(url) as lease:
                 sizes[lease.path.name] = lease.path.read_bytes()
-                original = sshd.root / remote_directory / lease.path.name
+                original = there / lease.path.name
                 assert lease.path.read_bytes() == original.read_bytes()
     assert not left_over(cache_dir)
     assert len(files_in(cache_dir)) <= 10
@@ -126,10 +126,10 @@ def test_killed_at_any_moment_a_process_leaves_a_sound_cache(
 
 @pytest.mark.parametrize("hours", [0, 1])
 def test_what_came_just_before_the_machine_was_started_anew_is_fetched_anew(
-    sshd, remote_directory, cache_dir, hours
+    sshd, offer_all, cache_dir, hours
 ):
     """A power cut leaves zeros where the kernel has not written, in a file of the right size."""
-    (url,) = make_files(sshd, remote_directory, "a")
+    (url,) = offer_all("a")
     settings = sshd.settings(cache_dir=str(cache_dir))
     with Stager(settings) as stager:
         stager.lease(url).release()
@@ -162,10 +162,8 @@ def test_a_holder_that_shows_no_life_is_named(far, cache_dir, processes):
         assert stager.lease(url).from_cache
 
 
-def test_what_a_stopped_process_keeps_locked_is_an_error_that_names_it(
-    sshd, remote_directory, cache_dir
-):
-    urls = make_files(sshd, remote_directory, "abcdefgh")
+def test_what_a_stopped_process_keeps_locked_is_an_error_that_names_it(sshd, offer_all, cache_dir):
+    urls = offer_all("abcdefgh")
     settings = sshd.settings(cache_dir=str(cache_dir), timeout_s=1.0)
     with Stager(settings) as stager, open(stager.cache.root / "usage", "r+") as usage:
         fcntl.flock(usage, fcntl.LOCK_EX)
@@ -187,9 +185,9 @@ def exchange(one, other):
 
 
 def test_who_waits_for_another_process_hears_of_a_cache_that_is_no_more(
-    sshd, remote_directory, cache_dir, tmp_path
+    sshd, offer_all, cache_dir, tmp_path
 ):
-    (url,) = make_files(sshd, remote_directory, "a")
+    (url,) = offer_all("a")
     with Stager(sshd.settings(cache_dir=str(cache_dir), timeout_s=2.0)) as stager:
         key = stager.remember(RemoteURL.parse(url), stager.stat(url).result(PATIENCE_S))
         with open(stager.cache.root / "locks" / key, "w") as lock:
@@ -247,14 +245,13 @@ def test_closing_ends_what_is_under_way(far, cache_dir):
 
 
 def test_files_that_do_not_fit_on_the_disk_at_once_come_one_after_another(
-    sshd, remote_directory, relay_factory, small_disk
+    sshd, offer, relay_factory, small_disk
 ):
     relay = relay_factory(sshd.port, one_way_ms=20)
     contents = [os.urandom(5_000_000) for _ in range(3)]
     urls = []
     for number, content in enumerate(contents):
-        sshd.make(f"{remote_directory}/{number}", content)
-        urls.append(relay.url(sshd.url(f"{remote_directory}/{number}")))
+        urls.append(relay.url(offer(f"{number}", content)))
 
     def read(url):
         with stager.lease(url) as lease:
@@ -311,89 +308,85 @@ def test_a_draft_becomes_the_remote_file_and_an_entry_of_the_cache(sshd_factory,
 
 
 def test_a_draft_that_replaces_one_of_its_size_and_second_is_another_entry(
-    stager, sshd, remote_directory, tmp_path
+    stager, sshd, url, tmp_path
 ):
-    url = sshd.url(f"{remote_directory}/state")
+    state = url("state")
     stats = []
     for content in (b"one", b"two", b"two", b"six"):
-        draft = stager.draft(url)
+        draft = stager.draft(state)
         draft.path.write_bytes(content)
         os.utime(draft.path, (12345, 12345))
         stats.append(draft.deliver())
-        with stager.lease(url, expect=stats[-1]) as lease:
+        with stager.lease(state, expect=stats[-1]) as lease:
             assert lease.path.read_bytes() == content
     assert [stat.mtime for stat in stats] == [12345, 12346, 12347, 12348]
     # Another node's cache has only what it has read.
     with Stager(sshd.settings(cache_dir=str(tmp_path / "node"))) as elsewhere:
-        draft = elsewhere.draft(url)
+        draft = elsewhere.draft(state)
         draft.path.write_bytes(b"new")
         os.utime(draft.path, (12345, 12345))
         written = draft.deliver()
-    with stager.lease(url, expect=written) as lease:
+    with stager.lease(state, expect=written) as lease:
         assert lease.path.read_bytes() == b"new"
 
 
 def test_drafts_of_one_file_that_are_delivered_at_once_are_entries_of_their_own(
-    sshd, remote_directory, relay_factory, cache_dir
+    sshd, url, there, relay_factory, cache_dir
 ):
     # So far away that each looks for a file there before another one's has arrived.
     relay = relay_factory(sshd.port, one_way_ms=50)
-    url = relay.url(sshd.url(f"{remote_directory}/state"))
+    state = relay.url(url("state"))
     with (
         Stager(sshd.settings(cache_dir=str(cache_dir))) as stager,
         ThreadPoolExecutor(4) as threads,
     ):
-        drafts = [stager.draft(url) for _ in range(4)]
+        drafts = [stager.draft(state) for _ in range(4)]
         for number, draft in enumerate(drafts):
             draft.path.write_text(f"{number}")
             os.utime(draft.path, (12345, 12345))
         stats = list(threads.map(Draft.deliver, drafts))
         assert {stat.mtime for stat in stats} == {12345, 12346, 12347, 12348}
         for number, stat in enumerate(stats):
-            with contextlib.suppress(RemoteChanged), stager.lease(url, expect=stat) as lease:
+            with contextlib.suppress(RemoteChanged), stager.lease(state, expect=stat) as lease:
                 assert lease.path.read_text() == f"{number}"
-        there = sshd.root / remote_directory / "state"
-        assert stats[int(there.read_text())].mtime == int(there.stat().st_mtime)
+        last = there / "state"
+        assert stats[int(last.read_text())].mtime == int(last.stat().st_mtime)
     assert not left_over(cache_dir)
 
 
-def test_a_draft_in_place_of_one_that_is_gone_is_another_entry(stager, sshd, remote_directory):
-    url = sshd.url(f"{remote_directory}/state")
+def test_a_draft_in_place_of_one_that_is_gone_is_another_entry(stager, url, there):
+    state = url("state")
     for content in (b"one", b"two"):
-        draft = stager.draft(url)
+        draft = stager.draft(state)
         draft.path.write_bytes(content)
         os.utime(draft.path, (12345, 12345))
-        with stager.lease(url, expect=draft.deliver()) as lease:
+        with stager.lease(state, expect=draft.deliver()) as lease:
             assert lease.path.read_bytes() == content
-        (sshd.root / remote_directory / "state").unlink()
+        (there / "state").unlink()
 
 
-def test_a_draft_that_is_discarded_or_empty_handed_leaves_nothing(
-    stager, sshd, remote_directory, cache_dir
-):
-    url = sshd.url(f"{remote_directory}/out")
-    draft = stager.draft(url)
+def test_a_draft_that_is_discarded_or_empty_handed_leaves_nothing(stager, url, there, cache_dir):
+    out = url("out")
+    draft = stager.draft(out)
     draft.path.write_bytes(b"half")
     draft.discard()
     with pytest.raises(TransferError, match="nothing has been written"):
-        stager.draft(url).deliver()
-    draft = stager.draft(url)
+        stager.draft(out).deliver()
+    draft = stager.draft(out)
     draft.path.mkdir()
     with pytest.raises(TransferError, match="one file, not a directory"):
         draft.deliver()
     with pytest.raises(ConfigurationError, match="names no file"):
-        stager.draft(url + "/")
+        stager.draft(out + "/")
     assert not left_over(cache_dir)
-    assert not (sshd.root / remote_directory / "out").exists()
+    assert not (there / "out").exists()
 
 
-def test_a_draft_larger_than_the_cache_is_delivered_all_the_same(
-    small, sshd, remote_directory, cache_dir
-):
-    draft = small.draft(sshd.url(f"{remote_directory}/large"))
+def test_a_draft_larger_than_the_cache_is_delivered_all_the_same(small, url, there, cache_dir):
+    draft = small.draft(url("large"))
     draft.path.write_bytes(bytes(50_000))
     assert draft.deliver().size == 50_000
-    assert (sshd.root / remote_directory / "large").stat().st_size == 50_000
+    assert (there / "large").stat().st_size == 50_000
     assert not files_in(cache_dir)
     assert not left_over(cache_dir)
 
@@ -407,33 +400,30 @@ def test_a_draft_that_finds_no_place_leaves_nothing(stager, cache_dir):
     assert not list((root_of(cache_dir) / "locks").iterdir())
 
 
-def test_a_draft_is_delivered_though_the_cache_takes_nothing_more(
-    sshd, remote_directory, cache_dir
-):
+def test_a_draft_is_delivered_though_the_cache_takes_nothing_more(sshd, url, there, cache_dir):
     with Stager(sshd.settings(cache_dir=str(cache_dir))) as stager:
-        draft = stager.draft(sshd.url(f"{remote_directory}/out"))
+        draft = stager.draft(url("out"))
         draft.path.write_bytes(b"out")
         locks = root_of(cache_dir) / "locks"
         shutil.rmtree(locks)
         locks.touch()
         assert draft.deliver().size == 3
-    assert (sshd.root / remote_directory / "out").read_bytes() == b"out"
+    assert (there / "out").read_bytes() == b"out"
 
 
 def test_the_draft_of_a_killed_process_goes_and_that_of_a_living_one_stays(
-    stager, sshd, remote_directory, processes
+    stager, offer, url, there, processes
 ):
-    draft = stager.draft(sshd.url(f"{remote_directory}/mine"))
+    draft = stager.draft(url("mine"))
     draft.path.write_bytes(b"mine")
     process = processes()
-    theirs = Path(process.ask(f"draft {sshd.url(f'{remote_directory}/theirs')}")["path"])
+    theirs = Path(process.ask(f"draft {url('theirs')}")["path"])
     assert theirs.exists()
     process.kill()
-    (other,) = make_files(sshd, remote_directory, ["other"])
-    processes().ask(f"stage {other}")
+    processes().ask(f"stage {offer('other')}")
     assert not theirs.exists()
     draft.deliver()
-    assert (sshd.root / remote_directory / "mine").read_bytes() == b"mine"
+    assert (there / "mine").read_bytes() == b"mine"
 
 
 def _mtime(server, name: str) -> int:

@@ -73,12 +73,12 @@ def test_a_request_that_is_cancelled_stops_the_source(stager, tmp_path):
     wait_until(lambda: not any(tmp_path.glob("cache/*/incoming/*")))
 
 
-def test_a_forked_child_does_without_its_parents_source(stager, sshd, remote_directory):
-    sshd.make(f"{remote_directory}/a", b"12345")
+def test_a_forked_child_does_without_its_parents_source(stager, offer):
+    url = offer("a", b"12345")
     stager.source = gift = Gift(b"", at_once=False)
 
     def work() -> None:
-        lease = stager.stage(sshd.url(f"{remote_directory}/a")).result(PATIENCE_S)
+        lease = stager.stage(url).result(PATIENCE_S)
         assert lease.path.read_bytes() == b"12345"
 
     assert in_a_fork(work) == ""
