@@ -186,30 +186,9 @@ def test_there_is_room_for_one_operation(stage, relay, reading):
     assert stage.call(lambda: stage.session.has_room(read.operation))
 
 
-def test_a_login_that_fails_is_told_once(sshd, relay):
-    relay.refuse()
-    stage = Stage(sshd, relay.port, timeout_s=WAIT_S)
-    wait_until(lambda: stage.lost)
-    stage.close()
-    (error,) = stage.lost
-    assert isinstance(error, ConnectionLost)
-    assert not stage.session.alive
-    assert not stage.opened.is_set()
-
-
-def test_a_session_that_breaks_fails_its_operation_and_then_is_lost(stage, reading):
-    read, _, _ = reading
-    wait_until(lambda: read.moved)
-    kill_lftp()
-    with pytest.raises(ConnectionLost):
-        read.wait()
-    wait_until(lambda: stage.lost)
-    assert not stage.session.alive
-    assert not stage.call(lambda: stage.session.has_room(read.operation))
-    wait_until(lambda: children() == [])
-
-
-def test_an_operation_that_comes_while_the_session_breaks_fails_with_it(stage, reading):
+def test_what_is_under_way_and_what_comes_meanwhile_fails_with_a_session_that_breaks(
+    stage, reading
+):
     read, _, _ = reading
     following = Outcome(stage, "stat", ("/", True), None, 0)
     done = read.operation.done
@@ -226,6 +205,9 @@ def test_an_operation_that_comes_while_the_session_breaks_fails_with_it(stage, r
         with pytest.raises(ConnectionLost):
             outcome.wait()
     assert len(stage.lost) == 1
+    assert not stage.session.alive
+    assert not stage.call(lambda: stage.session.has_room(read.operation))
+    wait_until(lambda: children() == [])
 
 
 def test_a_cancelled_operation_ends_soon_and_the_session_goes_on(stage, relay, reading):
@@ -236,16 +218,6 @@ def test_a_cancelled_operation_ends_soon_and_the_session_goes_on(stage, relay, r
     with pytest.raises(ConnectionLost, match="cancelled"):
         read.wait()
     assert stage.begin("stat", path, True).wait() == stat
-    assert stage.lost == []
-
-
-def test_close_ends_an_operation_and_all_processes(stage, reading):
-    read, _, _ = reading
-    wait_until(lambda: read.moved)
-    stage.call(stage.session.close)
-    with pytest.raises(ConnectionLost):
-        read.wait()
-    wait_until(lambda: children() == [])
     assert stage.lost == []
 
 
