@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -38,12 +39,26 @@ class Command:
         assert done.returncode == status, done.stderr or done.stdout
         return done
 
-    def failure(self, *arguments: str | Path, status: int = 1) -> str:
+    def within(self, line: str) -> Command:
+        """Return the command as a line of shell runs it, which has it as ``"$@"``."""
+        command = copy.copy(self)
+        command.argv = ["bash", "-c", line, "bash", *self.argv]
+        return command
+
+    def failure(self, *arguments: str | Path, status: int = 1, **more) -> str:
         """Run what must fail; return its one line."""
-        lines = self(*arguments, status=status).stderr.splitlines()
+        lines = self(*arguments, status=status, **more).stderr.splitlines()
         assert len(lines) == 1, lines
         assert lines[0].startswith("pyremotedata: ")
         return lines[0]
+
+
+def python(code: str, *arguments: object, **more) -> subprocess.CompletedProcess:
+    """Run some lines of Python, which must succeed."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, **more)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 @pytest.fixture

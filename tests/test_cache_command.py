@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 
 import pytest
 
 from pyremotedata_core import RemoteURL, Stager
 
-from .command import CLI
-
 SIZE = 1000
 
 
 @pytest.fixture
-def cache(sshd, tmp_path):
+def cache(sshd, tmp_path, run):
     """A stager with four staged files, the oldest first; and a way to run the command."""
     urls = []
     for number in range(4):
         sshd.make(f"cached/{number}.bin", os.urandom(SIZE))
         urls.append(sshd.url(f"cached/{number}.bin"))
     directory = str(tmp_path / "cache")
-    stager = Stager(sshd.settings(cache_dir=directory))
-    try:
+    run.environment["PYREMOTEDATA_CACHE_DIR"] = directory
+    with Stager(sshd.settings(cache_dir=directory)) as stager:
         for age, url in enumerate(urls):
             lease = stager.lease(url)
             key = lease.path.parent.name
@@ -32,20 +29,7 @@ def cache(sshd, tmp_path):
             pin = lease.path.parents[2] / "pins" / key
             os.utime(pin, (1_700_000_000 + age, 1_700_000_000 + age))
 
-        def run(*arguments: str) -> dict:
-            done = subprocess.run(
-                [*CLI, "cache", "--json", *arguments],
-                env={**os.environ, "PYREMOTEDATA_CACHE_DIR": directory},
-                capture_output=True,
-                text=True,
-                timeout=60,
-            )
-            assert done.returncode == 0, done.stderr
-            return json.loads(done.stdout)
-
-        yield stager, urls, run
-    finally:
-        stager.close()
+        yield stager, urls, lambda *words: json.loads(run("cache", "--json", *words).stdout)
 
 
 def urls_of(outcome: dict) -> list[str]:
@@ -105,13 +89,5 @@ def test_empty_leaves_only_what_is_in_use(cache):
         assert lease.path.stat().st_size == SIZE
 
 
-def test_a_size_to_keep_is_refused_where_all_would_go(tmp_path):
-    done = subprocess.run(
-        [*CLI, "cache", "empty", "--to", "10G"],
-        env={**os.environ, "PYREMOTEDATA_CACHE_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "--to is for trim" in done.stderr
+def test_a_size_to_keep_is_refused_where_all_would_go(run):
+    assert "--to is for trim" in run.failure("cache", "empty", "--to", "10G", status=2)

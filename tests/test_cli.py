@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -16,7 +14,6 @@ import pytest
 from pyremotedata_core import __version__
 from pyremotedata_core.cli.output import json_list
 
-from .command import CLI
 from .logins import changed
 from .page import told
 from .servers import free_port
@@ -178,21 +175,10 @@ def test_a_name_that_is_too_long_for_the_server_is_told_with_its_length(run, her
     assert tree(there) == {"é" * 127: b"1"}
 
 
-def test_a_working_directory_that_is_gone_is_named(run, url, make, tmp_path):
+def test_a_working_directory_that_is_gone_is_named(run, url, make):
     make("a")
-    command = shlex.join([*CLI, "get", url("a"), "b"])
-    (tmp_path / "gone").mkdir()
-    done = subprocess.run(
-        ["bash", "-c", f"rmdir {tmp_path}/gone; exec {command}"],
-        cwd=tmp_path / "gone",
-        env=run.environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert done.stderr == "pyremotedata: the current directory: No such file or directory\n"
+    said = run.within('rmdir "$PWD"; exec "$@"').failure("get", url("a"), "b")
+    assert said == "pyremotedata: the current directory: No such file or directory"
 
 
 @pytest.mark.parametrize("arguments", [[], ["fly"], ["get", "x"], ["ls", "--no-such-option"]])
@@ -213,12 +199,8 @@ def test_the_output_may_be_cut_off(run, url, make):
     """As by ``| head``."""
     for number in range(2000):
         make(f"{number:050}")
-    line = f"{shlex.join([*CLI, 'ls', url()])} | head -n 1; echo ${{PIPESTATUS[0]}}"
-    done = subprocess.run(
-        ["bash", "-c", line], env=run.environment, capture_output=True, text=True, timeout=60
-    )
-    assert done.stdout == f"{0:050}\n141\n"
-    assert done.stderr == ""
+    done = run.within('"$@" | head -n 1; echo ${PIPESTATUS[0]}')("ls", url())
+    assert (done.stdout, done.stderr) == (f"{0:050}\n141\n", "")
 
 
 # --- output that nobody takes -----------------------------------------------------------------
@@ -227,26 +209,19 @@ def test_the_output_may_be_cut_off(run, url, make):
 def test_output_that_cannot_be_written_is_no_traceback(run, url, make):
     make("a", b"content")
     for verb, redirection in itertools.product(("ls", "cat"), ("> /dev/full", ">&-")):
-        line = f"{shlex.join([*CLI, verb, url('a')])} {redirection}"
-        done = subprocess.run(
-            ["sh", "-c", line], env=run.environment, capture_output=True, text=True, timeout=60
-        )
-        assert done.returncode == 1
-        assert re.fullmatch("pyremotedata: .*standard output.*\n", done.stderr), done.stderr
+        assert "standard output" in run.within(f'"$@" {redirection}').failure(verb, url("a"))
 
 
-def test_a_closed_output_matters_to_no_command_that_says_nothing(run, url, make, tmp_path):
+def test_a_closed_output_matters_to_no_command_that_says_nothing(run, url, make, here):
     make("a", b"content")
-    line = f"{shlex.join([*CLI, 'get', url('a'), f'{tmp_path}/'])} >&- 2>&-"
-    assert subprocess.run(["sh", "-c", line], env=run.environment, timeout=60).returncode == 0
-    assert (tmp_path / "a").read_bytes() == b"content"
+    run.within('"$@" >&- 2>&-')("get", url("a"), ".")
+    assert (here / "a").read_bytes() == b"content"
 
 
 def test_a_failure_that_cannot_be_told_stops_nothing(run, url, make):
     make("a", b"content")
-    line = f"{shlex.join([*CLI, 'ls', url('none'), url('a')])} 2> /dev/full"
-    done = subprocess.run(["sh", "-c", line], env=run.environment, capture_output=True, timeout=60)
-    assert (done.returncode, done.stdout.decode()) == (1, f"{url('a')}\n")
+    done = run.within('"$@" 2> /dev/full')("ls", url("none"), url("a"), status=1)
+    assert done.stdout == f"{url('a')}\n"
 
 
 # --- doctor ---------------------------------------------------------------------------------

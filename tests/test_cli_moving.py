@@ -144,8 +144,7 @@ def test_the_outcome_for_machines_is_json(run, url, make, here):
 def test_a_file_larger_than_any_may_be_is_told_from_a_full_disk(run, url, make, here, transport):
     make("a", bytes(1 << 20))
     run.environment["PYREMOTEDATA_TRANSPORT"] = transport
-    run.argv = ["sh", "-c", 'ulimit -f 99 && exec "$@"', "sh", *run.argv]
-    told(run.failure("get", url("a"), "."), "ulimit -f")
+    told(run.within('ulimit -f 99; exec "$@"').failure("get", url("a"), "."), "ulimit -f")
     assert tree(here) == {}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from urllib.request import urlopen
 
@@ -74,10 +73,3 @@ def test_amounts_are_spread_over_their_time_and_none_is_lost():
     rates = spread(spans, 10.0 / STEPS)
     assert sum(rates) * 10.0 / STEPS == pytest.approx(111.0)
     assert rates[0] == pytest.approx(10.0)
-
-
-def test_matplotlib_is_imported_for_plots_only():
-    program = "import sys, dask_plugin.plotting, dask_plugin.plugin; print(sorted(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert "'dask_plugin.plotting'" in done.stdout
-    assert "'matplotlib'" not in done.stdout

@@ -22,12 +22,12 @@ from pyremotedata_core import (
 from pyremotedata_core.nodestate import SessionSlots
 from pyremotedata_core.stager.place import cache_root
 
-from .command import CLI, Command
+from .command import Command
 from .crowd import move_at_once
 from .logins import attempt, changed
 from .page import told
 from .servers import ScriptedSshd, Sshd, free_port
-from .sites import WAIT_S, tree
+from .sites import WAIT_S, needs_lftp, tree
 from .waiting import wait_until
 
 FOLDERS = "/tmp", "/var/tmp"
@@ -121,10 +121,10 @@ def test_a_jump_host_that_leads_nowhere_is_tried_once(carrier, sshd_factory, tmp
     assert jump.logins() == 1
 
 
-def test_a_machine_without_a_way_out(alone):
-    command = [*alone, *CLI, "ls", "sftp://192.0.2.1/"]
-    said = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    told(said.stderr, "the network does not reach")
+@pytest.mark.parametrize("scheme", ["sftp", pytest.param("ftp", marks=needs_lftp)])
+def test_a_machine_without_a_way_out(alone, run, scheme):
+    run.argv = [*alone, *run.argv]
+    told(run.failure("ls", f"{scheme}://192.0.2.1/"), "the network does not reach")
 
 
 @pytest.fixture

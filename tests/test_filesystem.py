@@ -6,8 +6,6 @@ import concurrent.futures
 import datetime
 import os
 import pickle
-import subprocess
-import sys
 import threading
 
 import fsspec
@@ -36,12 +34,6 @@ def counted(sshd_factory):
 
 
 # --- names ----------------------------------------------------------------------------------
-
-
-def test_the_package_does_not_import_fsspec():
-    code = "import sys, pyremotedata_core as p; p.Remote, p.shared_engine, p.Stager"
-    code += "; sys.exit('fsspec' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_fsspec_finds_our_schemes_and_keeps_its_own_sftp():

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from pyremotedata_core import (
     TransferError,
 )
 
+from .command import python
 from .forks import in_a_fork
 
 FILES = {"a.bin": 300, "ab.txt": 5, "sub/c.bin": 20_000, "sub/deep/d e.bin": 0, "sub2/f.bin": 77}
@@ -65,13 +64,8 @@ with handler as io:
 from pyremotedata_core.config import remove_config
 remove_config()
 '''
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, **sshd.environment(), "XDG_CONFIG_HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    environment = {**os.environ, **sshd.environment(), "XDG_CONFIG_HOME": str(tmp_path)}
+    done = python(script, env=environment)
     assert done.stderr == ""
     assert done.stdout.strip() == "['a.bin', 'ab.txt', 'sub', 'sub2']"
 

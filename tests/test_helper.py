@@ -19,6 +19,7 @@ from pyremotedata_core import ConnectionLost, Secret, TransferEngine, shared_eng
 from pyremotedata_core.loop import Loop
 from workflows.embedded_sshd import descendants
 
+from .command import python
 from .forks import in_a_fork
 from .processes import alive, below, command_of, state_of
 from .servers import ScriptedSshd
@@ -36,15 +37,24 @@ def helpers() -> list[int]:
 # --- start and end --------------------------------------------------------------------------
 
 
-def test_importing_the_package_loads_nothing_heavy():
-    code = (
-        "import sys, pyremotedata_core\n"
-        "from pyremotedata_core import Remote, TransferEngine\n"
-        "heavy = 'snakemake', 'dask', 'distributed', 'paramiko', 'asyncio', 'tqdm', 'lftp'\n"
-        "print([name for name in heavy if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+@pytest.mark.parametrize(
+    ("code", "heavy"),
+    [
+        (
+            "from pyremotedata_core import Remote, Stager, TransferEngine, shared_engine",
+            {"snakemake", "dask", "distributed", "fsspec", "paramiko", "asyncio", "tqdm"},
+        ),
+        (
+            "import pickle; from dask_plugin import RemoteFile;"
+            "pickle.loads(pickle.dumps(RemoteFile('sftp://h/a')))",
+            {"dask", "distributed", "pandas", "numpy", "paramiko"},
+        ),
+        ("import dask_plugin.plotting, dask_plugin.plugin", {"matplotlib"}),
+    ],
+)
+def test_importing_the_packages_loads_nothing_heavy(code, heavy):
+    loaded = python(f"{code}\nimport sys; print(*sys.modules)").stdout.split()
+    assert not heavy & set(loaded)
 
 
 def test_the_helper_starts_with_the_first_request_and_ends_with_close(sshd):
@@ -108,8 +118,7 @@ with Remote(sys.argv[1], ssh_config=sys.argv[2]) as remote:
     remote.get(sys.argv[3], sys.argv[4])
 """
     sshd.make("streams/a", b"abc")
-    given = [sshd.url(), str(sshd.ssh_config), "streams/a", str(tmp_path / "a")]
-    subprocess.run([sys.executable, "-c", script, *given], timeout=WAIT_S, check=True)
+    python(script, sshd.url(), sshd.ssh_config, "streams/a", tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == b"abc"
 
 
@@ -126,9 +135,8 @@ with TransferEngine(in_process=True) as engine:
     except ConnectionLost as error:
         print(error)
 """
-    command = [sys.executable, "-c", script, sshd.url()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S)
-    assert done.stdout.startswith("cannot start the helper process: can't start new thread")
+    said = python(script, sshd.url()).stdout
+    assert said.startswith("cannot start the helper process: can't start new thread")
 
 
 def test_a_closed_engine_says_so(sshd):

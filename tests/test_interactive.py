@@ -17,8 +17,6 @@ from pyremotedata_core.config import ENV
 from .command import CLI
 from .terminal import talk
 
-TIMEOUT_S = 60
-
 
 @pytest.fixture
 def home(tmp_path, sshd):
@@ -28,11 +26,17 @@ def home(tmp_path, sshd):
     return {**clean, **reach, "XDG_CONFIG_HOME": str(tmp_path / "config")}
 
 
+@pytest.fixture
+def run(run, home):
+    run.environment = home
+    return run
+
+
 def config_of(home: dict[str, str]) -> Path:
     return Path(home["XDG_CONFIG_HOME"]) / "pyremotedata/config.yaml"
 
 
-def test_a_terminal_without_configuration_is_asked_and_the_answers_serve(sshd, home):
+def test_a_terminal_without_configuration_is_asked_and_the_answers_serve(sshd, run, home):
     sshd.make("setup/file.txt", b"hello")
     answers = [
         ("Server", sshd.alias),
@@ -45,9 +49,7 @@ def test_a_terminal_without_configuration_is_asked_and_the_answers_serve(sshd, h
     assert said.endswith("exit 0")
     path = config_of(home)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    again = subprocess.run(
-        [*CLI, "ls"], env=home, capture_output=True, text=True, timeout=TIMEOUT_S
-    )
+    again = run("ls")
     assert (again.stdout, again.stderr) == ("file.txt\n", "")
 
 
@@ -95,33 +97,23 @@ def test_an_end_of_input_in_place_of_a_password_gives_up_in_one_line(sshd, home)
     assert said.endswith("exit 2")
 
 
-def test_nobody_is_asked_with_auto_or_without_a_terminal(home):
+def test_nobody_is_asked_with_auto_or_without_a_terminal(run, home):
     said = talk([*CLI, "ls"], {**home, "PYREMOTEDATA_AUTO": "yes"}, [])
     assert "PYREMOTEDATA_REMOTE_URI" in said
     assert said.endswith("exit 2")
-    done = subprocess.run(
-        [*CLI, "ls"], env=home, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 2
-    assert "PYREMOTEDATA_REMOTE_URI" in done.stderr
+    assert "PYREMOTEDATA_REMOTE_URI" in run.failure("ls", status=2, stdin=subprocess.DEVNULL)
 
 
-def test_config_shows_settings_without_secrets_and_handles_the_file(home):
-    def config(*arguments: str, **more: str) -> str:
-        done = subprocess.run(
-            [*CLI, "config", *arguments],
-            env={**home, **more},
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+def test_config_shows_settings_without_secrets_and_handles_the_file(run, home):
+    def config(*arguments: str) -> str:
+        return run("config", *arguments).stdout
 
-    shown = json.loads(config("--json", PYREMOTEDATA_PASSWORD="canary-7731"))
+    home["PYREMOTEDATA_PASSWORD"] = "canary-7731"
+    shown = json.loads(config("--json"))
     assert shown["password"] == "***"
     assert shown["exists"] is False
-    assert "canary" not in config(PYREMOTEDATA_PASSWORD="canary-7731")
+    assert "canary" not in config()
+    del home["PYREMOTEDATA_PASSWORD"]
     assert config("--template").strip() == str(config_of(home))
     template = config_of(home).read_text()
     assert "# timeout_s:" in template
@@ -132,11 +124,9 @@ def test_config_shows_settings_without_secrets_and_handles_the_file(home):
     assert not config_of(home).exists()
 
 
-def test_a_config_file_that_cannot_be_written_is_named(home):
-    limited = ["sh", "-c", 'ulimit -f 0; exec "$@"', "sh", *CLI, "config", "--template"]
-    done = subprocess.run(limited, env=home, capture_output=True, text=True, timeout=TIMEOUT_S)
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"pyremotedata: cannot write {config_of(home)}: File too large")
+def test_a_config_file_that_cannot_be_written_is_named(run, home):
+    said = run.within('ulimit -f 0; exec "$@"').failure("config", "--template")
+    assert f"cannot write {config_of(home)}: File too large" in said
     assert list(config_of(home).parent.iterdir()) == []
 
 

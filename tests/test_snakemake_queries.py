@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import shlex
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -26,6 +24,8 @@ from snakemake_storage_plugin_pyremotedata.settings import (
 )
 
 from pyremotedata_core import ConfigurationError
+
+from .command import python
 
 
 @pytest.fixture
@@ -218,13 +218,4 @@ def test_importing_the_plugin_loads_no_engine_and_needs_no_programs(tmp_path):
         "heavy = {'pyremotedata_core.engine', 'pyremotedata_core.ssh', 'tqdm'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={"PATH": "/nowhere"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    python(code, env={"PATH": "/nowhere"}, cwd=tmp_path)

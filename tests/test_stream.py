@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
-import sys
 
 import pytest
 
@@ -19,6 +17,7 @@ from pyremotedata_core import (
 )
 from pyremotedata_core.stream import BLOCK_BYTES
 
+from .command import python
 from .forks import in_a_fork
 from .sites import TRANSPORTS
 
@@ -143,8 +142,8 @@ with Remote(sys.argv[1], ssh_config=sys.argv[2]) as remote:
     except ServerRefused as error:
         print(error)
 """
-    command = [sys.executable, "-X", "dev", "-c", script, sshd.url(), str(sshd.ssh_config)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    development = {**os.environ, "PYTHONDEVMODE": "1"}
+    done = python(script, sshd.url(), sshd.ssh_config, env=development)
     assert (done.stdout, done.stderr) == (
         f"{sshd.url('stream')}: is a directory; a file was meant\n",
         "",
