@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterable
 from functools import partial
@@ -17,19 +15,17 @@ import pytest
 from pyremotedata_core.nodestate import user_number
 from pyremotedata_core.stager import Stager
 
-from .waiting import PATIENCE_S
+from .child import Child
 
-# A process of its own that obeys lines: "stage URL" leases a file and answers with one line of
-# JSON, "release" gives it back, "begin URL" only begins, "draft URL" begins to write one, "fork"
-# answers with the pid of a forked child that does nothing, "exit" ends.
+# What a process obeys: "stage URL" leases a file, "release" gives it back, "begin URL" only begins
+# and says nothing, "draft URL" begins to write one, "fork" makes a child that does nothing.
 CHILD = """
 import json, os, signal, sys
 from pyremotedata_core import ConnectionSettings, TransferError
 from pyremotedata_core.stager import Stager
 stager = Stager(ConnectionSettings(**json.loads(sys.argv[1])))
-print("ready", flush=True)
 for line in sys.stdin:
-    verb, _, url = line.strip().partition(" ")
+    verb, _, url = json.loads(line).partition(" ")
     if verb == "stage":
         try:
             lease = stager.lease(url)
@@ -52,45 +48,18 @@ for line in sys.stdin:
             signal.alarm(120)
             signal.pause()
         print(json.dumps({"pid": pid}), flush=True)
-    else:
-        break
 """
 
 
-class Process:
-    """A child process with a Stager."""
+class Process(Child):
+    """A process with a Stager."""
 
     def __init__(self, **settings) -> None:
-        self._child = subprocess.Popen(
-            [sys.executable, "-c", CHILD, json.dumps(settings)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.pid = self._child.pid
-
-    def begin(self, line: str) -> None:
-        assert self._child.stdin
-        self._child.stdin.write(line + "\n")
-        self._child.stdin.flush()
-
-    def answer(self) -> dict:
-        assert self._child.stdout
-        line = self._child.stdout.readline()
-        return self.answer() if line == "ready\n" else json.loads(line)
-
-    def ask(self, line: str) -> dict:
-        self.begin(line)
-        return self.answer()
-
-    def kill(self) -> None:
-        self._child.kill()
-        self._child.wait()
+        super().__init__(sys.executable, "-c", CHILD, json.dumps(settings))
 
     def end(self) -> None:
-        with contextlib.suppress(OSError):
-            os.kill(self.pid, signal.SIGCONT)
-        self._child.communicate("exit\n", timeout=PATIENCE_S)
+        self._process.send_signal(signal.SIGCONT)
+        super().end()
 
 
 @pytest.fixture
@@ -117,10 +86,7 @@ def processes(sshd, cache_dir):
 
     yield start
     for process in started:
-        if process._child.poll() is None:
-            process.end()
-        process._child.stdin.close()
-        process._child.stdout.close()
+        process.end()
 
 
 def root_of(cache_dir: Path) -> Path:

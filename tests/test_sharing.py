@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,10 +18,11 @@ from pyremotedata_core import RemoteURL, TransferEngine, sharing
 from pyremotedata_core.helper import Server, pack, plain_url, unpack
 from workflows.embedded_sshd import descendants
 
+from .child import Child
 from .forks import in_a_fork
 from .processes import alive, below, command_of, processes_with
 from .sites import WAIT_S, temporaries, tree
-from .waiting import PATIENCE_S, soon, wait_until
+from .waiting import soon, wait_until
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="helpers are shared on Linux only"
@@ -28,44 +30,27 @@ pytestmark = pytest.mark.skipif(
 
 LARGE = 24 * 2**20
 PROGRAM = """\
-import sys
+import json, sys
 from pyremotedata_core import ConnectionSettings, TransferEngine, TransferError
 with TransferEngine(ConnectionSettings.load(), share=True) as engine:
     for line in sys.stdin:
-        url, path = line.split()
         try:
-            print(engine.fetch(url, path).result(60).size, flush=True)
+            answer = engine.fetch(*json.loads(line)).result(60).size
         except TransferError as error:
-            print(type(error).__name__, error, flush=True)
+            answer = f"{type(error).__name__}: {error}"
+        print(json.dumps(answer), flush=True)
 """
 
 
-class Process:
+class Process(Child):
     """A program that fetches what it is told."""
 
-    def __init__(self, environment: dict[str, str]) -> None:
-        self.popen = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
     def begin(self, url: str, path: os.PathLike[str]) -> None:
-        self.popen.stdin.write(f"{url} {path}\n")
-        self.popen.stdin.flush()
+        self.tell([url, str(path)])
 
-    def outcome(self) -> str:
-        return self.popen.stdout.readline().strip()
-
-    def fetch(self, url: str, path: os.PathLike[str]) -> str:
+    def fetch(self, url: str, path: os.PathLike[str]) -> Any:
         self.begin(url, path)
-        return self.outcome()
-
-    def end(self) -> None:
-        self.popen.stdin.close()
-        self.popen.wait(PATIENCE_S)
+        return self.answer()
 
 
 @pytest.fixture
@@ -81,15 +66,12 @@ def start(sshd, mark):
     def start(**more: str) -> Process:
         name, value = mark.split("=", 1)
         environment = {**os.environ, **sshd.environment(), name: value, **more}
-        started.append(Process(environment))
+        started.append(Process(sys.executable, "-c", PROGRAM, env=environment))
         return started[-1]
 
     yield start
     for process in started:
-        process.popen.kill()
-        process.popen.wait()
-        process.popen.stdin.close()
-        process.popen.stdout.close()
+        process.kill()
 
 
 @pytest.fixture
@@ -122,12 +104,12 @@ def test_processes_of_the_same_settings_share_a_helper_and_its_sessions(
     for number, process in enumerate(processes):
         make(f"f{number}", os.urandom(100_000))
         process.begin(url(f"f{number}"), tmp_path / f"f{number}")
-    assert [process.outcome() for process in processes] == ["100000"] * 6
+    assert [process.answer() for process in processes] == [100_000] * 6
     (helper,) = helpers()
     assert 1 <= len(ssh_of(helper)) <= 4
     for process in processes[1:]:
         process.end()
-    assert processes[0].fetch(url("f0"), tmp_path / "again") == "100000"
+    assert processes[0].fetch(url("f0"), tmp_path / "again") == 100_000
     assert helpers() == [helper]
     processes[0].end()
     soon(lambda: not helpers())
@@ -140,21 +122,21 @@ def test_other_settings_or_surroundings_have_a_helper_of_their_own(
     others = {"PYREMOTEDATA_TIMEOUT": "7"}, {"SSH_AUTH_SOCK": "/nowhere"}, {}
     secrets = {"PYREMOTEDATA_PASSWORD": "one"}, {"PYREMOTEDATA_PASSWORD": "two"}
     for number, more in enumerate((*others, *secrets)):
-        assert start(**more).fetch(url("a"), tmp_path / f"a{number}") == "3"
+        assert start(**more).fetch(url("a"), tmp_path / f"a{number}") == 3
         assert len(helpers()) == number + 1
 
 
 def test_the_helper_outlives_the_process_that_has_started_it(start, helpers, large, url, tmp_path):
     slow, data = large
     owner, guest = start(), start()
-    assert owner.fetch(url("a"), tmp_path / "first") == str(LARGE)
+    assert owner.fetch(url("a"), tmp_path / "first") == LARGE
     (helper,) = helpers()
     guest.begin(slow, tmp_path / "second")
     wait_until(lambda: temporaries(tmp_path), "the guest's transfer has begun")
     owner.begin(slow, tmp_path / "third")
     wait_until(lambda: len(temporaries(tmp_path)) > 1, "the owner's transfer has begun")
-    owner.popen.kill()
-    assert guest.outcome() == str(LARGE)
+    owner.kill()
+    assert guest.answer() == LARGE
     assert (tmp_path / "second").read_bytes() == data
     assert helpers() == [helper]
     assert not (tmp_path / "third").exists()
@@ -170,8 +152,8 @@ def test_who_leaves_ends_only_what_is_its_own(start, helpers, large, tmp_path):
     guest.begin(slow, tmp_path / "left")
     wait_until(lambda: len(temporaries(tmp_path)) > 1, "the guest's transfer has begun")
     assert len(helpers()) == 1
-    guest.popen.kill()
-    assert owner.outcome() == str(LARGE)
+    guest.kill()
+    assert owner.answer() == LARGE
     assert (tmp_path / "kept").read_bytes() == data
     assert not (tmp_path / "left").exists()
 
@@ -184,7 +166,7 @@ def test_when_the_helper_is_killed_all_go_on_with_another(start, helpers, large,
         wait_until(lambda n=number: len(temporaries(tmp_path)) > n, "the transfer has begun")
     (helper,) = helpers()
     os.kill(helper, signal.SIGKILL)
-    assert [process.outcome() for process in processes] == [str(LARGE)] * 3
+    assert [process.answer() for process in processes] == [LARGE] * 3
     assert tree(tmp_path) == {str(number): data for number in range(3)}
     assert len(helpers()) == 1
 
@@ -380,9 +362,9 @@ def test_who_makes_files_with_other_permissions_has_a_helper_of_its_own(
     make("a", b"123")
     before = os.umask(0o022)
     try:
-        assert start().fetch(url("a"), tmp_path / "open") == "3"
+        assert start().fetch(url("a"), tmp_path / "open") == 3
         os.umask(0o077)
-        assert start().fetch(url("a"), tmp_path / "private") == "3"
+        assert start().fetch(url("a"), tmp_path / "private") == 3
     finally:
         os.umask(before)
     assert (tmp_path / "open").stat().st_mode & 0o777 == 0o644

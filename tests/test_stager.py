@@ -302,7 +302,7 @@ def test_the_budget_holds_over_all_processes(offer_all, cache_dir, processes):
     crowd = [processes(cache_bytes=40_000) for _ in range(3)]
     for number in range(10):
         for shift, process in enumerate(crowd):
-            process.begin(f"stage {urls[(number + 3 * shift) % 10]}")
+            process.tell(f"stage {urls[(number + 3 * shift) % 10]}")
         assert not [answer for process in crowd if "error" in (answer := process.answer())]
         assert len(files_in(cache_dir)) <= 4
         for process in crowd:
@@ -554,7 +554,7 @@ def test_threads_and_processes_that_all_want_many_files_move_each_once(
     crowd = [processes(server) for _ in range(2)]
     for shift, process in enumerate(crowd):
         for url in urls[30 * shift :] + urls[: 30 * shift]:
-            process.begin(f"stage {url}")
+            process.tell(f"stage {url}")
     with Stager(server.settings(cache_dir=str(cache_dir))) as stager:
         moved: list[bool] = []
 

@@ -39,7 +39,7 @@ def test_a_forked_child_does_not_hold_the_locks_of_a_parent_that_is_killed(
     url = far.url("a")
     parent = processes(server)
     relay.stall(after_bytes=500_000)
-    parent.begin(f"begin {url}")
+    parent.tell(f"begin {url}")
     wait_until_stalled(relay)
     child = parent.ask("fork")["pid"]
     try:

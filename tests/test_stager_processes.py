@@ -40,7 +40,7 @@ def test_eight_processes_that_want_one_file_move_it_once(sshd_factory, cache_dir
     server.make("a", data)
     crowd = [processes(server) for _ in range(8)]
     for process in crowd:
-        process.begin(f"stage {server.url('a')}")
+        process.tell(f"stage {server.url('a')}")
     answers = [process.answer() for process in crowd]
     assert sum(answer["counts"]["files"] for answer in answers) == 1
     assert sum(answer["counts"]["cache_hits"] for answer in answers) == 7
@@ -56,9 +56,9 @@ def test_a_process_killed_while_it_fetches_does_no_harm(far, cache_dir, processe
     url = far.url("a")
     first, second = processes(server), processes(server)
     relay.stall(after_bytes=1_000_000)
-    first.begin(f"stage {url}")
+    first.tell(f"stage {url}")
     wait_until_stalled(relay)
-    second.begin(f"stage {url}")
+    second.tell(f"stage {url}")
     first.kill()
     relay.resume()
     answer = second.answer()
@@ -78,7 +78,7 @@ def test_what_a_killed_process_leaves_of_a_large_file_gives_way_to_others(
     relay = relay_factory(server.port)
     process = processes(server, cache_bytes=30_000_000)
     relay.set(rate=10e6)
-    process.begin(f"stage {relay.url(server.url('a'))}")
+    process.tell(f"stage {relay.url(server.url('a'))}")
     wait_until(lambda: records(cache_dir), "a part of it has come")
     process.kill()
     relay.set(rate=0)
@@ -107,10 +107,10 @@ def test_killed_at_any_moment_a_process_leaves_a_sound_cache(
     sizes = {}
     for number in range(12):
         process = processes(cache_bytes=100_000)
-        process.begin(f"stage {urls[0]}")
+        process.tell(f"stage {urls[0]}")
         process.answer()
         for url in urls[number:] + urls[:number]:
-            process.begin(f"stage {url}")
+            process.tell(f"stage {url}")
         time.sleep(0.003 * number)
         process.kill()
     with Stager(sshd.settings(cache_dir=str(cache_dir), cache_bytes=100_000)) as stager:
@@ -149,7 +149,7 @@ def test_a_holder_that_shows_no_life_is_named(far, cache_dir, processes):
     url = far.url("a")
     holder = processes(server)
     relay.stall(after_bytes=500_000)
-    holder.begin(f"stage {url}")
+    holder.tell(f"stage {url}")
     wait_until_stalled(relay)
     os.kill(holder.pid, signal.SIGSTOP)
     with Stager(server.settings(cache_dir=str(cache_dir), timeout_s=2.0)) as stager:
@@ -207,7 +207,7 @@ def test_a_holder_that_lives_is_waited_for_longer_than_the_time_limit(far, cache
     relay.set(rate=1_000_000)
     url = far.url("a")
     holder = processes(server, timeout_s=2)
-    holder.begin(f"stage {url}")
+    holder.tell(f"stage {url}")
     wait_until(lambda: relay.status()["down"] > 500_000, "the transfer has begun")
     # Less than the transfer takes, more than the holder takes between two signs of life.
     with Stager(server.settings(cache_dir=str(cache_dir), timeout_s=1.5)) as stager:
@@ -274,7 +274,7 @@ def test_no_file_goes_for_what_a_killed_process_was_yet_to_fetch(far, small_disk
         stager.lease(old).release()
         process = processes(server, **settings)
         relay.stall(after_bytes=1_000_000)
-        process.begin(f"stage {far.url('large')}")
+        process.tell(f"stage {far.url('large')}")
         wait_until_stalled(relay)
         process.kill()
         (small_disk / "another's").write_bytes(bytes(3_500_000))
