@@ -8,7 +8,11 @@ from typing import Any
 
 from .remotefile import RemoteFile
 
-_OPEN = {("fsspec.core", "OpenFile"), ("pyremotedata_core.filesystem_files", "ReadFile")}
+_OPEN = {
+    ("fsspec.core", "OpenFile"),
+    ("pyremotedata_core.filesystem_files", "ReadFile"),
+    ("pyremotedata_core.filesystem_files", "PartsFile"),
+}
 
 
 def file_of(item: Any) -> RemoteFile | None:

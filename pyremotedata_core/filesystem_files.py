@@ -91,6 +91,7 @@ class PartsFile(AbstractBufferedFile):
         cache_options: dict[str, Any] | None,
     ) -> None:
         self._file = file
+        self._how = block_size, cache_type, cache_options
         self._turn = threading.Lock()  # a cache may have a thread that looks ahead
         super().__init__(
             file.fs,
@@ -101,6 +102,10 @@ class PartsFile(AbstractBufferedFile):
             cache_options=cache_options,
             size=file.size,
         )
+        self.stat = file.stat
+
+    def __reduce__(self) -> Any:  # fsspec's would ask what the file is now
+        return _reopen_in_parts, (self.fs, self.path, tuple(self.stat), self.tell(), *self._how)
 
     def _fetch_range(self, start: int, end: int) -> bytes:
         with self._turn:
@@ -332,6 +337,14 @@ def details(name: str, stat: Stat) -> dict[str, Any]:
 
 def _reopen(fs: RemoteFileSystem, path: str, stat: tuple[Any, ...], at: int) -> ReadFile:
     file = fs.open_known(path, Stat(*stat))
+    file.seek(at)
+    return file
+
+
+def _reopen_in_parts(
+    fs: RemoteFileSystem, path: str, stat: tuple[Any, ...], at: int, *how: Any
+) -> PartsFile:
+    file = PartsFile(fs.open_known(path, Stat(*stat)), *how)
     file.seek(at)
     return file
 

@@ -72,15 +72,17 @@ def test_what_dask_reads_goes_through_the_cache_and_its_graph_shows_the_files(
     assert files_in(cache_dir) == names
 
 
+@pytest.mark.parametrize("how", [{}, {"cache_type": "blockcache"}])  # the other one: xarray's
 def test_an_open_file_that_goes_to_a_worker_is_a_file_of_its_cache(
-    client, folder, options, cache_dir
+    client, folder, options, cache_dir, how
 ):
     def opened() -> int:
         events = [event for _, event in client.get_events("pyremotedata")]
         return sum(one["action"] == "opened" and one["url"].endswith("t1.csv") for one in events)
 
     before = opened()
-    with fsspec.open(f"{folder}/t1.csv", "rb", **options) as file:
+    fs, path = fsspec.url_to_fs(f"{folder}/t1.csv", **options)
+    with fs.open(path, **how) as file:
         assert [handle.name for handle in handles_in([file])] == ["t1.csv"]
         head = file.read(10)
         tail = client.submit(lambda file: file.read(), file).result()

@@ -79,9 +79,14 @@ def test_another_process_reads_with_a_pickle_of_them(fs, there):
     assert read == (b"0123456789", b"456789")
 
 
-def test_a_pickled_open_file_knows_what_it_was(fs, there):
+@pytest.mark.parametrize("how", [{}, {"cache_type": "blockcache", "block_size": 3}])
+def test_a_pickled_open_file_knows_what_it_was(fs, there, how):
     (there / "a").write_bytes(b"0123456789")
-    pickled = pickle.dumps(fs.open(f"{there}/a"))
+    with fs.open(f"{there}/a", **how) as file:
+        file.seek(4)
+        pickled = pickle.dumps(file)
+    with pickle.loads(pickled) as file:
+        assert file.read() == b"456789"
     (there / "a").write_bytes(b"012345")
     with pytest.raises(RemoteChanged):
         pickle.loads(pickled).read()
