@@ -61,10 +61,6 @@ class Asker:
         self._thread = threading.Thread(target=self._serve, name="pyremotedata-asker", daemon=True)
         self._thread.start()
 
-    def forget(self) -> None:
-        """Ask again next time: an answer was wrong."""
-        self._answers.clear()
-
     def close(self) -> None:
         """Ask no more; the terminal is left as it was found."""
         if os.getpid() != self._owner:
@@ -155,9 +151,9 @@ def shared_asker() -> Asker:
 
 
 def forget_answers() -> None:
-    """Ask again next time, if anybody was asked."""
+    """Ask again next time, if anybody was asked: an answer was wrong."""
     if _shared is not None:
-        _shared.forget()
+        _shared._answers.clear()
 
 
 def _printable(text: str) -> str:

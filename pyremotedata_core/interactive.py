@@ -157,15 +157,11 @@ def _ask_all(known: ConnectionSettings, before: dict[str, Any]) -> dict[str, Any
         answer = _prompt(f"{question} [{default or ''}]: ")
         if answer or default:
             answers[key] = answer or default
-    if answers.get("port") is not None:
-        answers["port"] = _number(answers["port"])
+    if str(answers.get("port")).isdecimal():
+        answers["port"] = int(answers["port"])
     if before.get("host") not in (None, answers.get("host")):
         answers.pop("password", None)  # is no business of another server
     return answers
-
-
-def _number(text: Any) -> Any:
-    return int(text) if str(text).isdecimal() else text
 
 
 def _prompt(text: str) -> str:

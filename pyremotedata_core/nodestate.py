@@ -261,14 +261,11 @@ def _sweep(directory: Path) -> None:
     stamp.touch(0o600)
     for path in directory.iterdir():
         with contextlib.suppress(OSError):
-            fd = _try_lock(str(path), fcntl.LOCK_EX) if _is_old(path, now) else None
+            is_old = now - path.stat().st_mtime > SWEEP_S
+            fd = _try_lock(str(path), fcntl.LOCK_EX) if is_old else None
             if fd is not None:
                 path.unlink()
                 os.close(fd)
-
-
-def _is_old(path: Path, now: float) -> bool:
-    return now - path.stat().st_mtime > SWEEP_S
 
 
 def _try_lock(path: str, kind: int) -> int | None:
