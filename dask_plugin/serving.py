@@ -30,21 +30,12 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# A task in these states runs, or will: it keeps its files. "cancelled" and "resumed" tasks have
-# lost their client, but their thread still runs.
-_ALIVE = {
-    "waiting",
-    "ready",
-    "constrained",
-    "executing",
-    "long-running",
-    "cancelled",
-    "resumed",
-    "flight",
-}
-_WORKING = {Status.running, Status.paused, Status.closing_gracefully, Status.init}
+# "cancelled" and "resumed" tasks have lost their client, but their thread still runs. A task in
+# one of the states in `_ALIVE` runs, or will: it keeps its files.
 _COMPUTING = {"executing", "long-running"}
 _RUNNING = _COMPUTING | {"cancelled", "resumed"}
+_ALIVE = _RUNNING | {"waiting", "ready", "constrained", "flight"}
+_WORKING = {Status.running, Status.paused, Status.closing_gracefully, Status.init}
 SETTLE_S = 0.01
 RETIRE_S = 1.0
 JOIN_S = 10.0

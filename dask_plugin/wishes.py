@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from pyremotedata_core import Lease
+from pyremotedata_core import Lease, Stat
 
 from .remotefile import RemoteFile
 
@@ -58,32 +59,21 @@ class Opened(NamedTuple):
     waited_s: float
 
 
+@dataclass(slots=True, eq=False)
 class Wish:
     """One task's wish for one file."""
 
-    __slots__ = (
-        "ahead",
-        "awaited",
-        "came",
-        "demand",
-        "handle",
-        "lease",
-        "moved",
-        "over",
-        "stat",
-        "took_s",
-        "waited_s",
-    )
+    handle: RemoteFile
+    stat: Stat | None = field(init=False)
+    ahead: Future[Lease] | None = None  # the prefetch
+    demand: Future[Lease] | None = None  # what the task itself waits for
+    awaited: bool = False  # by the task, now
+    lease: Lease | None = None  # what the task uses
+    took_s: float = 0.0  # the prefetch, once it has ended well
+    waited_s: float | None = None  # the task, once it has the file, until that is counted
+    came: float = 0.0  # when it ended, by `time`
+    moved: bool = False
+    over: bool = False
 
-    def __init__(self, handle: RemoteFile) -> None:
-        self.handle = handle
-        self.stat = handle.expected
-        self.ahead: Future[Lease] | None = None  # the prefetch
-        self.demand: Future[Lease] | None = None  # what the task itself waits for
-        self.awaited = False  # by the task, now
-        self.lease: Lease | None = None  # what the task uses
-        self.took_s = 0.0  # the prefetch, once it has ended well
-        self.waited_s: float | None = None  # the task, once it has the file, until that is counted
-        self.came = 0.0  # when it ended, by `time`
-        self.moved = False
-        self.over = False
+    def __post_init__(self) -> None:
+        self.stat = self.handle.expected

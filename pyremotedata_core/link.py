@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -321,28 +322,22 @@ class Link:
 _REPEATABLE = {"stat", "realpath", "info", "read", "fetch", "store", "touch"}
 
 
+@dataclass(eq=False)
 class Caller:
     """Who waits for an outcome of a helper, and how it is to be handed over."""
 
-    def __init__(
-        self,
-        method: str,
-        args: tuple[Any, ...],
-        convert: Callable[[Any], Any],
-        on_progress: Progress | None,
-        on_batch: OnBatch | None,
-        background: bool,
-    ) -> None:
-        self.method = method
-        self.args = args
-        self.convert = convert
-        self.on_progress = on_progress
-        self.on_batch = on_batch
-        self.background = background  # until it is promoted
-        self.link: Link | None = None
-        self.request_id = 0
-        self.times = 0  # it was asked
-        self.moved = 0, 0  # bytes and files, as told
+    method: str
+    args: tuple[Any, ...]
+    convert: Callable[[Any], Any]
+    on_progress: Progress | None
+    on_batch: OnBatch | None
+    background: bool  # until it is promoted
+    link: Link | None = None
+    request_id: int = 0
+    times: int = 0  # it was asked
+    moved: tuple[int, int] = 0, 0  # bytes and files, as told
+
+    def __post_init__(self) -> None:
         self.future = Answer(self)
         self.future.add_done_callback(_ended)
 

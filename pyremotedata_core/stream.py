@@ -11,6 +11,7 @@ import os
 from collections import OrderedDict, deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -292,15 +293,13 @@ class _Ahead:
         return True
 
 
+@dataclass(slots=True, eq=False)
 class _Shelf:
     """A directory, how many files it has, and by what names it has had any."""
 
-    __slots__ = ("files", "names", "path")
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.files = 0
-        self.names: set[str] = set()
+    path: Path
+    files: int = 0
+    names: set[str] = field(default_factory=set)
 
 
 class _Shelves:

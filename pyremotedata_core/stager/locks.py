@@ -6,6 +6,7 @@ import fcntl
 import os
 import threading
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
@@ -20,6 +21,7 @@ _MOMENT_S = 1.0
 _waits: dict[Path, tuple[threading.Thread, float]] = {}
 
 
+@dataclass(slots=True, eq=False)
 class Pin:
     """A shared lock that keeps one entry from being evicted, held by this process.
 
@@ -29,13 +31,10 @@ class Pin:
     ``is_first`` says that the cache had nothing of the entry before, not even a part.
     """
 
-    __slots__ = ("_fd", "_side", "is_first", "path")
-
-    def __init__(self, fd: int, side: Path, path: Path, is_first: bool = False) -> None:
-        self._fd = fd
-        self._side = side
-        self.path = path
-        self.is_first = is_first
+    _fd: int
+    _side: Path
+    path: Path
+    is_first: bool = False
 
     def keeps(self, stat: Stat) -> bool:
         """Whether it holds a whole entry in place that nobody has written to."""
@@ -61,14 +60,12 @@ class Pin:
             close_own(fd)
 
 
+@dataclass(slots=True, eq=False)
 class TransferLock:
     """The exclusive right to bring one entry, held by this process."""
 
-    __slots__ = ("_fd", "_path")
-
-    def __init__(self, fd: int, path: Path) -> None:
-        self._fd = fd
-        self._path = path
+    _fd: int
+    _path: Path
 
     def beat(self) -> None:
         """Show those who wait that the holder lives."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 
@@ -14,16 +15,14 @@ from .locks import Pin, TransferLock
 from .source import Source
 
 
+@dataclass(slots=True, eq=False)
 class Request:
     """Somebody's wish for a lease; ``looks_left``: how often a changed file is asked for anew."""
 
-    __slots__ = ("background", "future", "looks_left", "url")
-
-    def __init__(self, url: RemoteURL, background: bool, looks_left: int) -> None:
-        self.url = url
-        self.background = background
-        self.looks_left = looks_left
-        self.future: Future[Lease] = Future()
+    url: RemoteURL
+    background: bool
+    looks_left: int
+    future: Future[Lease] = field(default_factory=Future)
 
     def succeed(self, lease: Lease) -> bool:
         """Hand over the lease; False if nobody wants it any more."""

@@ -7,6 +7,7 @@ asked does it again, alone.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -26,17 +27,16 @@ from .sftp_publish import creation_flags, dated_well, dating
 from .sftp_sequences import POSIX_RENAME, error_of, ignore, is_ok, path_of, url_of
 
 
+@dataclass(slots=True, eq=False)
 class SmallFile:
     """One to download: where it is, what it is known to be, and where its bytes go."""
 
-    __slots__ = ("path", "sink", "stat")
-
-    def __init__(self, path: str, stat: Stat, sink: Sink) -> None:
-        self.path = path
-        self.stat = stat
-        self.sink = sink
+    path: str
+    stat: Stat
+    sink: Sink
 
 
+@dataclass(slots=True, eq=False)
 class SmallUpload:
     """One to upload: where its bytes come from, its name, and the temporary one.
 
@@ -44,13 +44,11 @@ class SmallUpload:
     remove it.
     """
 
-    __slots__ = ("begun", "left", "path", "source", "temporary")
-
-    def __init__(self, source: SmallSource, path: str, temporary: str) -> None:
-        self.source = source
-        self.path = path
-        self.temporary = temporary
-        self.begun = self.left = False
+    source: SmallSource
+    path: str
+    temporary: str
+    begun: bool = False
+    left: bool = False
 
 
 class Bundle:

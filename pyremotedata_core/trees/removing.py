@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -128,10 +128,10 @@ class RemoveTree(Job):
         return True
 
 
+@dataclass(slots=True)
 class _Left:
     """What is left to do in a directory that is removed."""
 
-    __slots__ = ("entries", "passes", "removed")
-
-    def __init__(self) -> None:
-        self.entries = self.removed = self.passes = 0
+    entries: int = 0
+    removed: int = 0
+    passes: int = 0
