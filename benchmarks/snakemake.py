@@ -193,33 +193,23 @@ def main() -> None:
             shutil.rmtree(counting.root / name)
 
 
+@dataclass(frozen=True)
 class Bench:
-    """One case on one server.
+    """One case on one server."""
 
-    Parameters
-    ----------
-    name : str
-    place : Place
-    directory : Path
-        Where ``snakemake`` runs; removed and made for each run.
-    pythons : dict
-        The interpreter of each tool.
-    cores : int
-    """
+    name: str
+    place: Place
+    directory: Path  # where ``snakemake`` runs; removed and made for each run
+    pythons: dict[str, Path]  # the interpreter of each tool
+    cores: int
 
-    def __init__(
-        self, name: str, place: Place, directory: Path, pythons: dict[str, Path], cores: int
-    ) -> None:
-        self._name = name
-        self._case = CASES[name]
-        self._place = place
-        self._directory = directory
-        self._pythons = pythons
-        self._cores = cores
+    @property
+    def case(self) -> Case:
+        return CASES[self.name]
 
     def measure(self, rounds: int) -> list[Cell]:
         """Let the tools take turns; one warm-up round is not counted."""
-        cells = [Cell(tool) for tool in self._pythons]
+        cells = [Cell(tool) for tool in self.pythons]
         for number in range(rounds + 1):
             for cell in outcome.in_turn(cells, number):
                 seconds = self.run(cell.tool)
@@ -229,9 +219,9 @@ class Bench:
 
     def count(self, tool: str) -> dict[str, Any]:
         """Run a tool once; return what the server has seen, and what the tool says itself."""
-        server = self._place.server
+        server = self.place.server
         logins, before = server.logins(), server.request_kinds()
-        log = self._directory.with_suffix(".log")
+        log = self.directory.with_suffix(".log")
         self.run(tool, log)
         kinds = {kind: n - before.get(kind, 0) for kind, n in server.request_kinds().items()}
         said = [line for line in log.read_text().splitlines() if line.startswith("Storage ")]
@@ -247,16 +237,16 @@ class Bench:
 
         With ``log``, what it prints goes there.
         """
-        root = self._place.server.root / self._name
-        shutil.rmtree(self._directory, ignore_errors=True)
+        root = self.place.server.root / self.name
+        shutil.rmtree(self.directory, ignore_errors=True)
         shutil.rmtree(root / "out", ignore_errors=True)
-        self._directory.mkdir()
-        (self._directory / "Snakefile").write_text(self._snakefile(tool, root))
-        argv = [str(self._pythons[tool]), "-m", "snakemake", "--cores", str(self._cores)]
-        argv += ["-d", str(self._directory), "-s", str(self._directory / "Snakefile")]
+        self.directory.mkdir()
+        (self.directory / "Snakefile").write_text(self._snakefile(tool, root))
+        argv = [str(self.pythons[tool]), "-m", "snakemake", "--cores", str(self.cores)]
+        argv += ["-d", str(self.directory), "-s", str(self.directory / "Snakefile")]
         if tool == PEER:
-            argv += [*PEER_ARGUMENTS, "--storage-sftp-username", self._place.server.user]
-        argv += self._case.arguments
+            argv += [*PEER_ARGUMENTS, "--storage-sftp-username", self.place.server.user]
+        argv += self.case.arguments
         if log is not None:
             argv = ["sh", "-c", f"exec {shlex.join(argv)} > {shlex.quote(str(log))} 2>&1"]
         else:
@@ -264,8 +254,8 @@ class Bench:
         seconds, _memory = transfer.timed(
             argv,
             {
-                "PYREMOTEDATA_SSH_CONFIG": str(self._place.config),
-                "HOME": str(self._place.home),
+                "PYREMOTEDATA_SSH_CONFIG": str(self.place.config),
+                "HOME": str(self.place.home),
             },
         )
         self._check(tool, root)
@@ -273,25 +263,25 @@ class Bench:
 
     def _snakefile(self, tool: str, root: Path) -> str:
         header = textwrap.dedent(HEADERS[tool]).format(
-            user=self._place.server.user, port=self._place.port, root=root
+            user=self.place.server.user, port=self.place.port, root=root
         )
         names = f"""
-            IN = lambda n: place(f"in/{{n % {self._case.directories}}}/{{n}}")
+            IN = lambda n: place(f"in/{{n % {self.case.directories}}}/{{n}}")
             OUT = lambda name: place("out/" + name)
         """
-        return header + textwrap.dedent(names) + textwrap.dedent(self._case.rules)
+        return header + textwrap.dedent(names) + textwrap.dedent(self.case.rules)
 
     def _check(self, tool: str, root: Path) -> None:
         environment = {**os.environ, "IN": str(root / "in")}
         for script, where in (
-            (self._case.local, self._directory),
-            (self._case.remote, root / "out"),
+            (self.case.local, self.directory),
+            (self.case.remote, root / "out"),
         ):
             if (
                 script
                 and subprocess.run(["sh", "-c", script], cwd=where, env=environment).returncode
             ):
-                sys.exit(f"{tool}, {self._name}: the result is not what it should be")
+                sys.exit(f"{tool}, {self.name}: the result is not what it should be")
 
 
 def tell(name: str, round_trip_ms: float, cells: list[Cell], seen: list[dict[str, Any]]) -> str:

@@ -208,8 +208,7 @@ class FetchTree(Tree):
             (path, child_path(self._url.path, path), self._local(path), Stat(*stat))
             for path, stat in items
         ]
-        fetched = self._small_done
-        job = FetchBundle(self._mover, self._url, files, fetched, odd, done, self._modes)
+        job = FetchBundle(self._mover, self._url, files, self._small_done, odd, done, self._modes)
         return job
 
     def _begin_file(self, item: tuple[str, tuple[Any, ...]]) -> Job:

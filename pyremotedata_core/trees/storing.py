@@ -285,8 +285,7 @@ class StoreTree(Tree):
             (path, self._local(path), child_path(self._url.path, path), size)
             for path, _, size in items
         ]
-        stored = self._small_done
-        job = StoreBundle(self._mover, self._url, files, stored, odd, done, self._modes)
+        job = StoreBundle(self._mover, self._url, files, self._small_done, odd, done, self._modes)
         return job
 
     def _begin_file(self, item: tuple[str, tuple[Any, ...] | None, int]) -> Job:
