@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from pyremotedata_core import ConfigurationError, Remote, TransferEngine, TransferError, spool
+from pyremotedata_core import (
+    ConfigurationError,
+    Remote,
+    TransferEngine,
+    TransferError,
+    TreeResult,
+    spool,
+)
 from pyremotedata_core.filters import Filter, tree_options
 from pyremotedata_core.trees.many import FILES_UNDER_WAY
 
@@ -67,28 +74,40 @@ def files(top: Path) -> dict[str, bytes]:
     return {str(p.relative_to(top)): p.read_bytes() for p in top.rglob("*") if p.is_file()}
 
 
-@pytest.fixture
-def sides(sshd_factory, tmp_path):
-    """A server's directory and a local one, with the same files plus one each."""
-    server = sshd_factory()
-    remote, local = server.root / "tree", tmp_path / "tree"
-    make_tree(remote, 1_000_000_000)
-    make_tree(local, 1_100_000_000)
-    (remote / "raw/remote.csv").write_bytes(b"r")
-    (local / "raw/local.csv").write_bytes(b"l")
-    (local / "raw/local.txt").write_bytes(b"l")
-    return server, remote, local
+class Sides:
+    """A remote directory and a local one, with the same files plus one or two each."""
+
+    def __init__(self, server, local: Path, direction: str) -> None:
+        self.direction, self.remote, self.local = direction, server.root / "tree", local
+        ends = self.remote, self.local
+        self.source, self.target = ends if direction == "down" else ends[::-1]
+        make_tree(self.remote, 1_000_000_000)
+        make_tree(local, 1_100_000_000)
+        (self.remote / "raw/remote.csv").write_bytes(b"r")
+        (local / "raw/local.csv").write_bytes(b"l")
+        (local / "raw/local.txt").write_bytes(b"l")
+        self.there = Remote(server.url("tree"), ssh_config=str(server.ssh_config))
+
+    def sync(self, **options) -> TreeResult:
+        return self.there.sync("", self.local, direction=self.direction, **options)
 
 
-@pytest.mark.parametrize("direction", ["down", "up"])
-def test_sync_moves_and_deletes_only_what_the_patterns_mean(sides, direction):
-    server, remote, local = sides
-    source, target = (remote, local) if direction == "down" else (local, remote)
+@pytest.fixture(params=["down", "up"])
+def sides(sshd_factory, tmp_path, request):
+    made = Sides(sshd_factory(), tmp_path / "tree", request.param)
+    with made.there:
+        yield made
+
+
+up_only = pytest.mark.parametrize("sides", ["up"], indirect=True)
+
+
+def test_sync_moves_and_deletes_only_what_the_patterns_mean(sides):
+    source, target = sides.source, sides.target
     before = files(target)
     (target / "raw/extra.csv").write_bytes(b"x")
     (target / "raw/extra.txt").write_bytes(b"x")
-    with Remote(server.url("tree"), ssh_config=str(server.ssh_config)) as r:
-        r.sync("", local, direction=direction, include="*.csv", exclude="tmp", delete=True)
+    sides.sync(include="*.csv", exclude="tmp", delete=True)
     after = files(target)
     for name, content in files(source).items():
         if name.endswith(".csv") and not name.startswith("tmp/"):
@@ -99,88 +118,73 @@ def test_sync_moves_and_deletes_only_what_the_patterns_mean(sides, direction):
     assert after["raw/extra.txt"] == b"x"
 
 
-@pytest.mark.parametrize("direction", ["down", "up"])
-def test_a_dry_run_changes_nothing_and_tells_what_the_run_then_does(sides, direction):
-    server, remote, local = sides
-    before = files(remote), files(local)
-    with Remote(server.url("tree"), ssh_config=str(server.ssh_config)) as r:
-        planned = r.sync("", local, direction=direction, delete=True, dry_run=True)
-        assert (files(remote), files(local)) == before
-        done = r.sync("", local, direction=direction, delete=True)
+def test_a_dry_run_changes_nothing_and_tells_what_the_run_then_does(sides):
+    before = files(sides.source), files(sides.target)
+    planned = sides.sync(delete=True, dry_run=True)
+    assert (files(sides.source), files(sides.target)) == before
+    done = sides.sync(delete=True)
     assert done[:4] == planned[:4]
     assert done.planned == ()
-    action = "fetch" if direction == "down" else "store"
+    action = "fetch" if sides.direction == "down" else "store"
     assert (action, "raw/old/e.csv") in planned.planned
-    gone = "raw/local.csv" if direction == "down" else "raw/remote.csv"
+    gone = "raw/local.csv" if sides.direction == "down" else "raw/remote.csv"
     assert ("delete", gone) in planned.planned
-    assert files(remote) == files(local)
+    assert files(sides.source) == files(sides.target)
 
 
-@pytest.mark.parametrize("direction", ["down", "up"])
-def test_what_is_in_the_way_and_may_not_go_is_told_by_the_dry_run_too(sides, direction):
-    server, remote, local = sides
-    source, target = (remote, local) if direction == "down" else (local, remote)
+def test_what_is_in_the_way_and_may_not_go_is_told_by_the_dry_run_too(sides):
+    source, target = sides.source, sides.target
     (source / "x").write_bytes(b"file")
     (target / "x").mkdir()
     (target / "x/kept").write_bytes(b"kept")
     (source / "y").mkdir()
     (target / "y").write_bytes(b"kept")
-    with Remote(server.url("tree"), ssh_config=str(server.ssh_config)) as r:
-        for options in ({}, {"delete": True, "include": ["x", "*.csv"], "exclude": ["kept"]}):
-            for dry_run in (True, False):
-                with pytest.raises(TransferError, match="move it away") as caught:
-                    r.sync("", local, direction=direction, dry_run=dry_run, **options)
-                assert "and 1 more" in str(caught.value)
-                assert (target / "x/kept").read_bytes() == b"kept"
-                assert (target / "y").read_bytes() == b"kept"
-        r.sync("", local, direction=direction, delete=True)
+    for options in ({}, {"delete": True, "include": ["x", "*.csv"], "exclude": ["kept"]}):
+        for dry_run in (True, False):
+            with pytest.raises(TransferError, match="move it away") as caught:
+                sides.sync(dry_run=dry_run, **options)
+            assert "and 1 more" in str(caught.value)
+            assert (target / "x/kept").read_bytes() == b"kept"
+            assert (target / "y").read_bytes() == b"kept"
+    sides.sync(delete=True)
     assert (target / "x").read_bytes() == b"file"
     assert (target / "y").is_dir()
 
 
-@pytest.mark.parametrize("direction", ["down", "up"])
-def test_what_a_link_that_is_not_followed_once_was_is_not_deleted(sides, direction, tmp_path):
-    server, remote, local = sides
-    source, target = (remote, local) if direction == "down" else (local, remote)
+def test_what_a_link_that_is_not_followed_once_was_is_not_deleted(sides, tmp_path):
+    source, target = sides.source, sides.target
     (tmp_path / "moved").mkdir()
     (source / "results").symlink_to(tmp_path / "moved")
     (target / "results").mkdir()
     (target / "results/only.csv").write_bytes(b"only")
-    with Remote(server.url("tree"), ssh_config=str(server.ssh_config)) as r:
-        result = r.sync("", local, direction=direction, delete=True)
+    result = sides.sync(delete=True)
     assert [why for path, why in result.skipped if path.endswith("results")]
     assert (target / "results/only.csv").read_bytes() == b"only"
 
 
-@pytest.mark.parametrize("direction", ["down", "up"])
-def test_a_dry_run_does_not_look_behind_a_link_that_a_directory_would_replace(
-    sides, direction, tmp_path
-):
-    server, remote, local = sides
-    source, target = (remote, local) if direction == "down" else (local, remote)
+def test_a_dry_run_does_not_look_behind_a_link_that_a_directory_would_replace(sides, tmp_path):
+    source, target = sides.source, sides.target
     shutil.copytree(source, tmp_path / "behind", dirs_exist_ok=True)
     (tmp_path / "behind/raw/old/more.csv").touch()
     shutil.rmtree(target / "raw")
     (target / "raw").symlink_to(tmp_path / "behind/raw")
-    with Remote(server.url("tree"), ssh_config=str(server.ssh_config)) as r:
-        planned = r.sync("", local, direction=direction, delete=True, dry_run=True)
-        done = r.sync("", local, direction=direction, delete=True)
+    planned = sides.sync(delete=True, dry_run=True)
+    done = sides.sync(delete=True)
     assert planned[:6] == done[:6]
     assert [path for action, path in planned.planned if action == "delete"] == ["raw"]
     assert files(target) == files(source)
     assert (tmp_path / "behind/raw/old/more.csv").exists()
 
 
+@up_only
 def test_a_dry_run_tells_of_remote_links_that_lead_to_no_directory(sides):
-    server, remote, local = sides
-    shutil.rmtree(remote / "tmp")
-    (remote / "tmp").symlink_to("nowhere")
-    shutil.rmtree(remote / "raw")
-    (remote / "raw").symlink_to("a.csv")
-    with Remote(server.url("tree"), ssh_config=str(server.ssh_config)) as r:
-        for dry_run in (True, False):
-            with pytest.raises(TransferError, match="and 1 more"):
-                r.sync("", local, direction="up", dry_run=dry_run)
+    shutil.rmtree(sides.remote / "tmp")
+    (sides.remote / "tmp").symlink_to("nowhere")
+    shutil.rmtree(sides.remote / "raw")
+    (sides.remote / "raw").symlink_to("a.csv")
+    for dry_run in (True, False):
+        with pytest.raises(TransferError, match="and 1 more"):
+            sides.sync(dry_run=dry_run)
 
 
 def test_what_a_server_knows_by_another_name_is_there_after_a_sync_that_deletes(tmp_path):
@@ -197,13 +201,13 @@ def test_what_a_server_knows_by_another_name_is_there_after_a_sync_that_deletes(
                 assert files(there) == wanted
 
 
+@up_only
 def test_a_dry_run_into_nowhere_makes_no_directory(sides, tmp_path):
-    server, remote, _ = sides
-    with Remote(server.url("tree"), ssh_config=str(server.ssh_config)) as r:
-        assert r.sync("", tmp_path / "none", dry_run=True).files == len(files(remote))
-        assert not (tmp_path / "none").exists()
-        assert r.sync("none", tmp_path / "tree", direction="up", dry_run=True).files > 0
-        assert not r.exists("none")
+    there = sides.there
+    assert there.sync("", tmp_path / "none", dry_run=True).files == len(files(sides.remote))
+    assert not (tmp_path / "none").exists()
+    assert there.sync("none", sides.local, direction="up", dry_run=True).files > 0
+    assert not there.exists("none")
 
 
 @pytest.mark.parametrize("direction", ["down", "up"])
