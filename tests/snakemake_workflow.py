@@ -62,6 +62,11 @@ class Workflow:
             text = text.replace(f"@{name}@", str(value))
         (self.directory / "Snakefile").write_text(text)
 
+    def write_copy(self, source: str, target: str) -> None:
+        """Write a Snakefile that copies a file: ``write_copy('storage("@URL@/in")', '"out"')``."""
+        shell = "cp {input:q} {output:q}"
+        self.write(f"rule copy:\n input: {source}\n output: {target}\n shell: {shell!r}\n")
+
     def run(self, *arguments: str, cores: int = 2) -> Outcome:
         """Run ``snakemake``."""
         output = self.directory.with_name(f"{self.directory.name}.output")

@@ -252,14 +252,7 @@ def test_jobs_of_other_nodes_get_no_links_into_the_cache_of_this_one(counted):
 def test_the_cache_serves_a_second_run_where_the_user_wants_it(counted):
     data = os.urandom(100_000)
     counted.make_remote("in", data)
-    counted.write(
-        """
-        rule copy:
-            input: storage("@URL@/in")
-            output: "out"
-            shell: "cp {input} {output}"
-        """
-    )
+    counted.write_copy('storage("@URL@/in")', '"out"')
     cache = ("--storage-pyremotedata-node-cache", "yes")
     counted.run(*cache).succeeded()
     text = counted.run(*cache, "--forceall").succeeded().text

@@ -15,13 +15,9 @@ from .servers import free_port
 from .snakemake_workflow import kill_group, temporaries
 from .waiting import wait_until, wait_until_stalled
 
-COPY = """
-    rule copy:
-        input: storage("@INPUT@")
-        output: storage("@URL@/out.txt")
-        shell: "cp {input:q} {output:q}"
-"""
 SECRET = "canary-7d0e"
+NO_PASSWORD = "a password does not belong in a URL"
+OUR_PAGE = "/storage/pyremotedata.html"
 
 
 @pytest.fixture
@@ -31,14 +27,14 @@ def workflow(workflow):
     return workflow
 
 
-def copy(workflow, url=None):
+def copy(workflow, url="@URL@/in.txt", *arguments, storage="storage"):
     """Run a copy of one remote file."""
-    workflow.write(COPY, INPUT=url or workflow.server.url(f"{workflow.remote}/in.txt"))
-    return workflow.run()
+    workflow.write_copy(f'{storage}("{url}")', f'{storage}("@URL@/out.txt")')
+    return workflow.run(*arguments)
 
 
 def test_a_missing_input_is_named_with_its_rule(workflow):
-    outcome = copy(workflow, workflow.server.url(f"{workflow.remote}/nothing.txt"))
+    outcome = copy(workflow, "@URL@/nothing.txt")
     outcome.failed("MissingInputException in rule copy")
     assert "nothing.txt" in outcome.text
 
@@ -69,29 +65,17 @@ def test_a_wrong_key(workflow, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("url", "reason"),
+    ("storage", "url", "reasons"),
     [
-        (f"sftp://me:{SECRET}@127.0.0.1/a.txt", "a password does not belong in a URL"),
-        ("ssh://127.0.0.1/a.txt", "unknown scheme"),
+        ("storage.pyremotedata", f"sftp://me:{SECRET}@127.0.0.1/a.txt", (NO_PASSWORD, OUR_PAGE)),
+        ("storage.pyremotedata", "ssh://127.0.0.1/a.txt", ("unknown scheme", OUR_PAGE)),
+        ("storage", f"sftp://me:{SECRET}@127.0.0.1/a.txt", (NO_PASSWORD,)),
+        ("storage", f"pyremotedata+sftp://me:{SECRET}@127.0.0.1/a.txt", (NO_PASSWORD,)),
+        ("storage", "ftp://127.0.0.1/", ("it names no file",)),
     ],
 )
-def test_a_query_that_cannot_be_served_is_refused_with_the_reason(workflow, url, reason):
-    workflow.write(COPY.replace("storage(", "storage.pyremotedata("), INPUT=url)
-    outcome = workflow.run().failed("is invalid", reason, "/storage/pyremotedata.html")
-    assert SECRET not in outcome.text
-
-
-@pytest.mark.parametrize(
-    ("url", "reason"),
-    [
-        (f"sftp://me:{SECRET}@127.0.0.1/a.txt", "a password does not belong in a URL"),
-        (f"pyremotedata+sftp://me:{SECRET}@127.0.0.1/a.txt", "a password does not belong in"),
-        ("ftp://127.0.0.1/", "it names no file"),
-    ],
-)
-def test_what_is_wrong_with_a_query_is_told_where_no_provider_is_named(workflow, url, reason):
-    workflow.write(COPY, INPUT=url)
-    outcome = workflow.run().failed("is invalid", reason)
+def test_a_query_that_cannot_be_served_is_refused_with_the_reason(workflow, storage, url, reasons):
+    outcome = copy(workflow, url, storage=storage).failed("is invalid", *reasons)
     assert SECRET not in outcome.text
 
 
@@ -250,9 +234,10 @@ def processes(workflow):
 
 def test_a_full_disk_here(workflow, small_disk):
     workflow.make_remote("in.txt", os.urandom(10_000_000))
-    workflow.write(COPY, INPUT=workflow.server.url(f"{workflow.remote}/in.txt"))
     prefix = ("--local-storage-prefix", str(small_disk / "copies"))
-    workflow.run(*prefix).failed("Cannot store", "in.txt", "--wait-for-free-local-storage")
+    copy(workflow, "@URL@/in.txt", *prefix).failed(
+        "Cannot store", "in.txt", "--wait-for-free-local-storage"
+    )
     assert not [path for path in small_disk.rglob("*") if path.is_file()]
 
 
@@ -262,14 +247,7 @@ def test_a_disk_here_that_has_room_for_a_file_but_not_for_one_in_the_cache_as_we
     data = os.urandom(5_000_000)
     workflow.make_remote("in.txt", data)
     workflow.env["PYREMOTEDATA_CACHE_DIR"] = str(small_disk / "cache")
-    workflow.write(
-        """
-        rule copy:
-            input: storage("@URL@/in.txt")
-            output: "out.txt"
-            shell: "cp {input} {output}"
-        """
-    )
+    workflow.write_copy('storage("@URL@/in.txt")', '"out.txt"')
     prefix = ("--local-storage-prefix", str(small_disk / "copies"))
     text = workflow.run(*prefix, "--storage-pyremotedata-node-cache", "yes").succeeded().text
     assert workflow.path("out.txt").read_bytes() == data

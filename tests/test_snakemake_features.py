@@ -85,14 +85,7 @@ def test_files_that_stay_and_files_that_never_come(workflow):
 
 def test_a_new_remote_file_is_noticed_where_the_copy_of_the_old_one_stays(workflow):
     workflow.make_remote("in", b"old\n", mtime=1_700_000_000)
-    workflow.write(
-        """
-        rule copy:
-            input: storage("@URL@/in", keep_local=True)
-            output: "out"
-            shell: "cp {input} {output}"
-        """
-    )
+    workflow.write_copy('storage("@URL@/in", keep_local=True)', '"out"')
     workflow.run().succeeded()
     os.utime(workflow.path("out"), (1_700_000_001, 1_700_000_001))
     assert "Nothing to be done" in workflow.run().succeeded().text
@@ -109,14 +102,7 @@ def test_a_remote_file_of_an_earlier_time_is_noticed_where_the_copy_of_another_s
 ):
     workflow.make_remote("in", b"old\n", mtime=1_700_000_002)
     through = ("--storage-pyremotedata-node-cache", cache)
-    workflow.write(
-        """
-        rule copy:
-            input: access.sequential(storage("@URL@/in", keep_local=True))
-            output: "out"
-            shell: "cp {input} {output}"
-        """
-    )
+    workflow.write_copy('access.sequential(storage("@URL@/in", keep_local=True))', '"out"')
     workflow.run(*through).succeeded()
     workflow.make_remote("in", b"new\n", mtime=1_700_000_001)
     workflow.run(*through, "--forceall").succeeded()
@@ -126,14 +112,7 @@ def test_a_remote_file_of_an_earlier_time_is_noticed_where_the_copy_of_another_s
 
 def test_a_report_holds_remote_files(workflow):
     workflow.make_remote("in", b"figure of merit\n")
-    workflow.write(
-        """
-        rule copy:
-            input: storage("@URL@/in")
-            output: report(storage("@URL@/out.txt"))
-            shell: "cp {input} {output}"
-        """
-    )
+    workflow.write_copy('storage("@URL@/in")', 'report(storage("@URL@/out.txt"))')
     workflow.run().succeeded()
     workflow.run("--report", "report.zip").succeeded()
     assert workflow.path("report.zip").stat().st_size > 0

@@ -1,4 +1,4 @@
-"""The storage interface's own test suite, run against a real server, with and without latency."""
+"""The storage interface's own test suite, run against real servers."""
 
 from __future__ import annotations
 
@@ -62,20 +62,6 @@ class TestWithAnotherScheme(_Suite):
 
     def get_query(self, tmp_path):
         return "pyremotedata+" + super().get_query(tmp_path)
-
-
-class TestThroughASlowNetwork(_Suite):
-    __test__ = True
-
-    @pytest.fixture(autouse=True)
-    def _relay(self, sshd, relay_factory):
-        self.relay = relay_factory(sshd.port, one_way_ms=10)
-
-    def get_query(self, tmp_path):
-        return self.relay.url(super().get_query(tmp_path))
-
-    def get_query_not_existing(self, tmp_path):
-        return self.relay.url(super().get_query_not_existing(tmp_path))
 
 
 class TestChrooted(_Suite):

@@ -260,14 +260,7 @@ def test_a_registered_provider_takes_its_settings_from_the_snakefile(workflow):
 
 def test_our_own_scheme_names_the_provider(workflow):
     workflow.make_remote("in.txt", b"hello\n")
-    workflow.write(
-        """
-        rule copy:
-            input: storage("pyremotedata+@URL@/in.txt")
-            output: "out.txt"
-            shell: "cp {input} {output}"
-        """
-    )
+    workflow.write_copy('storage("pyremotedata+@URL@/in.txt")', '"out.txt"')
     workflow.run().succeeded()
     assert workflow.path("out.txt").read_bytes() == b"hello\n"
 
@@ -295,14 +288,7 @@ def test_wildcards_are_globbed_on_the_server(workflow):
 def test_touch_renews_remote_outputs(workflow):
     workflow.make_remote("in.txt", b"new\n", mtime=2_000_000)
     old = workflow.make_remote("out.txt", b"kept\n", mtime=1_000_000)
-    workflow.write(
-        """
-        rule copy:
-            input: storage("@URL@/in.txt")
-            output: storage("@URL@/out.txt")
-            shell: "cp {input} {output}"
-        """
-    )
+    workflow.write_copy('storage("@URL@/in.txt")', 'storage("@URL@/out.txt")')
     workflow.run("--touch").succeeded()
     assert old.read_bytes() == b"kept\n"
     assert old.stat().st_mtime > 2_000_000

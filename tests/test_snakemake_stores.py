@@ -70,16 +70,7 @@ def test_nothing_in_a_read_only_storage_is_removed_or_touched(workflow, argument
 
 
 def test_what_a_read_only_storage_holds_is_used(workflow):
-    workflow.write(
-        """
-        rule all:
-            input: "out.txt"
-        rule copy:
-            input: storage("@URL@/in.txt")
-            output: "out.txt"
-            shell: "cp {input} {output}"
-        """
-    )
+    workflow.write_copy('storage("@URL@/in.txt")', '"out.txt"')
     workflow.run("--storage-pyremotedata-read-only", "yes").succeeded()
     assert workflow.path("out.txt").read_bytes() == b"precious\n"
     assert workflow.remote_path("in.txt").stat().st_mtime == 1_600_000_000
