@@ -255,7 +255,10 @@ def late(sshd, remote_directory, remote_file):
     return file, path
 
 
-def test_a_failed_attempt_is_tried_anew(client, late):
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_file_that_was_missing_is_asked_for_anew_by_its_task_or_the_next_attempt(
+    client, late, retries
+):
     file, path = late
 
     def use(file):
@@ -263,22 +266,11 @@ def test_a_failed_attempt_is_tried_anew(client, late):
             return read(file)
         except FileNotFoundError:
             path.write_text("late")
-            raise
-
-    assert client.submit(use, file, retries=1).result() == "late"
-
-
-def test_a_task_may_try_again_itself(client, late):
-    file, path = late
-
-    def use(file):
-        try:
-            return read(file)
-        except FileNotFoundError:
-            path.write_text("late")
+            if retries:
+                raise
         return read(file)
 
-    assert client.submit(use, file).result() == "late"
+    assert client.submit(use, file, retries=retries).result() == "late"
 
 
 def test_a_task_that_waits_does_not_keep_its_worker_from_closing(far, served, tmp_path):

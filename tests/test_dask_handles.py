@@ -277,27 +277,9 @@ def test_glob_makes_handles_that_know_size_and_mtime(sshd, remote_directory, rem
     assert [Path(f).read_text() for f in found] == ["a.gz", "b.gz", "c.txt"]
 
 
-def test_glob_matches_directories(sshd, remote_directory, remote):
-    for name in ("run1/a 1", "run1/b", "run2/a 2", "other/a 3"):
-        remote(name)
-    found = glob(sshd.url(remote_directory) + "/run?/a*")
-    assert [f.name for f in found] == ["a 1", "a 2"]
-
-
 def test_glob_finds_nothing_where_nothing_is(sshd, remote_directory, remote):
     assert glob(sshd.url(remote_directory) + "/no-such-directory/*") == []
     assert glob(sshd.url(remote_directory) + "/no-such-file") == []
-
-
-def test_glob_goes_to_any_depth_and_gives_files_only(sshd, remote_directory, remote):
-    for name in ("a", "x/a", "x/y/a", "x/b/c"):
-        remote(name)
-    found = glob(sshd.url(remote_directory) + "/**/[ab]")
-    assert [f.url.removeprefix(sshd.url(remote_directory)) for f in found] == [
-        "/a",
-        "/x/a",
-        "/x/y/a",
-    ]
 
 
 def test_glob_lists_once_and_its_handles_ask_nothing(sshd_factory, tmp_path, monkeypatch):

@@ -507,7 +507,7 @@ def test_a_transfer_that_stands_still_ends_in_the_time_limit(ftp_factory, tmp_pa
     server = ftp_factory()
     server.make("a", os.urandom(4 << 20))
     server.faults(stall_after=1 << 20)
-    with reach(server, timeout_s=3.0) as remote, remote.engine, pytest.raises(TransferTimeout):
+    with reach(server, timeout_s=2.0) as remote, remote.engine, pytest.raises(TransferTimeout):
         remote.get("a", tmp_path / "a")
     assert not tree(tmp_path)
 
@@ -538,7 +538,7 @@ def test_an_upload_that_never_ends_well_leaves_the_old_file(ftp_factory, tmp_pat
     server.make("a", b"old")
     (tmp_path / "a").write_bytes(os.urandom(4 << 20))
     server.faults(drop_after=1 << 20, drops=1000)
-    with reach(server, timeout_s=4.0) as remote, remote.engine, pytest.raises(TransferError):
+    with reach(server, timeout_s=2.0) as remote, remote.engine, pytest.raises(TransferError):
         remote.put(tmp_path / "a", "a")
     assert (server.root / "a").read_bytes() == b"old"
 

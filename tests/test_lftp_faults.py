@@ -138,7 +138,7 @@ def test_a_file_keeps_its_bytes_when_the_connection_breaks_as_its_time_is_set(
 def test_a_server_that_breaks_the_protocol_ends_the_transfer(lie, tmp_path):
     with ScriptedSshd("lie", lie) as server:
         url = RemoteURL.parse(server.url())
-        settings = server.settings(timeout_s=2.0).for_url(url)
+        settings = server.settings(timeout_s=1.0).for_url(url)
         session = LftpSession(url, settings)
         expect = Stat("file", 102_400, 1_500_000_000)
 

@@ -108,13 +108,6 @@ def test_what_cannot_be_known_is_an_error_and_not_a_no(chroot_sshd):
         (chroot_sshd.root / "shut").chmod(0o755)
 
 
-def test_usage_is_the_bytes_of_all_files(remote, make):
-    make("a", b"1" * 100)
-    make("sub/b", b"1" * 50)
-    make("sub/deep/c", b"1" * 7)
-    assert (remote.du(), remote.du("sub"), remote.du("a")) == (157, 57, 100)
-
-
 @pytest.mark.parametrize("path", ["", ".", "./", "sub/.."])
 def test_a_path_that_says_nothing_does_not_remove_the_whole_remote(remote, make, path):
     file = make("sub/a", b"1")

@@ -34,21 +34,6 @@ from .waiting import PATIENCE_S, wait_until, wait_until_stalled
 # --- many processes, and their deaths -----------------------------------------------------------
 
 
-def test_eight_processes_that_want_one_file_move_it_once(sshd_factory, cache_dir, processes):
-    server = sshd_factory(log_requests=True)
-    data = os.urandom(5_000_000)
-    server.make("a", data)
-    crowd = [processes(server) for _ in range(8)]
-    for process in crowd:
-        process.tell(f"stage {server.url('a')}")
-    answers = [process.answer() for process in crowd]
-    assert sum(answer["counts"]["files"] for answer in answers) == 1
-    assert sum(answer["counts"]["cache_hits"] for answer in answers) == 7
-    assert {Path(answer["path"]).read_bytes() == data for answer in answers} == {True}
-    assert server.requests("open") == 1
-    assert not left_over(cache_dir)
-
-
 def test_a_process_killed_while_it_fetches_does_no_harm(far, cache_dir, processes):
     server, relay = far
     data = os.urandom(4_000_000)

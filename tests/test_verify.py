@@ -73,15 +73,6 @@ def test_an_upload_of_which_the_server_lost_something_is_not_published(spoiling,
     assert tree(server.root / "d") == {"f": b"old"}
 
 
-def test_without_verify_nobody_notices(spoiling, tmp_path):
-    """What `verify` is for: the network's and the disk's own checks are all there is without."""
-    server = spoiling("read")
-    server.make("f", bytes(1000))
-    with TransferEngine(server.settings()) as engine:
-        engine.fetch(server.url("f"), tmp_path / "f").result(60)
-    assert (tmp_path / "f").read_bytes() != bytes(1000)
-
-
 @pytest.mark.parametrize("size", [1000, LARGE])
 def test_bytes_that_the_server_kept_otherwise_are_not_published(spoiling, tmp_path, size):
     server = spoiling("write")
