@@ -11,9 +11,9 @@ import pytest
 from dask_plugin import StagingPlugin, glob, stage_out, stats
 from dask_plugin.chunks import Place, Sink
 
-from .dask_nodes import content, on_each, workers_of
+from .dask_nodes import content, on_each, through, workers_of
 from .processes import below
-from .waiting import PATIENCE_S, wait_until
+from .waiting import PATIENCE_S, wait_until, wait_until_stalled
 
 pytest.importorskip("distributed")
 
@@ -227,6 +227,22 @@ def test_a_file_that_cannot_be_read_is_not_this_nodes_error(tmp_path):
 
 def place_changed(answer: dict, path: bytes) -> dict:
     return {"place": (path, *answer["place"][1:])} if "place" in answer else answer
+
+
+def test_a_reader_that_dies_is_replaced(archive, relay, start_nodes):
+    file, data = archive.make("large", 5_000_000)
+    file = through(relay, file)
+    client = start_nodes(2)
+    reader, other = workers_of(client)
+    relay.stall(after_bytes=1_000_000)
+    first = client.submit(content, file, workers=[reader], allow_other_workers=True)
+    wait_until_stalled(relay)
+    second = client.submit(content, file, workers=[other], pure=False)
+    pid = client.run(os.getpid, workers=[reader])[reader]
+    os.kill(pid, signal.SIGKILL)
+    relay.resume()
+    assert second.result() == data
+    assert first.result() == data
 
 
 def test_workers_connect_while_a_client_lists(archive, start_nodes):
