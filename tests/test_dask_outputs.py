@@ -47,7 +47,7 @@ def test_an_output_of_a_task_that_fails_is_not_uploaded(client, sshd, remote_dir
 
 
 def test_an_upload_that_fails_is_the_tasks_error_and_may_be_tried_again(
-    client, sshd, remote_directory
+    client, sshd, remote_directory, cache_dir
 ):
     # A file stands where the output's directory is to be, until the first attempt has failed.
     blocked = sshd.make(f"{remote_directory}/blocked", b"")
@@ -63,6 +63,7 @@ def test_an_upload_that_fails_is_the_tasks_error_and_may_be_tried_again(
     url = sshd.url(f"{remote_directory}/blocked/out")
     with pytest.raises(TransferError):
         client.submit(attempt, url, False).result()
+    wait_until(lambda: not any(cache_dir.glob("*/incoming/*")), "nothing is left of it")
     assert client.submit(attempt, url, True, retries=1).result().size == 6
     assert (blocked / "out").read_text() == "result"
 

@@ -214,7 +214,8 @@ def test_importing_the_plugin_loads_no_engine_and_needs_no_programs(tmp_path):
         "import sys; sys.modules['paramiko'] = None; sys.modules['yaml'] = None\n"
         "import snakemake_storage_plugin_pyremotedata as plugin, logging, pathlib\n"
         "p = plugin.StorageProvider(local_prefix=pathlib.Path('x'), logger=logging.getLogger())\n"
-        "p.object('sftp://h/{a}.txt').local_path()\n"
+        "for scheme in ('sftp', 'ftps'):\n"
+        "    p.object(f'{scheme}://h/{{a}}.txt').local_path()\n"
         "heavy = {'pyremotedata_core.engine', 'pyremotedata_core.ssh', 'tqdm'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
