@@ -15,8 +15,8 @@ import pytest
 from pyremotedata_core.nodestate import state_directory
 
 from .logins import changed, new_key
+from .waiting import PATIENCE_S
 
-PATIENCE_S = 40.0
 PROMPT = "ready> "
 
 

@@ -33,12 +33,11 @@ from workflows.embedded_sshd import descendants
 from .command import CLI
 from .page import told
 from .processes import alive, commands
-from .sites import needs_lftp, temporaries, tree
+from .sites import WAIT_S, needs_lftp, temporaries, tree
 from .waiting import wait_until
 
 pytestmark = needs_lftp
 MTIME = 1_234_567_890
-WAIT_S = 60.0
 SERVERS: list[dict[str, Any]] = [
     {},
     {"without": ("MLSD", "MLST"), "terse": True},

@@ -22,6 +22,8 @@ from pyremotedata_core import (
 from pyremotedata_core.jobs import SEGMENT_BYTES
 from pyremotedata_core.nodestate import LIMIT_S, PAUSE_S, SWEEP_S, SessionSlots
 
+from .sites import WAIT_S
+
 
 @pytest.fixture(autouse=True)
 def state(monkeypatch, tmp_path):
@@ -35,9 +37,6 @@ def grow_old(*paths):
     for path in paths:
         with contextlib.suppress(FileNotFoundError):
             os.utime(path, (long_ago, long_ago))
-
-
-WAIT_S = 30.0
 
 
 def test_no_more_slots_are_given_than_there_are():

@@ -15,7 +15,7 @@ from pyremotedata_core import LocalStorageFull, TransferEngine
 from pyremotedata_core.journal import COMPACT_LINES, Journal, Orphan
 from pyremotedata_core.nodestate import state_directory
 
-WAIT_S = 60.0
+from .sites import WAIT_S
 
 
 def test_the_directory_of_locks_and_sockets_is_closed_to_others(sshd):

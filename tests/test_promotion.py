@@ -13,7 +13,8 @@ from pyremotedata_core import RemoteURL, Stat, TransferEngine
 from pyremotedata_core.stager import Stager
 from pyremotedata_core.stager.bringing import TRANSFERS_AT_ONCE
 
-PATIENCE_S = 60.0
+from .waiting import PATIENCE_S
+
 SIZE = 600_000
 FILES = 100  # 60 MB, of which a session takes 24 at a time
 
