@@ -195,6 +195,12 @@ def test_a_full_directory_is_not_removed_and_none_gets_a_time(session, there):
     assert os.listdir(there) == ["dir"]
 
 
+def test_special_files_are_not_read(session, there, tmp_path):
+    os.mkfifo(there / "fifo")
+    with pytest.raises(ServerRefused):
+        fetch(session, there / "fifo", tmp_path / "in")
+
+
 # --- publication --------------------------------------------------------------------------------
 
 
