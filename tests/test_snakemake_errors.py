@@ -124,7 +124,7 @@ def test_a_failed_input_stops_the_others_and_leaves_nothing_half_done(chrooted):
             shell: "cat {input} > {output}"
         """
     )
-    chrooted.run().failed("/in/closed: permission denied")
+    chrooted.run().failed("Failed to retrieve sftp://", "/in/closed: permission denied")
     assert not chrooted.path("joined").exists()
     for n in range(20):
         copied = chrooted.local_copy(f"in/{n}")
