@@ -12,7 +12,7 @@ from dask_plugin.walk import handles_in
 from .dask_cluster import files_in
 from .waiting import PATIENCE_S
 
-distributed = pytest.importorskip("distributed")
+pytest.importorskip("distributed")
 pandas = pytest.importorskip("pandas")
 
 ROWS = 3000

@@ -20,7 +20,7 @@ FILES = 100  # 60 MB, of which a session takes 24 at a time
 
 
 @pytest.fixture
-def slow(sshd, remote_directory, relay_factory, tmp_path):
+def many(sshd, remote_directory, relay_factory, tmp_path):
     """Return the settings, URLs and content of many files behind a slow link, and the link."""
     data = os.urandom(SIZE)
     stat = Stat("file", SIZE, 1_600_000_000)
@@ -42,8 +42,8 @@ def ended(futures: list[concurrent.futures.Future]) -> list[int]:
     return order
 
 
-def test_a_promoted_fetch_overtakes_the_background(slow, tmp_path):
-    settings, urls, stat, data, relay = slow
+def test_a_promoted_fetch_overtakes_the_background(many, tmp_path):
+    settings, urls, stat, data, relay = many
     with TransferEngine(settings) as engine:
         fetches = [
             engine.fetch(url, tmp_path / f"{number}", expect=stat, background=True)
@@ -58,8 +58,8 @@ def test_a_promoted_fetch_overtakes_the_background(slow, tmp_path):
         assert (tmp_path / f"{FILES - 1}").read_bytes() == data
 
 
-def test_who_waits_for_a_file_that_is_staged_in_the_background_is_served_first(slow):
-    settings, urls, stat, data, relay = slow
+def test_who_waits_for_a_file_that_is_staged_in_the_background_is_served_first(many):
+    settings, urls, stat, data, relay = many
     with TransferEngine(settings) as engine, Stager(settings, engine=engine) as stager:
         ahead = [stager.stage(url, expect=stat, background=True) for url in urls]
         engine.stat(urls[0]).result(PATIENCE_S)  # by now the engine has all the orders
