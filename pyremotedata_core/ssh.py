@@ -28,6 +28,7 @@ from .errors import ConfigurationError, TransferError, from_ssh_stderr
 
 ASKED_S = 3600.0  # no login lasts so long
 RESOLVE_S = 10.0  # for ssh to read its configuration
+BINDING_S = 60.0  # more than it takes
 SOCKET_PATH = 104  # bytes that every system takes, of which ssh wants some for a name of its own
 FAST_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 _ASKPASS = Path(__file__).with_name("askpass.sh")
@@ -381,6 +382,8 @@ def _control_path() -> Path | None:
     for path in directory.iterdir():
         # Left by a process that was killed: nobody answers there.
         with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+            if "." in path.name and time.time() - path.stat().st_mtime < BINDING_S:
+                continue  # ssh binds it before it listens, and then gives it its name
             probe.settimeout(1.0)
             try:
                 probe.connect(str(path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from pyremotedata_core import (
     TransferError,
     journal,
     nodestate,
+    ssh,
 )
 from pyremotedata_core.jobs import SEGMENT_BYTES
 from pyremotedata_core.nodestate import LIMIT_S, PAUSE_S, SWEEP_S, SessionSlots
@@ -269,3 +271,16 @@ def test_an_upload_that_cannot_be_noted_fails_and_nothing_else_does(sshd, state,
         with pytest.raises(ConfigurationError, match="uploads"):
             engine.copy(sshd.url("noted/a"), sshd.url("noted/c")).result(WAIT_S)
         assert [entry.name for entry in engine.scandir(sshd.url("noted")).result(WAIT_S)] == ["a"]
+
+
+def test_the_socket_of_a_connection_is_left_alone_until_ssh_listens_there(state, monkeypatch):
+    (state / "mux").mkdir(mode=0o700)
+    monkeypatch.chdir(state / "mux")  # whose path may be too long for a socket
+    with socket.socket(socket.AF_UNIX) as left, socket.socket(socket.AF_UNIX) as bound:
+        left.bind("left")
+        bound.bind("new.Ab3d")
+    ssh._control_path()
+    assert os.listdir() == ["new.Ab3d"]
+    grow_old("new.Ab3d")
+    ssh._control_path()
+    assert os.listdir() == []
