@@ -31,7 +31,7 @@ from .queues import Queues
 from .retry import may_be_one_too_many, pause_s, worth_reopening, worth_retrying
 from .transports.base import Done, MakeSession, Operation, PoolSession
 
-LEAST_LOGIN_S = 1.0  # after a silence that is nearly as long as the limit
+LEAST_LOGIN_S = 1.0  # after a silence that has left less of the limit, a login has a whole one
 IDLE_S = 60.0  # an idle session is closed after this
 REMEMBER_LOGIN_S = 300.0  # a refused login is not tried again for so long
 TAKEN_S = 600.0  # patience with other processes that have all sessions of this node
@@ -323,7 +323,7 @@ class Pool:
         if self._silent_since is not None:
             # The login has what the silence has left of the limit.
             left_s = self._silent_since + self._settings.timeout_s - born
-            self._loop.call_later(max(LEAST_LOGIN_S, left_s), partial(self._give_up, session))
+            self._loop.call_later(max(0.0, left_s), partial(self._give_up, session))
         return True
 
     def _give_up(self, session: PoolSession) -> None:
@@ -362,8 +362,10 @@ class Pool:
         if self._closed:
             return
         if had_opened:
-            if isinstance(error, TransferTimeout) and not self._sessions and self._waiting:
-                self._silent_since = self._heard
+            left_s = self._heard + self._settings.timeout_s - time.monotonic()
+            unheard = isinstance(error, TransferTimeout) and left_s > LEAST_LOGIN_S
+            if unheard and not self._sessions and self._waiting:
+                self._silent_since = self._heard  # what has waited for the limit has failed
             self._dispatch()
             return
         if any(other.opened for other in self._sessions):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -306,6 +307,30 @@ def test_a_black_hole_that_ends_the_connection_leaves_its_login_the_rest_of_the_
     # One that had a limit of its own would say that no session began, or that none was answered.
     silences = ("has been silent for 9 s", "said nothing for 9 s")
     assert all(any(silence in str(error) for silence in silences) for error in errors), errors
+
+
+def test_what_is_asked_late_in_a_silence_has_a_whole_login(sshd_factory, relay_factory):
+    """The server lives, but one answer does not come, as of an archive whose tape is stuck."""
+    server = sshd_factory(external=True)
+    server.make("a", b"1")
+    relay = relay_factory(server.port)
+    url = relay.url(server.url("a"))
+    with TransferEngine(server.settings(timeout_s=6.0)) as engine:
+        engine.stat(url).result(WAIT_S)
+        commands = {pid: Path(f"/proc/{pid}/cmdline") for pid in server.session_pids()}
+        stuck = [pid for pid, file in commands.items() if b"sftp-server" in file.read_bytes()]
+        for pid in stuck:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            early = engine.stat(url)
+            time.sleep(4.0)
+            late = engine.stat(url)
+            relay.set(one_way_ms=120)
+            assert type(early.exception(WAIT_S)) is TransferTimeout
+            assert late.result(WAIT_S).size == 1
+        finally:
+            for pid in stuck:
+                os.kill(pid, signal.SIGKILL)
 
 
 # --- slow -----------------------------------------------------------------------------------

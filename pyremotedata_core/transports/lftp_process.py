@@ -47,7 +47,6 @@ from .lftp_text import Log, quote
 ASK_S = 1.0  # how often lftp is asked for its progress where its log does not tell
 WAKE_S = 0.25  # how often a waiting caller is asked whether it still wants the answer
 INTERRUPT_TIMEOUT_S = 5.0
-CONNECTING_TIMEOUT_S = 1.0  # ... of what begins a connection anew, and is killed then
 SSH_TEXT_BYTES = 8192
 _PIPE_BYTES = 1 << 16
 
@@ -218,7 +217,7 @@ class LftpProcess:
             try:
                 output, verdict = self._until(mark.encode(), log, watch, asking)
             except BaseException:
-                self._interrupt(CONNECTING_TIMEOUT_S if log.breaks else INTERRUPT_TIMEOUT_S)
+                self._interrupt()
                 if log.breaks:
                     # What lftp keeps of a transfer that it was about to go on with is not known.
                     # Killed before, it may leave a child that it has stopped until it runs ssh.
@@ -365,23 +364,26 @@ class LftpProcess:
                 self._said = (self._said + data)[-SSH_TEXT_BYTES:]
         return heard
 
-    def _interrupt(self, timeout_s: float) -> None:
+    def _interrupt(self) -> None:
         """Give up the job under way; the login survives if lftp is well."""
         if not self.alive:
             return
         self._count += 1
         mark = f"{self._token}-{self._count}:"
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + INTERRUPT_TIMEOUT_S
 
         def hurry(_: Log) -> None:
             if time.monotonic() > deadline:
                 raise TransferTimeout("lftp does not answer", self._url)
 
+        heard = self.last_heard
         try:
             self._send(f"kill all\necho {mark}")
             self._until(mark.encode(), self._make_log(), hurry)
         except TransferError:
             self.kill()
+        finally:
+            self.last_heard = heard  # what answers is lftp, not the server
 
     def _ended(self) -> TransferError:
         if self._killed:
